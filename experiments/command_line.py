@@ -1,0 +1,52 @@
+"""What every experiment's command line does: parse documented flags, and end with one clear line when something is wrong."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from jaxebm.training import DivergenceError, TrainingInterrupted
+
+__all__ = ["as_json", "run_experiment"]
+
+Config = TypeVar("Config")
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """Returns a configuration dataclass as plain JSON values; paths become text."""
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def run_experiment(config_type: type[Config], main: Callable[[Config], Any], arguments: list[str] | None = None) -> None:
+    """Parses the flags of ``config_type`` and runs ``main``.
+
+    Errors that a user can mend (a wrong argument, a missing file, a folder in use, divergence) end as one line on standard error
+    and exit status 2; an interrupt ends with status 130. Set ``JAXEBM_TRACEBACK=1`` to see the whole traceback.
+
+    Args:
+      config_type: a frozen dataclass; the docstrings of its fields are the help texts.
+      main: the experiment.
+      arguments: instead of ``sys.argv[1:]``.
+    """
+    config = tyro.cli(config_type, args=arguments, config=(tyro.conf.AvoidSubcommands,))
+    try:
+        main(config)
+    except TrainingInterrupted as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was trained up to the last checkpoint can be resumed with --resume.", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        # RuntimeError covers DivergenceError and DatasetNotAvailableError, and JAX's own out-of-memory errors.
+        if os.environ.get("JAXEBM_TRACEBACK") == "1":
+            raise
+        kind = "" if isinstance(error, DivergenceError | ValueError | OSError) else f"{type(error).__name__}: "
+        print(f"error: {kind}{error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,179 @@
+"""The pictures of the experiments. Only this file draws; everything it shows is computed elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")  # before pyplot: runs have no screen
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = [
+    "density_panels",
+    "energy_histogram",
+    "image_grid",
+    "image_grids",
+    "reliability_diagram",
+    "save",
+    "score_histograms",
+    "training_curves",
+]
+
+INK, ACCENT, SECOND = "#1f2933", "#0b6e99", "#d9730d"
+PALETTE = ("#0b6e99", "#d9730d", "#4d8b31", "#9b3d8f", "#c0392b", "#7f8c8d", "#b08d00", "#34495e")
+STYLE: dict[str, Any] = {
+    "figure.dpi": 110,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+}
+mpl.rcParams.update(STYLE)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all, and closes it."""
+    temporary = path.with_name(f".{path.stem}.partial.png")
+    figure.savefig(temporary, bbox_inches="tight")
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def _tile(images: np.ndarray, columns: int, pad: int = 1) -> np.ndarray:
+    """Lays images (n, H, W, C) in [0, 1] side by side, ``columns`` to a row, on white."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.ones((rows * (height + pad) + pad, columns * (width + pad) + pad, channels))
+    for index, image in enumerate(images):
+        top, left = (index // columns) * (height + pad) + pad, (index % columns) * (width + pad) + pad
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def _show(axes: Axes, sheet: np.ndarray) -> None:
+    shown = sheet if sheet.shape[2] == 3 else sheet.mean(axis=2)
+    axes.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def image_grid(path: Path, images: np.ndarray, *, columns: int, title: str = "") -> None:
+    """Draws one sheet of images (n, H, W, C) in [0, 1]."""
+    image_grids(path, {title: images}, columns=columns)
+
+
+def image_grids(path: Path, sheets: Mapping[str, np.ndarray], *, columns: int) -> None:
+    """Draws several sheets of images side by side, each under its title."""
+    tiles = {title: _tile(images, columns) for title, images in sheets.items()}
+    aspect = max(tile.shape[0] / tile.shape[1] for tile in tiles.values())
+    figure, axes = plt.subplots(1, len(tiles), figsize=(3.4 * len(tiles), 3.4 * aspect + 0.4), squeeze=False)
+    for axis, (title, tile) in zip(axes[0], tiles.items(), strict=True):
+        _show(axis, tile)
+        axis.set_title(title)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def reliability_diagram(path: Path, curves: Mapping[str, tuple[Any, float]]) -> None:
+    """Draws accuracy against confidence, a panel for each ``label: (ReliabilityCurve, ece)``."""
+    figure, axes = plt.subplots(
+        2, len(curves), figsize=(3.6 * len(curves), 4.4), squeeze=False, sharex=True, height_ratios=(3, 1)
+    )
+    for column, (label, (curve, ece)) in enumerate(curves.items()):
+        edges, weight = np.asarray(curve.edges), np.asarray(curve.weight)
+        filled = weight > 0
+        middle, widths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+        top, bottom = axes[0, column], axes[1, column]
+        accuracy, confidence = np.asarray(curve.accuracy)[filled], np.asarray(curve.confidence)[filled]
+        top.bar(middle[filled], accuracy, widths[filled] * 0.92, color=ACCENT, alpha=0.35, label="accuracy in the bin")
+        top.plot(confidence, accuracy, "o", color=ACCENT, markersize=4)
+        top.plot([0, 1], [0, 1], "--", color=INK, linewidth=1, label="perfect calibration")
+        top.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy", title=f"{label}: ECE {ece:.3f}")
+        top.legend(loc="upper left", fontsize=7)
+        bottom.bar(middle, weight, widths * 0.92, color=INK, alpha=0.6)
+        bottom.set(xlabel="confidence, max p(y|x)", ylabel="share", yscale="log")
+    figure.tight_layout()
+    save(figure, path)
+
+
+def energy_histogram(path: Path, energies: Mapping[str, np.ndarray]) -> None:
+    """Draws histograms of E(x) = -log p(x) - log Z of several sets on one axis; far tails are gathered at the edges."""
+    values = np.concatenate([np.asarray(value, float) for value in energies.values()])
+    low, high = np.quantile(values, [0.005, 0.995])
+    bins = np.linspace(low, high, 60)
+    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    for index, (name, value) in enumerate(energies.items()):
+        outline = index >= 3  # model and data filled, the others as lines, so that all can be told apart
+        axes.hist(np.clip(value, low, high), bins=list(bins), density=True, label=name, color=PALETTE[index % len(PALETTE)],
+                  alpha=1.0 if outline else 0.4, histtype="step" if outline else "stepfilled", linewidth=1.4)  # fmt: skip
+    axes.set(xlabel="energy E(x), low is likely", ylabel="density", yscale="log", title="Energies")
+    axes.legend(fontsize=7, ncols=2)
+    save(figure, path)
+
+
+def score_histograms(path: Path, scores: Mapping[str, Mapping[str, np.ndarray]], aurocs: Mapping[str, Mapping[str, float]]) -> None:
+    """Draws one panel for each out-of-distribution score, test data against each named set, with the AUROC."""
+    figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 3.3), squeeze=False)
+    for axis, (score, sets) in zip(axes[0], scores.items(), strict=True):
+        values = np.concatenate([np.asarray(value, float) for value in sets.values()])
+        low, high = np.quantile(values, [0.01, 0.995])
+        bins = list(np.linspace(low, high + 1e-9, 50))
+        for index, (name, value) in enumerate(sets.items()):
+            auroc = aurocs[score].get(name)
+            label = name if auroc is None else f"{name}  {auroc:.3f}"
+            axis.hist(np.clip(value, low, high), bins=bins, density=True, label=label, color=PALETTE[index % len(PALETTE)],
+                      alpha=0.4 if index == 0 else 1.0, histtype="stepfilled" if index == 0 else "step", linewidth=1.3)  # fmt: skip
+        axis.set(title=score.replace("_", " "), xlabel="score, high is in-distribution", yscale="log")
+        axis.legend(fontsize=6.5, title="AUROC", title_fontsize=7)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def training_curves(path: Path, records: Sequence[Mapping[str, float]], names: Sequence[str]) -> None:
+    """Draws the named metrics against the update."""
+    present = [name for name in names if records and name in records[0]]
+    if not present:
+        return
+    figure, axes = plt.subplots(1, len(present), figsize=(3.0 * len(present), 2.5), squeeze=False)
+    steps = [record["step"] for record in records]
+    for axis, name in zip(axes[0], present, strict=True):
+        axis.plot(steps, [record[name] for record in records], color=ACCENT, linewidth=1)
+        axis.set(title=name.replace("_", " "), xlabel="update")
+        if name == "energy_gap":
+            axis.axhline(0, color=INK, linewidth=0.8, linestyle="--")
+    figure.tight_layout()
+    save(figure, path)
+
+
+def density_panels(
+    path: Path, bounds: tuple[float, float], true: np.ndarray, learnt: np.ndarray, samples: np.ndarray, *, title: str
+) -> None:
+    """Draws a true density, a learnt one on the same colour scale, and samples of the model, side by side.
+
+    Args:
+      path: the PNG.
+      bounds: the window [low, high]^2.
+      true: densities on a grid, ``(n, n)``, first axis x.
+      learnt: the same of the model.
+      samples: ``(m, 2)``.
+      title: the heading.
+    """
+    low, high = bounds
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.4))
+    top = float(np.quantile(true, 0.999))
+    for axis, values, name in zip(axes, (true, learnt, None), ("true density", "learnt density", "samples"), strict=False):
+        if values is None:
+            axis.set_facecolor("black")
+            axis.plot(samples[:, 0], samples[:, 1], ".", color="#f2c14e", markersize=1.2, alpha=0.6)
+        else:
+            axis.imshow(values.T, origin="lower", extent=(low, high, low, high), cmap="inferno", vmin=0, vmax=top)
+        axis.set(xlim=(low, high), ylim=(low, high), xticks=[], yticks=[], aspect="equal", title=name)
+    figure.suptitle(title)
+    figure.tight_layout()
+    save(figure, path)

@@ -1,0 +1,33 @@
+"""Arrays in, arrays out: images, two-dimensional densities, and batches drawn inside the compiled step."""
+
+from jaxebm.data.datasets import DATASETS, Dataset, DatasetNotAvailableError, Split, load_dataset
+from jaxebm.data.stream import StreamState, init_stream, next_batch
+from jaxebm.data.toy import (
+    TOY_DENSITIES,
+    ToyDensity,
+    checkerboard,
+    eight_gaussians,
+    pinwheel,
+    rings,
+    spiral,
+    two_moons,
+)
+
+__all__ = [
+    "DATASETS",
+    "TOY_DENSITIES",
+    "Dataset",
+    "DatasetNotAvailableError",
+    "Split",
+    "StreamState",
+    "ToyDensity",
+    "checkerboard",
+    "eight_gaussians",
+    "init_stream",
+    "load_dataset",
+    "next_batch",
+    "pinwheel",
+    "rings",
+    "spiral",
+    "two_moons",
+]

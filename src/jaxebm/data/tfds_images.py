@@ -1,0 +1,243 @@
+"""Image data sets of tensorflow-datasets as whole numpy arrays, decoded once and kept in a cache.
+
+A prepared set is read through ``tfds.data_source``, which needs no TensorFlow and no network. Decoding tens
+of thousands of PNG files takes seconds, reading the arrays back takes a fraction of one, so every decoded
+split is kept as one ``.npz`` file.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["TFDS_NUM_CLASSES", "DatasetNotAvailableError", "TfdsArrays", "read_tfds_arrays"]
+
+logger = logging.getLogger(__name__)
+
+TFDS_NUM_CLASSES = {"mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "svhn_cropped": 10}
+"""The sets that can be read, with their numbers of classes."""
+
+_CHUNK = 10_000  # records decoded between two lines of progress
+_HARMLESS = ("was created with group size", "OpenCV is not installed", "has no dataset_info.json")
+
+
+class DatasetNotAvailableError(RuntimeError):
+    """A known data set could not be had; the message is one line and says what to do."""
+
+
+class TfdsArrays(NamedTuple):
+    """The two splits of a set as stored: images uint8 (n, H, W, C), labels int32 (n,)."""
+
+    train_image: np.ndarray
+    train_label: np.ndarray
+    test_image: np.ndarray
+    test_label: np.ndarray
+    class_names: tuple[str, ...]
+
+
+def read_tfds_arrays(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    download: bool = True,
+) -> TfdsArrays:
+    """Reads the train and test split of one tensorflow-datasets image set, whole.
+
+    Args:
+      name: A key of ``TFDS_NUM_CLASSES``.
+      data_dir: Where prepared sets lie; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+      cache_dir: Where decoded arrays are kept; default ``$JAXEBM_CACHE_DIR``, else ``~/.cache/jaxebm``.
+      download: Whether to try a download if the set is not prepared. False makes no network attempt.
+
+    Returns:
+      Images (n, H, W, C) uint8 and labels (n,) int32 of both splits, and the classes' names.
+
+    Raises:
+      DatasetNotAvailableError: If the set is neither prepared nor downloadable, or cannot be read.
+    """
+    origin = "data_dir" if data_dir is not None else "TFDS_DATA_DIR"
+    folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    cache = Path(cache_dir or os.environ.get("JAXEBM_CACHE_DIR") or "~/.cache/jaxebm").expanduser()
+    version_dir = _find_prepared(folder, name)
+    if version_dir is None:
+        reason = _try_download(folder, name) if download else "download=False"
+        version_dir = _find_prepared(folder, name)
+        if version_dir is None:
+            raise DatasetNotAvailableError(
+                f"data set '{name}' is neither prepared in {folder} ({origin}) nor downloadable ({reason}). "
+                f"Set TFDS_DATA_DIR to a folder that holds {name}/, or use --dataset digits."
+            )
+    stem = f"{name}-{version_dir.name}-{_fingerprint(version_dir)}"
+    train_image, train_label = _read_split(version_dir, "train", cache / f"{stem}-train.npz")
+    test_image, test_label = _read_split(version_dir, "test", cache / f"{stem}-test.npz")
+    return TfdsArrays(train_image, train_label, test_image, test_label, _class_names(version_dir, name))
+
+
+def _find_prepared(folder: Path, name: str) -> Path | None:
+    """Returns the newest ``folder/name/x.y.z`` that holds a complete set, or None."""
+
+    def version(path: Path) -> tuple[int, ...]:
+        return tuple(int(part) for part in path.name.split("."))
+
+    # tfds writes dataset_info.json last, so a broken preparation has none.
+    found = [info.parent for info in folder.glob(f"{name}/*.*.*/dataset_info.json")]
+    numbered = [path for path in found if all(part.isdecimal() for part in path.name.split("."))]
+    return max(numbered, key=version, default=None)
+
+
+def _tensorflow_is_installed() -> bool:
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def _try_download(folder: Path, name: str) -> str:
+    """Downloads and prepares a set; returns the reason if that failed, else an empty string."""
+    # Asked first: tfds finds out only after it has downloaded everything, or retried for minutes.
+    if not _tensorflow_is_installed():
+        return "preparing it needs TensorFlow, which is not installed"
+    logger.warning("'%s' is not in %s: downloading (without a network, failing takes minutes)", name, folder)
+    try:
+        import tensorflow_datasets as tfds
+
+        with _without_harmless_lines():
+            tfds.data_source(name, split="train", data_dir=folder, download=True)
+    except (
+        Exception
+    ) as error:  # tfds, TensorFlow and the network raise anything; the caller's one line tells it
+        logger.debug("preparing '%s' failed", name, exc_info=True)
+        return _in_one_line(error)
+    return ""
+
+
+def _read_split(version_dir: Path, split: str, cache_file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (image, label) of one split from the cache, or decoded and then cached."""
+    cached = _read_cache(cache_file)
+    if cached is not None:
+        return cached
+    name = version_dir.parent.name
+    stored_as = json.loads((version_dir / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+    if stored_as == "tfrecord":
+        raise DatasetNotAvailableError(
+            f"data set '{name}' is stored as tfrecord in {version_dir}, which only TensorFlow reads. "
+            f"Set TFDS_DATA_DIR to a folder that holds {name}/ as array_record, or use --dataset digits."
+        )
+    try:
+        image, label = _decode(version_dir, split)
+    except (
+        ImportError
+    ) as error:  # tfds imports array_record, importlib_resources and pillow when it needs them
+        raise DatasetNotAvailableError(
+            f"data set '{name}' needs packages that are not installed ({_in_one_line(error)}): "
+            f"pip install 'jaxebm[experiments]'."
+        ) from error
+    except Exception as error:  # array_record and the PNG decoder raise many types on damaged files
+        raise DatasetNotAvailableError(
+            f"data set '{name}' is prepared in {version_dir}, but its split '{split}' cannot be read "
+            f"({_in_one_line(error)}). Prepare or copy it again, or use --dataset digits."
+        ) from error
+    _write_cache(cache_file, image, label)
+    return image, label
+
+
+def _decode(version_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes every record of one split of a prepared set."""
+    import tensorflow_datasets as tfds
+
+    name, version = version_dir.parent.name, version_dir.name
+    with _without_harmless_lines():
+        # The single-split form returns a sequence with __getitems__; tfds's annotation does not say so.
+        source: Any = tfds.data_source(
+            f"{name}:{version}", split=split, data_dir=version_dir.parent.parent, download=False
+        )
+        count = len(source)
+        images, labels = [], []
+        for start in range(0, count, _CHUNK):
+            stop = min(start + _CHUNK, count)
+            records = source.__getitems__(list(range(start, stop)))
+            images.append(np.stack([record["image"] for record in records]))
+            labels.append(np.asarray([record["label"] for record in records], np.int32))
+            logger.info("%s %s: decoded %d of %d images", name, split, stop, count)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _read_cache(cache_file: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        with np.load(cache_file, allow_pickle=False) as arrays:
+            return arrays["image"], arrays["label"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        warnings.warn(
+            f"cache file {cache_file} cannot be read ({_in_one_line(error)}); decoding again.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        return None
+
+
+def _write_cache(cache_file: Path, image: np.ndarray, label: np.ndarray) -> None:
+    """Writes through a temporary file, so that a reader beside us sees the whole file or none."""
+    temporary = None
+    try:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache_file.parent, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            np.savez(file, image=image, label=label)
+        os.replace(temporary, cache_file)
+    except OSError as error:
+        warnings.warn(
+            f"decoded images cannot be cached in {cache_file.parent} ({_in_one_line(error)}); going on "
+            f"without. Set JAXEBM_CACHE_DIR to a writable folder.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _fingerprint(version_dir: Path) -> str:
+    """Returns a short digest of the metadata and of every file's name and size, the same for every copy."""
+    digest = hashlib.sha256((version_dir / "dataset_info.json").read_bytes())
+    for path in sorted(version_dir.iterdir()):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _class_names(version_dir: Path, name: str) -> tuple[str, ...]:
+    path = version_dir / "label.labels.txt"
+    names = tuple(path.read_text().splitlines()) if path.exists() else ()
+    count = TFDS_NUM_CLASSES[name]
+    return names if len(names) == count else tuple(str(index) for index in range(count))
+
+
+def _in_one_line(error: BaseException) -> str:
+    """Returns the error's type and the beginning of its text, without line breaks."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+@contextlib.contextmanager
+def _without_harmless_lines() -> Iterator[None]:
+    """Drops the log lines that every read of a good data set causes."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not any(harmless in message for harmless in _HARMLESS)
+
+    absl_logger = logging.getLogger("absl")
+    absl_logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        absl_logger.removeFilter(keep)

@@ -1,0 +1,268 @@
+"""Where the model's samples come from during training: data, noise, or a buffer of persistent chains.
+
+Each constructor returns a `NegativeSampler`, a pair of pure functions in the shape of an Optax transformation:
+``init`` makes the memory that lives in the training state, ``draw`` returns samples and the new memory.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxebm import checks
+from jaxebm.samplers.chains import run_chain
+from jaxebm.samplers.initial import Initial
+from jaxebm.samplers.replay import draw, init_buffer, write
+from jaxebm.types import BATCH_AXIS, Array, JointEnergyFn, MakeKernel, Params, Position
+
+__all__ = ["NegativeSampler", "Negatives", "contrastive_divergence", "no_negatives", "persistent", "run_labelled_chains", "short_run"]
+
+
+class Negatives(NamedTuple):
+    """Samples of the model.
+
+    Attributes:
+      positions: each leaf ``(n, ...)``.
+      labels: the class that each chain belongs to, ``(n,)``; zeros where there are no classes.
+
+    Both are None where a sampler draws nothing (`no_negatives`).
+    """
+
+    positions: Position
+    labels: Array | None
+
+
+class NegativeSampler(NamedTuple):
+    """How negatives are drawn.
+
+    Attributes:
+      init: ``(rng_key) -> memory``, any pytree of arrays.
+      draw: ``(rng_key, energy, params, x_data, labels, memory) -> (Negatives, memory)``, where
+        ``energy(params, x, label)`` may ignore the label (marginal chains) or use it (class-conditional chains).
+    """
+
+    init: Callable[[Array], Any]
+    draw: Callable[..., tuple[Negatives, Any]]
+
+
+def run_labelled_chains(
+    rng_key: Array,
+    make_kernel: MakeKernel,
+    energy: JointEnergyFn,
+    params: Params,
+    positions: Position,
+    labels: Array,
+    num_steps: int,
+) -> Position:
+    """Advances chain i on the target E(x, y_i), all chains at once.
+
+    Args:
+      rng_key: split into one key a chain.
+      make_kernel: binds a kernel to a target.
+      energy: E(params, x, label), shape ``()``.
+      params: the energy's parameters.
+      positions: where the chains start, each leaf ``(n, ...)``.
+      labels: one class a chain, ``(n,)``.
+      num_steps: kernel steps.
+
+    Returns:
+      Where the chains end, as ``positions``.
+
+    Example:
+      >>> from functools import partial
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxebm.samplers.langevin import sgld
+      >>> energy = lambda params, x, y: 50.0 * jnp.sum((x - y) ** 2)
+      >>> x = run_labelled_chains(
+      ...     jax.random.key(0), partial(sgld, step_size=0.005, noise_scale=0.0), energy, None,
+      ...     jnp.zeros((2, 1)), jnp.array([0, 3]), 50)
+      >>> [round(float(v), 2) for v in x[:, 0]]
+      [0.0, 3.0]
+    """
+
+    def one_chain(key: Array, position: Position, label: Array) -> Position:
+        state, _ = run_chain(key, make_kernel(lambda x: energy(params, x, label)), position, num_steps)
+        return state.position
+
+    keys = jax.random.split(rng_key, labels.shape[0])
+    return jax.vmap(one_chain, axis_name=BATCH_AXIS)(keys, positions, labels)
+
+
+def _no_memory(rng_key: Array) -> tuple[()]:
+    del rng_key
+    return ()
+
+
+def contrastive_divergence(make_kernel: MakeKernel, *, num_steps: int) -> NegativeSampler:
+    """CD-k: chains of k steps that start at the data of the batch; no memory.
+
+    Args:
+      make_kernel: binds a kernel to a target, ``partial(sgld, step_size=...)``.
+      num_steps: k, kernel steps.
+
+    Returns:
+      A sampler of as many negatives as there are data.
+
+    Raises:
+      ValueError: if ``num_steps`` is not an integer of at least 1.
+
+    Example:
+      >>> from functools import partial
+      >>> from jaxebm.samplers.langevin import sgld
+      >>> contrastive_divergence(partial(sgld, step_size=0.01), num_steps=1).init(jax.random.key(0))
+      ()
+
+    Reference:
+      Hinton 2002, "Training products of experts by minimizing contrastive divergence".
+    """
+    checks.positive_integer("num_steps", num_steps)
+
+    def sample(
+        rng_key: Array, energy: JointEnergyFn, params: Params, x_data: Position, labels: Array, memory: Any
+    ) -> tuple[Negatives, Any]:
+        positions = run_labelled_chains(rng_key, make_kernel, energy, params, x_data, labels, num_steps)
+        return Negatives(positions, labels), memory
+
+    return NegativeSampler(_no_memory, sample)
+
+
+def short_run(
+    make_kernel: MakeKernel, *, num_steps: int, initial: Initial, num_chains: int, num_classes: int = 1
+) -> NegativeSampler:
+    """Short-run negatives: every chain starts anew from ``initial``; no memory.
+
+    Args:
+      make_kernel: binds a kernel to a target.
+      num_steps: kernel steps.
+      initial: ``(rng_key, label) -> position``.
+      num_chains: negatives a draw.
+      num_classes: chain i belongs to class i modulo this number.
+
+    Returns:
+      A sampler of ``num_chains`` negatives.
+
+    Raises:
+      ValueError: if a count is not an integer of at least 1.
+
+    Example:
+      >>> from functools import partial
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxebm.samplers.langevin import sgld
+      >>> from jaxebm.samplers.initial import UniformInitial
+      >>> sampler = short_run(partial(sgld, step_size=0.1), num_steps=5,
+      ...                     initial=UniformInitial(-1.0, 1.0, (2,)), num_chains=8)
+      >>> energy = lambda params, x, y: 0.5 * jnp.sum(x**2)
+      >>> negatives, _ = sampler.draw(jax.random.key(0), energy, None, None, None, ())
+      >>> negatives.positions.shape
+      (8, 2)
+
+    Reference:
+      Nijkamp et al. 2019 (arXiv 1904.09770), "Learning non-convergent non-persistent short-run MCMC".
+    """
+    for name, value in (("num_steps", num_steps), ("num_chains", num_chains), ("num_classes", num_classes)):
+        checks.positive_integer(name, value)
+
+    def sample(
+        rng_key: Array, energy: JointEnergyFn, params: Params, x_data: Position, labels: Array, memory: Any
+    ) -> tuple[Negatives, Any]:
+        del x_data, labels
+        key_start, key_chain = jax.random.split(rng_key)
+        chain_labels = jnp.arange(num_chains, dtype=jnp.int32) % num_classes
+        start = jax.vmap(initial)(jax.random.split(key_start, num_chains), chain_labels)
+        positions = run_labelled_chains(key_chain, make_kernel, energy, params, start, chain_labels, num_steps)
+        return Negatives(positions, chain_labels), memory
+
+    return NegativeSampler(_no_memory, sample)
+
+
+def persistent(
+    make_kernel: MakeKernel,
+    *,
+    num_steps: int,
+    initial: Initial,
+    num_chains: int,
+    capacity: int = 10_000,
+    restart_probability: float = 0.05,
+    num_classes: int = 1,
+) -> NegativeSampler:
+    """Persistent negatives (PCD): chains live on in a replay buffer and now and then start anew.
+
+    Args:
+      make_kernel: binds a kernel to a target.
+      num_steps: kernel steps a draw.
+      initial: ``(rng_key, label) -> position``, for the first filling and for restarts.
+      num_chains: negatives a draw; their slots are unique, and what was read from a slot goes back to it.
+      capacity: slots of the buffer, at least ``num_chains`` and a multiple of ``num_classes``.
+      restart_probability: chance that a drawn chain starts anew, in [0, 1].
+      num_classes: slot i belongs to class i modulo this number.
+
+    Returns:
+      A sampler whose memory is a `ReplayBuffer`.
+
+    Raises:
+      ValueError: if a count is not an integer of at least 1, the buffer is smaller than ``num_chains`` or
+        ``restart_probability`` lies outside [0, 1].
+
+    Example:
+      >>> from functools import partial
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxebm.samplers.langevin import sgld
+      >>> from jaxebm.samplers.initial import UniformInitial
+      >>> sampler = persistent(partial(sgld, step_size=0.1), num_steps=5, num_chains=8, capacity=100,
+      ...                      initial=UniformInitial(-1.0, 1.0, (2,)))
+      >>> buffer = sampler.init(jax.random.key(0))
+      >>> energy = lambda params, x, y: 0.5 * jnp.sum(x**2)
+      >>> negatives, buffer = sampler.draw(jax.random.key(1), energy, None, None, None, buffer)
+      >>> negatives.positions.shape, int(jnp.sum(buffer.ages > 0))
+      ((8, 2), 8)
+
+    Reference:
+      Tieleman 2008, "Training restricted Boltzmann machines using approximations to the likelihood gradient";
+      with restarts, Du & Mordatch 2019 (arXiv 1903.08689), algorithm 1.
+    """
+    counts = {"num_steps": num_steps, "num_chains": num_chains, "capacity": capacity, "num_classes": num_classes}
+    for name, value in counts.items():
+        checks.positive_integer(name, value)
+    checks.in_range("restart_probability", restart_probability, 0.0, 1.0)
+    if capacity < num_chains:
+        raise ValueError(
+            f"capacity={capacity} is smaller than num_chains={num_chains}: a draw takes unique slots, so the buffer "
+            "must hold at least one slot a chain."
+        )
+
+    def sample(
+        rng_key: Array, energy: JointEnergyFn, params: Params, x_data: Position, labels: Array, memory: Any
+    ) -> tuple[Negatives, Any]:
+        del x_data, labels
+        key_draw, key_chain = jax.random.split(rng_key)
+        drawn = draw(key_draw, memory, num_chains, restart_probability, initial)
+        positions = run_labelled_chains(
+            key_chain, make_kernel, energy, params, drawn.positions, drawn.labels, num_steps
+        )
+        return Negatives(positions, drawn.labels), write(memory, drawn, positions, num_steps)
+
+    return NegativeSampler(
+        partial(init_buffer, initial=initial, capacity=capacity, num_classes=num_classes), sample
+    )
+
+
+def no_negatives() -> NegativeSampler:
+    """No samples at all, for losses that need none, such as a plain classifier's.
+
+    Returns:
+      A sampler whose negatives are ``Negatives(None, None)``.
+
+    Example:
+      >>> no_negatives().draw(None, None, None, None, None, ())[0].positions is None
+      True
+    """
+
+    def sample(
+        rng_key: Array, energy: JointEnergyFn, params: Params, x_data: Position, labels: Array, memory: Any
+    ) -> tuple[Negatives, Any]:
+        del rng_key, energy, params, x_data, labels
+        return Negatives(None, None), memory
+
+    return NegativeSampler(_no_memory, sample)

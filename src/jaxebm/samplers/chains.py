@@ -1,0 +1,271 @@
+"""Running kernels: the only place in the package where ``lax.scan`` meets a kernel.
+
+A chain starts from a position, never from a kept state: a state may cache the energy and the gradient of
+parameters that have been updated since. A chain keeps nothing but its last state, unless it is asked to
+collect more.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxebm import checks
+from jaxebm.samplers.langevin import sgld
+from jaxebm.types import BATCH_AXIS, Array, EnergyFn, Kernel, Params, Position
+
+__all__ = ["Collect", "run_annealed_chain", "run_chain", "run_chains", "sample"]
+
+Collect: TypeAlias = Callable[[Any, Any], Any]
+"""``(state, info) -> pytree``: what to keep of one step."""
+
+
+def _nothing(state: Any, info: Any) -> None:
+    del state, info
+
+
+def run_chain(
+    rng_key: Array, kernel: Kernel, position: Position, num_steps: int, *, collect: Collect = _nothing
+) -> tuple[Any, Any]:
+    """Runs one chain from a position.
+
+    Args:
+      rng_key: one key.
+      kernel: this package's or BlackJAX's (anything with ``init(position, rng_key)`` and
+        ``step(rng_key, state)``).
+      position: where the chain starts, without a batch axis. The state is always made afresh from it.
+      num_steps: number of steps, a Python integer of at least 1.
+      collect: ``(state, info) -> pytree``, called after each step. Memory grows with num_steps by what it
+        returns, so the default returns nothing.
+
+    Returns:
+      ``(state, history)``: the last state, and the outputs of ``collect`` stacked to leaves
+      ``(num_steps, ...)``.
+
+    Raises:
+      ValueError: if num_steps is not a positive integer, or the energy is not a scalar.
+
+    Example:
+      >>> kernel = sgld(lambda x: 0.5 * jnp.sum(x**2), step_size=0.1)
+      >>> state, energies = run_chain(
+      ...     jax.random.key(0), kernel, jnp.ones(2), 5, collect=lambda state, info: info.energy)
+      >>> state.position.shape, energies.shape
+      ((2,), (5,))
+    """
+    checks.positive_integer("num_steps", num_steps)
+    init_key, steps_key = jax.random.split(rng_key)
+
+    def step(state: Any, index: Array) -> tuple[Any, Any]:
+        # Folding the index in, rather than splitting num_steps keys, keeps memory free of num_steps.
+        state, info = kernel.step(jax.random.fold_in(steps_key, index), state)
+        return state, collect(state, info)
+
+    return jax.lax.scan(step, kernel.init(position, rng_key=init_key), jnp.arange(num_steps))
+
+
+def run_chains(
+    rng_key: Array, kernel: Kernel, positions: Position, num_steps: int, *, collect: Collect = _nothing
+) -> tuple[Any, Any]:
+    """Runs many independent chains of one kernel: ``run_chain`` under ``vmap``.
+
+    The mapped axis is named ``jaxebm.types.BATCH_AXIS``, so that an energy with batch normalisation averages
+    over the chains.
+
+    Args:
+      rng_key: one key, split into one per chain; or ``(n,)`` keys, one per chain, which can be sharded like
+        the positions.
+      kernel: as in ``run_chain``.
+      positions: leaves ``(n, ...)``.
+      num_steps: number of steps, a Python integer of at least 1.
+      collect: as in ``run_chain``, of one chain.
+
+    Returns:
+      ``(states, history)`` with leaves ``(n, ...)`` and ``(n, num_steps, ...)``.
+
+    Raises:
+      ValueError: if the leaves of positions disagree about n or n is 0, if the keys are not one per chain, if
+        num_steps is not a positive integer, or if the energy is not a scalar.
+      TypeError: if rng_key is not a typed key.
+
+    Example:
+      >>> kernel = sgld(lambda x: 0.5 * jnp.sum(x**2), step_size=0.1)
+      >>> states, history = run_chains(jax.random.key(0), kernel, jnp.ones((8, 2)), 5)
+      >>> states.position.shape, history
+      ((8, 2), None)
+    """
+    checks.positive_integer("num_steps", num_steps)
+    rng_keys = _chain_keys(rng_key, _num_chains(positions))
+
+    def one_chain(chain_key: Array, position: Position) -> tuple[Any, Any]:
+        return run_chain(chain_key, kernel, position, num_steps, collect=collect)
+
+    return jax.vmap(one_chain, axis_name=BATCH_AXIS)(rng_keys, positions)
+
+
+def run_annealed_chain(
+    rng_key: Array,
+    kernel_at: Callable[[Any], Kernel],
+    schedule: Any,
+    position: Position,
+    *,
+    collect: Collect = _nothing,
+) -> tuple[Any, Any]:
+    """Runs one chain whose kernel changes at every step: annealing, tempering, decaying step sizes.
+
+    Args:
+      rng_key: one key.
+      kernel_at: one slice of the schedule -> the kernel of that step. It is called while tracing, so the
+        slice holds traced values.
+      schedule: pytree with leaves ``(num_steps, ...)``, or one array.
+      position: where the chain starts, without a batch axis.
+      collect: as in ``run_chain``.
+
+    Returns:
+      ``(state, history)``: the last state, made by the last kernel, and leaves ``(num_steps, ...)``.
+
+    Raises:
+      ValueError: if the leaves of the schedule disagree about num_steps or it is 0, or if the energy is not a
+        scalar.
+
+    Example:
+      From temperature 10 down to 1, with one kernel a temperature:
+
+      >>> energy = lambda x: 0.5 * jnp.sum(x**2)
+      >>> cooling = {"inverse_temperature": jnp.linspace(0.1, 1.0, 5)}
+      >>> kernel_at = lambda at: sgld(lambda x: at["inverse_temperature"] * energy(x), step_size=0.1)
+      >>> state, _ = run_annealed_chain(jax.random.key(0), kernel_at, cooling, jnp.ones(2))
+      >>> state.position.shape
+      (2,)
+    """
+    num_steps = _leading_axis("schedule", schedule, "steps")
+    init_key, steps_key = jax.random.split(rng_key)
+
+    def step(state: Any, at: tuple[Array, Any]) -> tuple[Any, Any]:
+        index, schedule_slice = at
+        kernel = kernel_at(schedule_slice)
+        state_key, step_key = jax.random.split(jax.random.fold_in(steps_key, index))
+        # The target has changed, so whatever the last kernel cached of it is stale.
+        state, info = kernel.step(step_key, kernel.init(state.position, rng_key=state_key))
+        return state, collect(state, info)
+
+    first = kernel_at(jax.tree.map(lambda leaf: leaf[0], schedule))
+    return jax.lax.scan(step, first.init(position, rng_key=init_key), (jnp.arange(num_steps), schedule))
+
+
+def sample(
+    rng_key: Array,
+    energy: EnergyFn,
+    params: Params,
+    positions: Position,
+    num_steps: int,
+    *,
+    kernel: Callable[..., Kernel] = sgld,
+    collect: Collect | None = None,
+    **kernel_parameters: Any,
+) -> Any:
+    """Draws from exp(-E(x)) with many chains, compiled: the shortest way from an energy to samples.
+
+    Compiled once for each energy, kernel, collect, num_steps and shape: new values of params, positions, step
+    sizes and other floats or arrays run the same program. Integers, booleans and strings among the kernel's
+    parameters are compiled in (they may set shapes, as nuts' ``max_num_doublings`` does), so write
+    ``step_size=1.0``, not ``1``. ``energy``, ``kernel`` and ``collect`` are recognised by identity: define
+    them once, outside of any loop.
+
+    Args:
+      rng_key: one key, or ``(n,)`` keys, as in ``run_chains``.
+      energy: ``energy(params, x) -> ()``, of one example.
+      params: its parameters.
+      positions: where the n chains start, leaves ``(n, ...)``.
+      num_steps: number of steps, a Python integer of at least 1.
+      kernel: ``kernel(target, **kernel_parameters) -> Kernel``: ``sgld``, ``mala``, ``hmc``, ``nuts`` or
+        yours.
+      collect: ``(state, info) -> pytree`` of one chain and step, to keep a history.
+      **kernel_parameters: what the kernel takes besides its target.
+
+    Returns:
+      The last positions, leaves ``(n, ...)``; or ``(positions, history)`` with history leaves
+      ``(n, num_steps, ...)`` if ``collect`` is given.
+
+    Raises:
+      ValueError: if positions is empty or ragged, if a parameter is refused by the kernel, or if the energy
+        is not a scalar.
+      TypeError: if the positions are not floating-point, if rng_key is not a typed key, or if the kernel does
+        not take such parameters.
+
+    Example:
+      >>> energy = lambda params, x: 0.5 * jnp.sum((x - params) ** 2)
+      >>> positions = sample(jax.random.key(0), energy, jnp.ones(2), jnp.zeros((500, 2)), 100, step_size=0.1)
+      >>> positions.shape, bool(jnp.all(jnp.abs(positions.mean(0) - 1) < 0.3))
+      ((500, 2), True)
+    """
+    checks.positive_integer("num_steps", num_steps)
+    rng_keys = _chain_keys(rng_key, _num_chains(positions))
+    kernel(
+        partial(energy, params), **kernel_parameters
+    )  # the kernel's own checks, while the numbers can be seen
+    leaves, structure = jax.tree.flatten(kernel_parameters)
+    traced = [leaf for leaf in leaves if _is_number(leaf)]
+    static = tuple(None if _is_number(leaf) else leaf for leaf in leaves)
+    states, history = _sample(
+        rng_keys, energy, params, positions, num_steps, kernel, collect or _nothing, traced, static, structure
+    )
+    return states.position if collect is None else (states.position, history)
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, float | np.ndarray | np.generic | jax.Array)
+
+
+@partial(jax.jit, static_argnames=("energy", "num_steps", "kernel", "collect", "static", "structure"))
+def _sample(
+    rng_keys: Array,
+    energy: EnergyFn,
+    params: Params,
+    positions: Position,
+    num_steps: int,
+    kernel: Callable[..., Kernel],
+    collect: Collect,
+    traced: list[Array],
+    static: tuple[Any, ...],
+    structure: Any,
+) -> tuple[Any, Any]:
+    remaining = iter(traced)
+    leaves = [next(remaining) if leaf is None else leaf for leaf in static]
+    kernel_parameters = jax.tree.unflatten(structure, leaves)
+    bound = kernel(partial(energy, params), **kernel_parameters)
+    return run_chains(rng_keys, bound, positions, num_steps, collect=collect)
+
+
+def _num_chains(positions: Position) -> int:
+    return _leading_axis("positions", positions, "chains")
+
+
+def _leading_axis(name: str, tree: Any, what: str) -> int:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    if (
+        not shapes
+        or any(not shape for shape in shapes)
+        or len({shape[0] for shape in shapes}) > 1
+        or shapes[0][0] == 0
+    ):
+        raise ValueError(
+            f"{name} has leaves of shapes {shapes}: every leaf needs the same leading axis of at least 1, "
+            f"the {what}."
+        )
+    return shapes[0][0]
+
+
+def _chain_keys(rng_key: Array, num_chains: int) -> Array:
+    if not jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"rng_key has dtype {rng_key.dtype}: a typed key is needed, jax.random.key(seed).")
+    if rng_key.ndim == 0:
+        return jax.random.split(rng_key, num_chains)
+    if rng_key.shape != (num_chains,):
+        raise ValueError(
+            f"rng_key has shape {rng_key.shape}: one key, or ({num_chains},) keys, one for each of the "
+            f"chains in positions."
+        )
+    return rng_key

@@ -1,0 +1,215 @@
+"""Langevin dynamics: gradient steps on the energy plus Gaussian noise, without a Metropolis correction."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxebm import checks
+from jaxebm.types import Array, Kernel, Position, Target
+
+__all__ = ["LangevinInfo", "LangevinState", "langevin_temperature", "scalar_target", "sgld"]
+
+
+class LangevinState(NamedTuple):
+    """Where the chain is.
+
+    Attributes:
+      position: the state x of the chain, any pytree of floating-point arrays.
+    """
+
+    position: Position
+
+
+class LangevinInfo(NamedTuple):
+    """What one step saw, at the state that it *started* from.
+
+    Attributes:
+      energy: E(x), shape ``()``.
+      gradient_norm: Euclidean norm of dE/dx over all leaves, before any clipping, shape ``()``.
+    """
+
+    energy: Array
+    gradient_norm: Array
+
+
+def scalar_target(target: Target) -> Target:
+    """Wraps a target so that an output that is not one scalar is refused when the target is traced.
+
+    Args:
+      target: position -> energy.
+
+    Returns:
+      The same function, which raises ``ValueError`` naming the target where its output is not of shape
+      ``()``.
+
+    Example:
+      >>> scalar_target(jnp.sum)(jnp.ones(3)).shape
+      ()
+      >>> scalar_target(jnp.square)(jnp.ones(3))
+      Traceback (most recent call last):
+      ...
+      ValueError: The energy square returned shape (3,) for one position: an energy maps one example to ...
+    """
+
+    def checked(position: Position) -> Array:
+        energy = target(position)
+        shape = jnp.shape(energy)
+        if shape != ():
+            raise ValueError(
+                f"The energy {_name(target)} returned shape {shape} for one position: an energy maps one "
+                f"example to one scalar, shape (). Reduce its output (jnp.sum, or [0] of a last layer of "
+                f"width 1), and leave the batch to jax.vmap (run_chains and sample do so)."
+            )
+        return energy
+
+    return checked
+
+
+def _name(target: Any) -> str:
+    while not hasattr(target, "__name__") and hasattr(target, "func"):  # functools.partial(energy, params)
+        target = target.func
+    return getattr(target, "__name__", type(target).__name__)
+
+
+def langevin_temperature(step_size: Array | float, noise_scale: Array | float) -> Array:
+    r"""Temperature at which a pair of step and noise samples, to first order in the step.
+
+    .. math:: T = \sigma^2 / (2 \epsilon)
+
+    The chain's stationary density is exp(-E(x) / T) up to an error of order epsilon.
+
+    Args:
+      step_size: epsilon, the factor of the gradient, ``()``.
+      noise_scale: sigma, the standard deviation of the noise of one step, ``()``.
+
+    Returns:
+      The temperature, ``()``: 1 is the model itself; below 1 the samples are sharper than the model.
+
+    Example:
+      JEM's pair samples far below the temperature of the model that it trains:
+
+      >>> round(float(langevin_temperature(1.0, 0.01)), 8)
+      5e-05
+    """
+    return jnp.square(jnp.asarray(noise_scale)) / (2 * step_size)
+
+
+def sgld(
+    target: Target,
+    step_size: Array | float,
+    noise_scale: Array | float | None = None,
+    *,
+    gradient_clip: Array | float | None = None,
+    state_clamp: tuple[Array | float, Array | float] | None = None,
+) -> Kernel:
+    r"""Stochastic gradient Langevin dynamics, or unadjusted Langevin, its two numbers kept apart.
+
+    .. math:: x \leftarrow x - \epsilon\, \partial E / \partial x + \sigma n, \qquad n \sim N(0, I)
+
+    Papers write alpha/2 or epsilon/2 for the step, and often decouple the noise. In these two numbers:
+
+    ==============================================  =========  ===========  ===========  ===================
+    source                                          step_size  noise_scale  temperature  clip; clamp
+    ==============================================  =========  ===========  ===========  ===================
+    unadjusted Langevin algorithm, step h           h          None         1
+    Welling & Teh 2011: eps/2 and N(0, eps)         eps / 2    None         1
+    IGEBM as printed: lambda/2 and N(0, lambda)     lambda/2   None         1
+    IGEBM as released, CIFAR-10 in [0, 1]           10.0       0.005        1.25e-6      0.01; (0.0, 1.0)
+    JEM as printed: alpha/2 and N(0, alpha)         alpha / 2  None         1
+    JEM as released ("alpha = 1, sigma = .01")      1.0        0.01         5e-5
+    JEM++ as released, inner rate ("proximal")      0.2        0.0          0            1.0; (-1.0, 1.0)
+    SADA-JEM                                        1.0        0.0          0            1.0; (-1.0, 1.0)
+    ==============================================  =========  ===========  ===========  ===================
+
+    The temperature is ``langevin_temperature(step_size, noise_scale)``, exact as the step goes to 0 and only
+    nominal where clipping or clamping binds. At 0 the chain is projected gradient descent: all randomness
+    comes from where it starts. The released IGEBM adds its noise before the gradient step instead of after
+    it, and JEM++ repeats its update through the network's first layer alone; neither belongs to this kernel.
+
+    On E(x) = k x^2 / 2 at temperature 1 the stationary variance is exactly (1 / k) / (1 - epsilon k / 2), so
+    the bias of a step is known; ``mala`` removes it.
+
+    Args:
+      target: position -> energy ``()``.
+      step_size: epsilon > 0, ``()``, in units of position^2 per unit of energy.
+      noise_scale: sigma >= 0, ``()``, in units of position; ``None`` means sqrt(2 epsilon), temperature 1.
+      gradient_clip: g > 0: each entry of the gradient is clipped to [-g, g] before the step.
+      state_clamp: ``(low, high)``: each entry of the new position is projected onto [low, high], last of all.
+
+    Returns:
+      A kernel over ``LangevinState`` and ``LangevinInfo``. The position is any pytree of floating-point
+      arrays and keeps its dtypes; narrow ones (bfloat16) are updated in float32 and rounded once.
+
+    Raises:
+      ValueError: if the step is not positive, the noise negative, the clip not positive or the clamp not low
+        < high (numbers only: traced values pass), or if the energy is not a scalar.
+      TypeError: if the position is not floating-point.
+
+    Example:
+      >>> kernel = sgld(lambda x: 0.5 * jnp.sum(x**2), step_size=0.1)
+      >>> state = kernel.init(jnp.zeros(3))
+      >>> state, info = kernel.step(jax.random.key(0), state)
+      >>> state.position.shape, float(info.energy)
+      ((3,), 0.0)
+
+    Reference:
+      Welling & Teh 2011, Bayesian learning via stochastic gradient Langevin dynamics, eq. 4; Grathwohl et al.
+      2019 (JEM, arXiv:1912.03263), eq. 3; Du & Mordatch 2019 (IGEBM, arXiv:1903.08689), eq. 1; Yang & Ji 2021
+      (JEM++, arXiv:2109.09032); Yang et al. 2022 (SADA-JEM, arXiv:2209.07959).
+    """
+    checks.positive("step_size", step_size)
+    if noise_scale is not None:
+        checks.non_negative("noise_scale", noise_scale)
+    if gradient_clip is not None:
+        checks.positive("gradient_clip", gradient_clip)
+    if state_clamp is not None:
+        _check_clamp(state_clamp)
+    energy_and_gradient = jax.value_and_grad(scalar_target(target))
+    noise = jnp.sqrt(2.0 * step_size) if noise_scale is None else noise_scale
+
+    def init(position: Position, rng_key: Array | None = None) -> LangevinState:
+        del rng_key
+        checks.floating("position", position)
+        return LangevinState(jax.tree.map(jnp.asarray, position))
+
+    def step(rng_key: Array, state: LangevinState) -> tuple[LangevinState, LangevinInfo]:
+        energy, gradient = energy_and_gradient(state.position)
+        info = LangevinInfo(energy, _norm(gradient))
+
+        def move(x: Array, slope: Array, leaf_key: Array) -> Array:
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            slope = slope.astype(wide)
+            if gradient_clip is not None:
+                slope = jnp.clip(slope, -gradient_clip, gradient_clip)
+            moved = x.astype(wide) - step_size * slope + noise * jax.random.normal(leaf_key, x.shape, wide)
+            if state_clamp is not None:
+                moved = jnp.clip(moved, *state_clamp)
+            return moved.astype(x.dtype)
+
+        position = jax.tree.map(move, state.position, gradient, _leaf_keys(rng_key, state.position))
+        return LangevinState(position), info
+
+    return Kernel(init, step)
+
+
+def _check_clamp(state_clamp: Any) -> None:
+    accepted = "state_clamp must be a pair (low, high) with low < high"
+    if not isinstance(state_clamp, tuple | list) or len(state_clamp) != 2:
+        raise ValueError(f"state_clamp={state_clamp!r}: {accepted}.")
+    low, high = state_clamp
+    if not (checks.is_traced(low) or checks.is_traced(high)) and not low < high:
+        raise ValueError(f"state_clamp={state_clamp!r}: {accepted}.")
+
+
+def _leaf_keys(rng_key: Array, tree: Any) -> Any:
+    structure = jax.tree.structure(tree)
+    return jax.tree.unflatten(structure, list(jax.random.split(rng_key, structure.num_leaves)))
+
+
+def _norm(tree: Any) -> Array:
+    squares = [
+        jnp.sum(jnp.square(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))))
+        for leaf in jax.tree.leaves(tree)
+    ]
+    return jnp.sqrt(sum(squares, start=jnp.zeros(())))

@@ -1,0 +1,170 @@
+"""The folder of one run: its configuration, metrics and results; nothing in it is lost without being asked."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxebm.training.checkpoint import CheckpointMismatchError
+
+__all__ = ["RunFolder", "open_run", "write_atomically"]
+
+CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+RUN_FILES = (CONFIG, METRICS, "card.json", "card.md", "samples.npz")
+"""What a run writes by fixed names; its pictures are every ``*.png`` beside them."""
+UNCOMPARED = frozenset({"output", "resume", "overwrite", "progress"})
+"""Settings in which a resumed run may differ from the one that it resumes."""
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Writes a file so that a reader or a kill sees the old content or the new, never a part.
+
+    Args:
+      path: the file.
+      content: text (written as UTF-8) or bytes.
+
+    Example:
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> write_atomically(folder / "a.txt", "whole")
+      >>> (folder / "a.txt").read_text()
+      'whole'
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives 0600, which would lock colleagues out of results
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class RunFolder:
+    """An open run folder; made by `open_run`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints live."""
+        return self.path / CHECKPOINTS
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes ``value`` to ``name`` as indented JSON, atomically; numbers that are not finite raise ``ValueError``."""
+        write_atomically(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Appends one line to ``metrics.jsonl``."""
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns the records of ``metrics.jsonl``; a last line cut short by a kill is left out."""
+        records = []
+        if (self.path / METRICS).exists():
+            for line in (self.path / METRICS).read_text().splitlines():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return records
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drops the records after ``step``, which a resumed run will write again."""
+        kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
+        write_atomically(self.path / METRICS, "".join(kept))
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG).is_file()
+
+
+def _remove_run(path: Path) -> None:
+    """Removes what a run wrote, and nothing else that lies in its folder."""
+    for name in RUN_FILES:
+        (path / name).unlink(missing_ok=True)
+    for picture in path.glob("*.png"):
+        picture.unlink()
+    if (path / CHECKPOINTS).exists():
+        shutil.rmtree(path / CHECKPOINTS)
+
+
+def _check_same_config(path: Path, config: Mapping[str, Any]) -> None:
+    try:
+        saved = json.loads((path / CONFIG).read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointMismatchError(f"{path / CONFIG} is not readable JSON ({error}): nothing can be resumed.") from None
+    names = sorted((saved.keys() | config.keys()) - UNCOMPARED)
+    differing = [f"{name}: saved {saved.get(name)!r}, now {config.get(name)!r}" for name in names
+                 if saved.get(name) != config.get(name)]  # fmt: skip
+    if differing:
+        raise CheckpointMismatchError(
+            f"--resume: {path} holds a run of another configuration ({'; '.join(differing)}). Give the same settings, "
+            "choose another --output, or replace the run with --overwrite."
+        )
+
+
+def open_run(
+    output: str | Path, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+) -> RunFolder:
+    """Opens a run's folder and writes its configuration, refusing to lose anything.
+
+    Args:
+      output: the folder.
+      config: the settings, JSON-serialisable.
+      resume: go on with the run that is there; a folder without a run starts one.
+      overwrite: replace the run that is there; files that no run wrote stay.
+
+    Returns:
+      The open folder.
+
+    Raises:
+      ValueError: if both flags are given.
+      FileExistsError: if the folder holds anything and neither flag is given, or holds no run to overwrite.
+      CheckpointMismatchError: if the run that is there has another configuration.
+      PermissionError: if the folder cannot be written.
+
+    Example:
+      >>> folder = open_run(tempfile.mkdtemp(), {"seed": 0})
+      >>> folder.append_metrics({"step": 1, "loss": 0.5})
+      >>> folder.read_metrics()
+      [{'step': 1, 'loss': 0.5}]
+    """
+    path = Path(output)
+    config = json.loads(json.dumps(dict(config)))  # as it will be read back: tuples become lists
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other: one keeps the run that is there, one replaces it.")
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"--output {path} is a file: give a folder.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise PermissionError(f"--output {path} cannot be written ({error.strerror}): choose another folder.") from None
+    occupied = any(path.iterdir())
+    if occupied and not (resume or overwrite):
+        raise FileExistsError(
+            f"--output {path} is not empty. Go on with --resume, replace the run with --overwrite, or choose another folder."
+        )
+    if overwrite and occupied:
+        if not _is_run(path):
+            raise FileExistsError(f"--overwrite: {path} holds files but no run ({CONFIG} is missing): choose another folder.")
+        _remove_run(path)
+    folder = RunFolder(path)
+    if resume and _is_run(path):
+        _check_same_config(path, config)
+    else:
+        folder.write_json(CONFIG, config)
+    return folder

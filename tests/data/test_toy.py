@@ -1,0 +1,194 @@
+"""Each density is held to account twice: it integrates to one, and its own samples follow it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.special import logsumexp
+
+from jaxebm.data.toy import TOY_DENSITIES, ToyDensity
+
+NUM_POINTS = (
+    800  # midpoints a side; 0.0125 at most between them against the thinnest scale, 0.08 of the rings
+)
+NUM_CELLS = 20  # cells a side of the coarse histogram; divides NUM_POINTS
+NUM_SAMPLES = 40_000
+
+densities = pytest.mark.parametrize("density", TOY_DENSITIES.values(), ids=TOY_DENSITIES.keys())
+smooth_densities = pytest.mark.parametrize("name", [name for name in TOY_DENSITIES if name != "checkerboard"])
+
+
+def quadrature(density: ToyDensity) -> tuple[np.ndarray, np.ndarray, float]:
+    """Midpoint rule over the window: log p and p on the grid in float64, and the area of a point."""
+    low, high = density.bounds
+    step = (high - low) / NUM_POINTS
+    middle = low + step * (np.arange(NUM_POINTS) + 0.5)
+    grid = jnp.asarray(np.stack(np.meshgrid(middle, middle, indexing="ij"), axis=-1), jnp.float32)
+    log_p = np.asarray(jax.jit(jax.vmap(jax.vmap(density.log_density)))(grid), np.float64)
+    return log_p, np.exp(log_p), step**2
+
+
+def samples_of(density: ToyDensity, seed: int = 0) -> jax.Array:
+    return density.sample(jax.random.key(seed), NUM_SAMPLES)
+
+
+def test_the_six_densities() -> None:
+    assert list(TOY_DENSITIES) == [
+        "two_moons",
+        "pinwheel",
+        "rings",
+        "eight_gaussians",
+        "checkerboard",
+        "spiral",
+    ]
+    assert all(name == density.name for name, density in TOY_DENSITIES.items())
+
+
+@densities
+def test_density_integrates_to_one_within_its_bounds(density: ToyDensity) -> None:
+    # The midpoint rule converges faster than any power of the step on smooth densities, and the
+    # checkerboard's squares are unions of its cells: 1e-5 is rounding and the mass beyond the window.
+    _, p, area = quadrature(density)
+    assert p.sum() * area == pytest.approx(1.0, abs=1e-5)
+
+
+@densities
+def test_bounds_hold_nearly_all_mass(density: ToyDensity) -> None:
+    # By quadrature over the frame between the window and one twice as wide, in which nothing is rounded away.
+    low, high = density.bounds
+    middle = 2 * low + (high - low) / 200 * (np.arange(400) + 0.5)
+    grid = np.stack(np.meshgrid(middle, middle, indexing="ij"), axis=-1)
+    p = np.exp(
+        np.asarray(jax.vmap(jax.vmap(density.log_density))(jnp.asarray(grid, jnp.float32)), np.float64)
+    )
+    outside = (np.abs(grid) > high).any(axis=-1)
+    assert p[outside].sum() * ((high - low) / 200) ** 2 < 1e-6
+    assert np.abs(np.asarray(samples_of(density))).max() < high
+
+
+@densities
+def test_samples_follow_the_density(density: ToyDensity) -> None:
+    # Pearson's chi-square over the cells where at least 5 samples are expected, the rest in one:
+    # (statistic - dof) / sqrt(2 dof) is about N(0, 1); beyond 5 sigma is wrong.
+    low, high = density.bounds
+    _, p, area = quadrature(density)
+    size = NUM_POINTS // NUM_CELLS
+    expected = NUM_SAMPLES * area * p.reshape(NUM_CELLS, size, NUM_CELLS, size).sum(axis=(1, 3)).ravel()
+    edges = np.linspace(low, high, NUM_CELLS + 1)
+    x = np.asarray(samples_of(density))
+    observed = np.histogram2d(x[:, 0], x[:, 1], bins=(edges, edges))[0].ravel()
+    assert observed.sum() == NUM_SAMPLES
+    dense = expected >= 5
+    observed = np.append(observed[dense], observed[~dense].sum())
+    expected = np.append(expected[dense], expected[~dense].sum())
+    present = expected > 1e-9  # the checkerboard has nothing in the rest
+    assert observed[~present].sum() == 0
+    observed, expected = observed[present], expected[present]
+    degrees_of_freedom = len(expected) - 1
+    assert degrees_of_freedom >= 30
+    statistic = np.sum((observed - expected) ** 2 / expected)
+    assert abs(statistic - degrees_of_freedom) / np.sqrt(2 * degrees_of_freedom) < 5
+
+
+@densities
+def test_mean_log_density_of_samples_is_minus_the_entropy(density: ToyDensity) -> None:
+    log_p, p, area = quadrature(density)
+    finite = np.where(p > 0, log_p, 0.0)
+    minus_entropy = np.sum(p * finite) * area
+    deviation = np.sqrt(max(np.sum(p * finite**2) * area - minus_entropy**2, 0.0))
+    mean = np.mean(np.asarray(jax.vmap(density.log_density)(samples_of(density, seed=1)), np.float64))
+    assert abs(mean - minus_entropy) <= 5 * deviation / np.sqrt(NUM_SAMPLES) + 1e-5  # 1e-5: float32
+
+
+def test_known_entropies() -> None:
+    # Checkerboard: log 32. Eight Gaussians 6.1 standard deviations apart: log 8 + log(2 pi e / 8), nearly.
+    for name, entropy, tolerance in (
+        ("checkerboard", np.log(32), 1e-5),
+        ("eight_gaussians", np.log(2 * np.pi * np.e), 2e-2),
+    ):
+        log_p, p, area = quadrature(TOY_DENSITIES[name])
+        assert -np.sum(p * np.where(p > 0, log_p, 0.0)) * area == pytest.approx(entropy, abs=tolerance)
+
+
+def test_ring_is_the_mean_of_gaussians_around_the_circle() -> None:
+    # The Bessel function against 4096 Gaussians a ring, in float64.
+    x = np.random.default_rng(0).uniform(-3.2, 3.2, (50, 2))
+    angles = 2 * np.pi * np.arange(4096) / 4096
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    means = (np.array([0.75, 1.5, 2.25, 3.0])[:, None, None] * circle[None]).reshape(-1, 2)
+    squared = ((x[:, None, :] - means[None]) ** 2).sum(-1)
+    largest = -squared.min(axis=1) / (2 * 0.08**2)
+    log_sum = largest + np.log(np.exp(-squared / (2 * 0.08**2) - largest[:, None]).sum(axis=1))
+    expected = log_sum - np.log(len(means) * 2 * np.pi * 0.08**2)
+    actual = jax.vmap(TOY_DENSITIES["rings"].log_density)(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_pinwheel_turns_without_changing_volume() -> None:
+    # log p(x) at x = R(0.15 |z|^2) z is the unturned mixture's at z, written out in polar coordinates.
+    z = np.random.default_rng(1).normal(size=(50, 2)) * 1.5
+    radius, angle = np.hypot(z[:, 0], z[:, 1]), np.arctan2(z[:, 1], z[:, 0])
+    turned = angle + 0.15 * radius**2
+    x = radius[:, None] * np.stack([np.cos(turned), np.sin(turned)], axis=1)
+    blades = angle[:, None] - 2 * np.pi * np.arange(5)[None] / 5
+    along, across = radius[:, None] * np.cos(blades), radius[:, None] * np.sin(blades)
+    log_blades = -0.5 * (((along - 1.5) / 0.45) ** 2 + (across / 0.15) ** 2)
+    expected = np.asarray(logsumexp(log_blades, axis=1)) - np.log(5 * 2 * np.pi * 0.45 * 0.15)
+    log_density = jax.vmap(TOY_DENSITIES["pinwheel"].log_density)
+    np.testing.assert_allclose(log_density(jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-3)
+    mirrored = jnp.asarray(x * np.array([[1.0, -1.0]]), jnp.float32)
+    assert not np.allclose(log_density(mirrored), expected, atol=0.1)
+
+
+@smooth_densities
+@pytest.mark.parametrize("x", [(0.0, 0.0), (1.3, -0.4)], ids=["origin", "elsewhere"])
+def test_score_is_finite_and_true(name: str, x: tuple[float, float]) -> None:
+    # Central differences of a float32 log-density: rounding about 1e-5 / 2e-2, curvature below 1 / scale^2.
+    log_density, point, step = TOY_DENSITIES[name].log_density, jnp.array(x), 5e-3
+    score = jax.grad(log_density)(point)
+    offsets = step * jnp.eye(2)
+    differences = jnp.stack([log_density(point + o) - log_density(point - o) for o in offsets]) / (2 * step)
+    np.testing.assert_allclose(score, differences, rtol=2e-2, atol=2e-2)
+
+
+def test_checkerboard_samples_never_leave_their_squares() -> None:
+    # One sample on the wrong side of an edge would make a mean log-density minus infinity.
+    density = TOY_DENSITIES["checkerboard"]
+    x = density.sample(jax.random.key(2), 2_000_000)
+    assert bool(jnp.all(jax.vmap(density.log_density)(x) == -jnp.log(32.0)))
+    # The largest float32 that jax.random.uniform can return, in every square.
+    last = np.float32(1.0) - np.float32(2.0**-23)
+    for column in range(-2, 2):
+        for row in range(-2 + column % 2, 2, 2):
+            corner = 2.0 * jnp.array([column, row], jnp.float32)
+            assert float(density.log_density(corner + 2.0 * last)) == pytest.approx(-np.log(32), abs=1e-5)
+    assert float(density.log_density(jnp.array([1.0, -1.0]))) == -np.inf
+    assert float(density.log_density(jnp.array([5.0, 5.0]))) == -np.inf
+
+
+@densities
+def test_sampling_is_reproducible_and_compiles_once(density: ToyDensity) -> None:
+    traces = []
+
+    def sample(rng_key: jax.Array) -> jax.Array:
+        traces.append(None)
+        x = density.sample(rng_key, 64)
+        return jnp.concatenate([x, jax.vmap(density.log_density)(x)[:, None]], axis=1)
+
+    compiled = jax.jit(sample)
+    first, again, other = (compiled(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert len(traces) == 1
+    assert first.shape == (64, 3)
+    assert first.dtype == jnp.float32
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first[:, :2], other[:, :2])
+    np.testing.assert_allclose(first[:, :2], density.sample(jax.random.key(0), 64), rtol=1e-5, atol=1e-5)
+
+
+@densities
+def test_bad_arguments_are_named(density: ToyDensity) -> None:
+    with pytest.raises(ValueError, match=r"x has shape \(5, 2\).*jax.vmap"):
+        density.log_density(jnp.zeros((5, 2)))
+    for num_samples in (0, 2.0, True):
+        with pytest.raises(ValueError, match="num_samples must be an integer of at least 1"):
+            density.sample(jax.random.key(0), num_samples)

@@ -1,0 +1,168 @@
+"""Initial distributions: their moments, and that they travel through jit as arguments."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxebm.samplers.initial import (
+    ClassGaussianInitial,
+    GaussianInitial,
+    UniformInitial,
+    fit_class_gaussians,
+    fit_gaussian,
+)
+
+NUM_DRAWS = 20_000
+
+
+@jax.jit
+def _draws(initial, labels):
+    return jax.vmap(initial)(jax.random.split(jax.random.key(0), NUM_DRAWS), labels)
+
+
+def _many(initial, label=0):
+    draws = np.asarray(_draws(initial, jnp.full(NUM_DRAWS, label)), np.float64)
+    return draws.reshape(NUM_DRAWS, -1)
+
+
+def _assert_moments(draws, mean, covariance):
+    """Within 5 standard errors, entry by entry, of a Gaussian's mean and covariance."""
+    variances = np.diag(covariance)
+    assert np.all(np.abs(draws.mean(0) - mean) < 5 * np.sqrt(variances / len(draws)))
+    centred = draws - mean
+    error = np.sqrt((np.outer(variances, variances) + covariance**2) / len(draws))
+    assert np.all(np.abs(centred.T @ centred / len(draws) - covariance) < 5 * error)
+
+
+def _data(seed=0, num_images=200):
+    random = np.random.default_rng(seed)
+    mixing = random.normal(size=(6, 6))
+    return (random.normal(size=(num_images, 6)) @ mixing + random.normal(size=6)).reshape(num_images, 2, 3)
+
+
+def _exact(images, regularisation=1e-4):
+    flat = images.reshape(len(images), -1)
+    return flat.mean(0), np.cov(flat, rowvar=False, bias=True) + regularisation * np.eye(flat.shape[1])
+
+
+def test_uniform_fills_its_interval_and_ignores_the_label():
+    initial = UniformInitial(-1.0, 3.0, shape=(2, 3))
+    draws = _many(initial)
+    assert draws.shape == (NUM_DRAWS, 6)
+    assert draws.min() >= -1
+    assert draws.max() < 3
+    assert np.all(np.abs(draws.mean(0) - 1) < 5 * np.sqrt(16 / 12 / NUM_DRAWS))
+    # The variance of the square of a centred uniform of width w is w^4 / 180.
+    assert np.all(np.abs(((draws - 1) ** 2).mean(0) - 16 / 12) < 5 * np.sqrt(256 / 180 / NUM_DRAWS))
+    np.testing.assert_array_equal(draws, _many(initial, label=4))
+
+
+def test_a_fitted_gaussian_has_the_datas_mean_and_covariance():
+    images = _data()
+    initial = fit_gaussian(images)
+    mean, covariance = _exact(images)
+    np.testing.assert_allclose(
+        np.asarray(initial.factor @ initial.factor.T), covariance, rtol=1e-4, atol=1e-4
+    )
+    _assert_moments(_many(initial), mean, covariance)
+    np.testing.assert_array_equal(_many(initial, label=0), _many(initial, label=1))
+
+
+def test_more_dimensions_than_images():
+    images = np.random.default_rng(1).normal(size=(5, 4, 4))
+    initial = fit_gaussian(images, regularisation=1e-2)
+    assert initial.mean.shape == (4, 4)
+    mean, covariance = _exact(images, 1e-2)
+    _assert_moments(_many(initial), mean.ravel(), covariance)
+
+
+def test_one_image_is_a_mean_and_the_regularisation():
+    initial = fit_gaussian(np.full((1, 3), 0.5), regularisation=0.04)
+    np.testing.assert_allclose(initial.factor, 0.2 * np.eye(3), atol=1e-7)
+
+
+def test_the_clamp_holds():
+    draws = _many(fit_gaussian(_data(), clamp=(-0.5, 1.0)))
+    assert draws.min() == -0.5
+    assert draws.max() == 1.0
+
+
+def test_each_class_has_its_own_mean_and_covariance():
+    images = np.concatenate([_data(seed, 50) for seed in range(3)])
+    labels = np.repeat(np.arange(3), 50)
+    order = np.random.default_rng(0).permutation(150)
+    initial = fit_class_gaussians(images[order], labels[order], 3)
+    for label in range(3):
+        _assert_moments(_many(initial, label), *_exact(images[labels == label]))
+
+
+def test_a_class_gaussian_of_one_class_is_a_gaussian():
+    images = _data()
+    one = fit_gaussian(images)
+    classes = fit_class_gaussians(images, np.zeros(len(images), int), 1)
+    np.testing.assert_allclose(_many(one), _many(classes), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (UniformInitial(-1.0, 1.0, shape=(3,)), UniformInitial(0.0, 5.0, shape=(3,))),
+        (fit_gaussian(_data(0), clamp=(-1.0, 1.0)), fit_gaussian(_data(1), clamp=(-2.0, 2.0))),
+        (
+            ClassGaussianInitial(jnp.zeros((2, 3)), jnp.zeros((2, 3, 3))),
+            ClassGaussianInitial(jnp.ones((2, 3)), jnp.ones((2, 3, 3))),
+        ),
+    ],
+    ids=["uniform", "gaussian", "class gaussian"],
+)
+def test_they_are_arguments_of_jit_not_constants(first, second):
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def once(initial):
+        return initial(jax.random.key(0), jnp.array(1))
+
+    assert not np.array_equal(once(first), once(second))
+    assert jax.tree.structure(first) == jax.tree.structure(jax.tree.map(lambda leaf: leaf, first))
+
+
+def test_a_gaussian_of_given_mean_and_factor():
+    factor = jnp.array([[2.0, 0.0], [1.0, 0.5]])
+    _assert_moments(
+        _many(GaussianInitial(jnp.array([1.0, -1.0]), factor)),
+        np.array([1.0, -1.0]),
+        np.asarray(factor @ factor.T),
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "named"),
+    [
+        (lambda: UniformInitial(1.0, -1.0, shape=(2,)), ValueError, "low"),
+        (lambda: fit_gaussian(np.zeros((3, 2), np.uint8)), TypeError, "images has dtype uint8"),
+        (lambda: fit_gaussian(np.zeros((0, 2))), ValueError, r"images has shape \(0, 2\)"),
+        (lambda: fit_gaussian(np.full((3, 2), np.nan)), ValueError, "images holds 6 non-finite"),
+        (lambda: fit_gaussian(np.zeros((3, 2)), regularisation=0.0), ValueError, "regularisation"),
+        (lambda: fit_gaussian(np.zeros((3, 2)), clamp=(1.0, 0.0)), ValueError, "clamp"),
+        (
+            lambda: fit_class_gaussians(np.zeros((3, 2)), np.array([0, 0, 2]), 4),
+            ValueError,
+            r"classes \[1, 3\]",
+        ),
+        (lambda: fit_class_gaussians(np.zeros((3, 2)), np.array([0, 0, 2]), 2), ValueError, "labels spans"),
+        (
+            lambda: fit_class_gaussians(np.zeros((3, 2)), np.array([0, 1]), 2),
+            ValueError,
+            r"labels has shape \(2,\)",
+        ),
+        (
+            lambda: fit_class_gaussians(np.zeros((2, 2)), np.array([0.0, 1.0]), 2),
+            TypeError,
+            "labels has dtype",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, error, named):
+    with pytest.raises(error, match=named):
+        call()

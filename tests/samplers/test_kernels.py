@@ -1,0 +1,167 @@
+"""What every kernel of the package keeps, from one table of constructors."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import digamma, polygamma
+
+from jaxebm.samplers.chains import run_chain, run_chains
+from jaxebm.samplers.langevin import sgld
+from jaxebm.samplers.metropolis import hmc, mala, nuts
+
+SHAPE = 2.0
+"""exp(-E) is the law of the logarithm of a Gamma(SHAPE) variable: smooth, with a long tail to the left."""
+
+
+def energy(position):
+    """Seven independent log-Gamma variables in two leaves of different shapes."""
+    return sum(jnp.sum(jnp.exp(leaf) - SHAPE * leaf) for leaf in jax.tree.leaves(position))
+
+
+class Case(NamedTuple):
+    make: object  # (target, step_size) -> Kernel
+    step_size: float
+    num_steps: int
+
+
+CASES = {
+    "sgld": Case(sgld, 0.1, 150),
+    "mala": Case(mala, 0.2, 150),
+    "hmc": Case(lambda target, step_size: hmc(target, step_size, 5), 0.3, 30),
+    "nuts": Case(lambda target, step_size: nuts(target, step_size, max_num_doublings=4), 0.4, 15),
+}
+all_kernels = pytest.mark.parametrize("name", list(CASES))
+
+NUM_CHAINS = 2_000
+START = {"a": jnp.full((NUM_CHAINS, 3), 1.0), "b": jnp.full((NUM_CHAINS, 2, 2), -1.0)}
+
+
+def exact_central_moments():
+    return digamma(SHAPE), polygamma(1, SHAPE), polygamma(2, SHAPE)
+
+
+def unadjusted_central_moments(step_size):
+    """Of the stationary law of x <- x - h E'(x) + sqrt(2 h) n, from its transition matrix on a fine grid.
+
+    The trapezoid rule on a smooth, decaying integrand is exact to rounding once the spacing is well below
+    sqrt(2 h).
+    """
+    x = np.linspace(-12.0, 5.0, 1200)
+    mean = x - step_size * (np.exp(x) - SHAPE)
+    transition = np.exp(-((x[None, :] - mean[:, None]) ** 2) / (4 * step_size))
+    transition /= transition.sum(axis=1, keepdims=True)
+    law = np.full(x.size, 1 / x.size)
+    for _ in range(12):  # law P^4096
+        transition = transition @ transition
+    law = law @ transition
+    centre = law @ x
+    return centre, law @ (x - centre) ** 2, law @ (x - centre) ** 3
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Final positions and infos of every kernel, and how often each was traced over two calls."""
+    results = {}
+    for name, case in CASES.items():
+
+        def run(rng_key, positions, step_size, case=case):
+            kernel = case.make(energy, step_size)
+            states, history = run_chains(
+                rng_key, kernel, positions, case.num_steps, collect=lambda state, info: _acceptance(info)
+            )
+            return states.position, history
+
+        chex.clear_trace_counter()  # it knows a function by its code, which is the same for every kernel
+        traced_once = jax.jit(chex.assert_max_traces(run, n=1))
+        traced_once(jax.random.key(1), START, 0.5 * case.step_size)
+        results[name] = traced_once(jax.random.key(0), START, case.step_size)  # raises if traced again
+    return results
+
+
+def _acceptance(info):
+    return getattr(info, "acceptance_rate", jnp.ones(()))
+
+
+@all_kernels
+def test_pytree_in_pytree_out_finite_and_traced_once(runs, name):
+    positions, acceptance = runs[name]
+    chex.assert_trees_all_equal_shapes_and_dtypes(positions, START)
+    chex.assert_tree_all_finite((positions, acceptance))
+    assert acceptance.shape == (NUM_CHAINS, CASES[name].num_steps)
+    if name != "sgld":
+        assert 0.3 < float(acceptance.mean()) < 0.999
+
+
+@all_kernels
+def test_stationary_moments_of_a_skewed_target(runs, name):
+    # Only the last states are used, one for each chain: exactly independent, so the error bars are exact.
+    positions, _ = runs[name]
+    x = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(positions)]).astype(np.float64)
+    mean, variance, third = (
+        unadjusted_central_moments(CASES[name].step_size) if name == "sgld" else exact_central_moments()
+    )
+    for power, expected in ((1, 0.0), (2, variance), (3, third)):
+        term = (x - mean) ** power
+        assert abs(term.mean() - expected) < 5 * term.std() / np.sqrt(x.size), power
+    assert third < -0.2  # a kernel with the sign of the energy wrong could not pass
+
+
+def test_the_grid_knows_the_unadjusted_law():
+    # Its bias is of first order in the step, so halving the step halves it; that of the third moment is even
+    # smaller.
+    exact = np.array(exact_central_moments())
+    coarse, fine = (np.array(unadjusted_central_moments(h)) - exact for h in (0.04, 0.02))
+    np.testing.assert_allclose(coarse[:2] / fine[:2], 2, rtol=0.05)
+    assert abs(fine[2]) < abs(coarse[2]) / 2
+
+
+@all_kernels
+def test_one_position_without_batch(name):
+    case = CASES[name]
+    position = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
+    state, history = run_chain(jax.random.key(0), case.make(energy, case.step_size), position, 2)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state.position, position)
+    assert history is None
+
+
+def test_bfloat16_is_kept_by_sgld():
+    position = {"a": jnp.zeros(3, jnp.bfloat16), "b": jnp.zeros((2, 2), jnp.bfloat16)}
+    state, _ = run_chain(jax.random.key(0), sgld(energy, jnp.float32(0.1)), position, 2)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state.position, position)
+    chex.assert_tree_all_finite(state.position)
+
+
+@all_kernels
+def test_one_seed_one_chain(name):
+    case = CASES[name]
+    kernel = case.make(energy, case.step_size)
+    position = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
+    step = jax.jit(lambda rng_key: kernel.step(rng_key, kernel.init(position))[0])
+    first, second, other = (step(jax.random.key(seed)) for seed in (0, 0, 1))
+    chex.assert_trees_all_equal(first, second)
+    assert not np.array_equal(first.position["a"], other.position["a"])
+
+
+@all_kernels
+def test_integer_positions_are_refused(name):
+    with pytest.raises(TypeError, match="floating"):
+        CASES[name].make(energy, 0.1).init(jnp.arange(3))
+
+
+@all_kernels
+def test_a_bad_step_size_is_named(name):
+    with pytest.raises(ValueError, match=r"step_size=-0.1.*greater than 0"):
+        CASES[name].make(energy, -0.1)
+
+
+@all_kernels
+def test_an_energy_that_is_not_a_scalar_is_named(name):
+    def elementwise(x):
+        return x**2
+
+    with pytest.raises(ValueError, match=r"elementwise.*\(3,\).*scalar"):
+        run_chain(jax.random.key(0), CASES[name].make(elementwise, 0.1), jnp.ones(3), 1)
