@@ -19,11 +19,14 @@ Config = TypeVar("Config")
 def as_json(config: Any) -> dict[str, Any]:
     """Returns a configuration dataclass as plain JSON values; paths become text."""
     return {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
     }
 
 
-def run_experiment(config_type: type[Config], main: Callable[[Config], Any], arguments: list[str] | None = None) -> None:
+def run_experiment(
+    config_type: type[Config], main: Callable[[Config], Any], arguments: list[str] | None = None
+) -> None:
     """Parses the flags of ``config_type`` and runs ``main``.
 
     Errors that a user can mend (a wrong argument, a missing file, a folder in use, divergence) end as one line on standard error
@@ -41,12 +44,17 @@ def run_experiment(config_type: type[Config], main: Callable[[Config], Any], arg
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
-        print("\ninterrupted; what was trained up to the last checkpoint can be resumed with --resume.", file=sys.stderr)
+        print(
+            "\ninterrupted; what was trained up to the last checkpoint can be resumed with --resume.",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         # RuntimeError covers DivergenceError and DatasetNotAvailableError, and JAX's own out-of-memory errors.
         if os.environ.get("JAXEBM_TRACEBACK") == "1":
             raise
-        kind = "" if isinstance(error, DivergenceError | ValueError | OSError) else f"{type(error).__name__}: "
+        kind = (
+            "" if isinstance(error, DivergenceError | ValueError | OSError) else f"{type(error).__name__}: "
+        )
         print(f"error: {kind}{error}", file=sys.stderr)
         sys.exit(2)

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import blackjax
 import jax
@@ -86,8 +86,18 @@ class Config:
     def __post_init__(self) -> None:
         unknown = [name for name in self.densities if name not in TOY_DENSITIES]
         if unknown or not self.densities:
-            raise ValueError(f"densities={self.densities}: unknown {unknown}; choose among {', '.join(TOY_DENSITIES)}.")
-        for name in ("updates", "batch_size", "num_chains", "sampler_steps", "grid_points", "num_samples", "sample_steps"):
+            raise ValueError(
+                f"densities={self.densities}: unknown {unknown}; choose among {', '.join(TOY_DENSITIES)}."
+            )
+        for name in (
+            "updates",
+            "batch_size",
+            "num_chains",
+            "sampler_steps",
+            "grid_points",
+            "num_samples",
+            "sample_steps",
+        ):
             checks.positive_integer(name, getattr(self, name))
         for name in ("learning_rate", "sampler_step_size"):
             checks.positive(name, getattr(self, name))
@@ -105,7 +115,7 @@ def make_energy(config: Config, density: ToyDensity) -> tuple[Any, EnergyFn]:
     network = MLP(None, widths=config.widths, activation=config.activation)
 
     def scaled(params: Params, x: Array) -> Array:
-        return network.apply(params, x / (0.5 * half))
+        return cast(Array, network.apply(params, x / (0.5 * half)))
 
     return network, tilt(scaled, gaussian_log_reference(jnp.zeros(2), half))
 
@@ -126,12 +136,14 @@ def local_and_global(target: Target, step_size: Array | float, low: float, high:
       Tierney 1994, "Markov chains for exploring posterior distributions", on cycles of kernels and independence chains.
     """
     local = mala(target, step_size)
-    jump = blackjax.irmh(lambda x: -target(x), lambda key: jax.random.uniform(key, (2,), minval=low, maxval=high))
+    jump = blackjax.irmh(
+        lambda x: -target(x), lambda key: jax.random.uniform(key, (2,), minval=low, maxval=high)
+    )
 
     def step(rng_key: Array, state: Any) -> tuple[Any, Any]:
         key_local, key_jump = jax.random.split(rng_key)
         state, info = local.step(key_local, state)
-        jumped, _ = jump.step(key_jump, jump.init(state.position))
+        jumped: Any = jump.step(key_jump, jump.init(state.position, key_jump))[0]
         return local.init(jumped.position), info
 
     return Kernel(local.init, step)
@@ -176,11 +188,15 @@ def learn(config: Config, density: ToyDensity, run: RunFolder) -> dict[str, Any]
     card = {
         "density": density.name,
         "kl": float(kl_divergence_on_grid(log_true, log_model, log_cell)),
-        "reverse_kl": float(kl_divergence_on_grid(log_model, log_true, log_cell)) if density.name != "checkerboard" else None,
+        "reverse_kl": float(kl_divergence_on_grid(log_model, log_true, log_cell))
+        if density.name != "checkerboard"
+        else None,
         "mass_at_edge": float(jnp.sum(jnp.where(edge, jnp.exp(log_model + log_cell), 0.0))),
         "seconds_training": result.seconds,
     }
-    start = jax.vmap(lambda key: initial(key, jnp.zeros((), jnp.int32)))(jax.random.split(keys[2], config.num_samples))
+    start = jax.vmap(lambda key: initial(key, jnp.zeros((), jnp.int32)))(
+        jax.random.split(keys[2], config.num_samples)
+    )
     samples = sample(jax.random.fold_in(keys[2], 1), energy, params, start, config.sample_steps, kernel=local_and_global,
                      step_size=config.sampler_step_size, low=low, high=high)  # fmt: skip
     shape = (config.grid_points, config.grid_points)
@@ -200,7 +216,9 @@ def main(config: Config) -> dict[str, Any]:
     for name in config.densities:
         if config.progress:
             print(name, flush=True)
-        cards[name] = learn(config, TOY_DENSITIES[name], open_run(config.output / name, as_json(config), **flags))
+        cards[name] = learn(
+            config, TOY_DENSITIES[name], open_run(config.output / name, as_json(config), **flags)
+        )
     card = {
         "schema": 1, "experiment": "density_2d", "seed": config.seed, "kl": {name: one["kl"] for name, one in cards.items()},
         "densities": cards, "seconds": time.monotonic() - started, "config": as_json(config),

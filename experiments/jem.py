@@ -39,7 +39,16 @@ from jaxebm.objectives import (
     short_run,
 )
 from jaxebm.samplers import Initial, UniformInitial, fit_class_gaussians, fit_gaussian, sgld
-from jaxebm.training import FitResult, RunFolder, TrainState, TrainStep, fit, init_state, make_train_step, open_run
+from jaxebm.training import (
+    FitResult,
+    RunFolder,
+    TrainState,
+    TrainStep,
+    fit,
+    init_state,
+    make_train_step,
+    open_run,
+)
 from jaxebm.types import Array, LogitsFn, MakeKernel, Metrics, Params
 
 PIXELS = (-1.0, 1.0)
@@ -148,7 +157,14 @@ class Config:
     """Lengths, in Langevin steps, at which fresh chains are judged."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "num_chains", "sampler_steps", "buffer_size", "samples_per_class"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "num_chains",
+            "sampler_steps",
+            "buffer_size",
+            "samples_per_class",
+        ):
             checks.positive_integer(name, getattr(self, name))
         for name in ("learning_rate", "sampler_step_size"):
             checks.positive(name, getattr(self, name))
@@ -163,8 +179,14 @@ class Config:
                 f"buffer_size={self.buffer_size} is smaller than num_chains={self.num_chains}: every chain needs a slot "
                 f"of its own; use a buffer_size of at least {self.num_chains}."
             )
-        if not self.sample_steps or list(self.sample_steps) != sorted(set(self.sample_steps)) or self.sample_steps[0] < 1:
-            raise ValueError(f"sample_steps={self.sample_steps}: increasing numbers of at least 1 are needed, such as 100 1000.")
+        if (
+            not self.sample_steps
+            or list(self.sample_steps) != sorted(set(self.sample_steps))
+            or self.sample_steps[0] < 1
+        ):
+            raise ValueError(
+                f"sample_steps={self.sample_steps}: increasing numbers of at least 1 are needed, such as 100 1000."
+            )
 
     @property
     def generative(self) -> bool:
@@ -214,12 +236,18 @@ def make_data(config: Config, dataset: Dataset) -> Data:
         checks.positive_integer("labels_per_class", config.labels_per_class)
         scarce = int(np.bincount(labels, minlength=dataset.num_classes).min())
         if config.labels_per_class > scarce:
-            raise ValueError(f"labels_per_class={config.labels_per_class}: the smallest class has {scarce} training images.")
+            raise ValueError(
+                f"labels_per_class={config.labels_per_class}: the smallest class has {scarce} training images."
+            )
         order = np.random.default_rng(config.seed).permutation(len(labels))
-        rows = np.concatenate([order[labels[order] == y][: config.labels_per_class] for y in range(dataset.num_classes)])
+        rows = np.concatenate(
+            [order[labels[order] == y][: config.labels_per_class] for y in range(dataset.num_classes)]
+        )
     for name, count in (("labelled", len(rows)), ("training", len(images))):
         if config.batch_size > count:
-            raise ValueError(f"batch_size={config.batch_size} exceeds the {count} {name} images: use at most {count}.")
+            raise ValueError(
+                f"batch_size={config.batch_size} exceeds the {count} {name} images: use at most {count}."
+            )
     return Data((jnp.asarray(images[rows]), jnp.asarray(labels[rows])), jnp.asarray(images))
 
 
@@ -255,7 +283,9 @@ def make_negatives(config: Config, dataset: Dataset) -> NegativeSampler:
               "num_classes": dataset.num_classes}  # fmt: skip
     if config.negatives == "short-run":
         return short_run(kernel, **chains)
-    return persistent(kernel, capacity=config.buffer_size, restart_probability=config.restart_probability, **chains)
+    return persistent(
+        kernel, capacity=config.buffer_size, restart_probability=config.restart_probability, **chains
+    )
 
 
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
@@ -264,12 +294,20 @@ def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformati
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, warmup, num_steps, end_value=config.learning_rate / 100
     )
-    clip = optax.identity() if config.gradient_clip_norm is None else optax.clip_by_global_norm(config.gradient_clip_norm)
+    clip = (
+        optax.identity()
+        if config.gradient_clip_norm is None
+        else optax.clip_by_global_norm(config.gradient_clip_norm)
+    )
     return trainable(optax.chain(clip, optax.adamw(schedule, weight_decay=config.weight_decay)))
 
 
 def make_step(
-    config: Config, dataset: Dataset, network: Any, optimizer: optax.GradientTransformation, negatives: NegativeSampler
+    config: Config,
+    dataset: Dataset,
+    network: Any,
+    optimizer: optax.GradientTransformation,
+    negatives: NegativeSampler,
 ) -> TrainStep:
     """Returns the pure function of one JEM update."""
     logits: LogitsFn = network.apply

@@ -3,6 +3,7 @@
 The schema of card.json is documented in docs/card.md; `write_card` checks that every number in it is finite.
 """
 
+import io
 import json
 import platform
 import sys
@@ -72,7 +73,7 @@ class ModelUnderTest(NamedTuple):
     conditional: bool
 
 
-def _map_batches(function: Callable[[Array], Array], images: np.ndarray) -> np.ndarray:
+def _map_batches(function: Callable[[Any], Array], images: np.ndarray) -> np.ndarray:
     """Applies a compiled batched function block by block, so that memory does not grow with the data set."""
     return np.concatenate([np.asarray(function(images[i : i + BATCH])) for i in range(0, len(images), BATCH)])
 
@@ -105,7 +106,9 @@ def _fresh_samples(
                       static_argnames="num_steps")  # fmt: skip
     kept, done = {}, 0
     for key, total in zip(keys[1:], steps, strict=True):
-        positions = advance(key, params=model.params, positions=positions, labels=labels, num_steps=total - done)
+        positions = advance(
+            key, params=model.params, positions=positions, labels=labels, num_steps=total - done
+        )
         kept[total], done = np.asarray(positions), total
     return kept, np.asarray(labels)
 
@@ -115,7 +118,9 @@ def _judge_samples(
 ) -> dict[str, Any]:
     """Class agreement, and how samples compare with the training images of their class, in pixel space."""
     real = np.asarray(dataset.rescale(dataset.train.image))
-    quality = prdc_by_class(_flat(real), dataset.train.label, _flat(images), labels, dataset.num_classes, k=NEIGHBOURS)
+    quality = prdc_by_class(
+        _flat(real), dataset.train.label, _flat(images), labels, dataset.num_classes, k=NEIGHBOURS
+    )
     return {
         "class_agreement": float(np.mean(predict(images) == labels)),
         "precision": float(quality.mean.precision),
@@ -143,7 +148,9 @@ def _out_of_distribution(
     scores: dict[str, dict[str, np.ndarray]] = {}
     for name, make_score in OOD_SCORES.items():
         batch = jax.jit(jax.vmap(partial(make_score(model.logits), model.params)))
-        scores[name] = {"test": _map_batches(batch, test)} | {key: _map_batches(batch, xs) for key, xs in sets.items()}
+        scores[name] = {"test": _map_batches(batch, test)} | {
+            key: _map_batches(batch, xs) for key, xs in sets.items()
+        }
         inside = scores[name]["test"]
         aurocs[name] = {key: auroc(inside, scores[name][key]) for key in sets}
         aurocs[f"{name}_fpr95"] = {key: false_positive_rate(inside, scores[name][key]) for key in sets}
@@ -172,7 +179,10 @@ def evaluate(
     Returns:
       A dictionary as documented in docs/card.md.
     """
-    images = {name: np.asarray(dataset.rescale(getattr(dataset, name).image)) for name in ("train", "validation", "test")}
+    images = {
+        name: np.asarray(dataset.rescale(getattr(dataset, name).image))
+        for name in ("train", "validation", "test")
+    }
     card: dict[str, Any] = {"schema": SCHEMA}
 
     # What it knows of classes.
@@ -222,7 +232,9 @@ def evaluate(
     batch = jax.jit(jax.vmap(partial(marginal_energy(model.logits), model.params)))
     energies = {name: _map_batches(batch, images[name]) for name in ("train", "test")}
     energies[f"fresh, {sample_steps[-1]} steps"] = _map_batches(batch, longest)
-    energies |= {name.replace("_", " "): -values for name, values in scores["log_density"].items() if name != "test"}
+    energies |= {
+        name.replace("_", " "): -values for name, values in scores["log_density"].items() if name != "test"
+    }
     plots.energy_histogram(run.path / "energies.png", energies)
     card["energy"] = {name.split(",")[0]: {"mean": float(np.mean(value)), "sd": float(np.std(value))}
                       for name, value in energies.items() if name.split(",")[0] in ("train", "test", "fresh")}  # fmt: skip
@@ -257,7 +269,11 @@ def _judge_buffer(
 
 
 def _draw_samples(
-    run: RunFolder, sheets: Mapping[str, np.ndarray], labels: np.ndarray, buffer_labels: np.ndarray, dataset: Dataset
+    run: RunFolder,
+    sheets: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    buffer_labels: np.ndarray,
+    dataset: Dataset,
 ) -> None:
     """A row a class, the first ten samples of each: no selection."""
     columns = 10
@@ -270,27 +286,38 @@ def _draw_samples(
     tiles = {name: np.asarray(dataset.restore(rows(xs, buffer_labels if "buffer" in name else labels)))
              for name, xs in sheets.items()}  # fmt: skip
     real = rows(np.asarray(dataset.rescale(dataset.train.image)), dataset.train.label)
-    plots.image_grids(run.path / "samples.png", tiles | {"training images": np.asarray(dataset.restore(real))}, columns=columns)
+    plots.image_grids(
+        run.path / "samples.png",
+        tiles | {"training images": np.asarray(dataset.restore(real))},
+        columns=columns,
+    )
 
 
 def _draw_neighbours(
-    run: RunFolder, samples: np.ndarray, labels: np.ndarray, images: Mapping[str, np.ndarray], dataset: Dataset
+    run: RunFolder,
+    samples: np.ndarray,
+    labels: np.ndarray,
+    images: Mapping[str, np.ndarray],
+    dataset: Dataset,
 ) -> dict[str, float]:
     """Samples beside their nearest training images; the distances beside those of test images tell copying from learning."""
     indices, distances = nearest_neighbours(_flat(samples), _flat(images["train"]))
     _, test_distances = nearest_neighbours(_flat(images["test"]), _flat(images["train"]))
     first = np.concatenate([np.flatnonzero(labels == y)[:2] for y in range(dataset.num_classes)])
-    pairs = np.stack([samples[first], images["train"][indices[first, 0]]], axis=1).reshape(-1, *dataset.image_shape)
+    pairs = np.stack([samples[first], images["train"][indices[first, 0]]], axis=1).reshape(
+        -1, *dataset.image_shape
+    )
     plots.image_grid(run.path / "neighbours.png", np.asarray(dataset.restore(pairs)), columns=8,
                      title="fresh sample | its nearest training image")  # fmt: skip
-    return {"fresh_median_distance": float(np.median(distances)), "test_median_distance": float(np.median(test_distances))}
+    return {
+        "fresh_median_distance": float(np.median(distances)),
+        "test_median_distance": float(np.median(test_distances)),
+    }
 
 
 def _save_arrays(run: RunFolder, arrays: Mapping[str, np.ndarray]) -> None:
-    import io
-
     stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
+    np.savez_compressed(stream, **arrays)  # pyright: ignore[reportArgumentType]
     write_atomically(run.path / "samples.npz", stream.getvalue())
 
 
@@ -313,6 +340,7 @@ def write_card(run: RunFolder, card: Mapping[str, Any]) -> None:
 
 def _markdown(card: Mapping[str, Any]) -> str:
     """The card for a reader: the same numbers, the questions that they answer, and the pictures."""
+
     def row(name: str, *values: Any) -> str:
         return f"| {name} | " + " | ".join(v if isinstance(v, str) else f"{v:.4g}" for v in values) + " |"
 
@@ -320,9 +348,20 @@ def _markdown(card: Mapping[str, Any]) -> str:
     lines = [f"# JEM on {card['dataset']}, seed {card['seed']}", "",
              f"{card['updates']} updates, {card['parameters']} parameters, {card['seconds']:.0f} s on {card['environment']['device']}.",
              "", "## Classes (test split)", "", "| | JEM | cross-entropy twin |", "|---|---|---|"]  # fmt: skip
-    for name, label in (("accuracy", "accuracy"), ("nll", "NLL, nats"), ("ece", "ECE, 15 bins"), ("brier", "Brier")):
+    for name, label in (
+        ("accuracy", "accuracy"),
+        ("nll", "NLL, nats"),
+        ("ece", "ECE, 15 bins"),
+        ("brier", "Brier"),
+    ):
         lines.append(row(label, card[name], "-" if twin is None else twin[name]))
-    lines += ["", "![reliability](reliability.png)", "", "## Out of distribution (AUROC against test images)", ""]
+    lines += [
+        "",
+        "![reliability](reliability.png)",
+        "",
+        "## Out of distribution (AUROC against test images)",
+        "",
+    ]
     sets = list(next(iter(card["ood"].values())))
     lines += [f"| score | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
     lines += [row(score, *card["ood"][score].values()) for score in OOD_SCORES]

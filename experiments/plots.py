@@ -35,7 +35,7 @@ STYLE: dict[str, Any] = {
     "axes.titleweight": "bold",
     "legend.frameon": False,
 }
-mpl.rcParams.update(STYLE)
+mpl.rcParams.update(STYLE)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -91,7 +91,14 @@ def reliability_diagram(path: Path, curves: Mapping[str, tuple[Any, float]]) -> 
         middle, widths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
         top, bottom = axes[0, column], axes[1, column]
         accuracy, confidence = np.asarray(curve.accuracy)[filled], np.asarray(curve.confidence)[filled]
-        top.bar(middle[filled], accuracy, widths[filled] * 0.92, color=ACCENT, alpha=0.35, label="accuracy in the bin")
+        top.bar(
+            middle[filled],
+            accuracy,
+            widths[filled] * 0.92,
+            color=ACCENT,
+            alpha=0.35,
+            label="accuracy in the bin",
+        )
         top.plot(confidence, accuracy, "o", color=ACCENT, markersize=4)
         top.plot([0, 1], [0, 1], "--", color=INK, linewidth=1, label="perfect calibration")
         top.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy", title=f"{label}: ECE {ece:.3f}")
@@ -117,7 +124,9 @@ def energy_histogram(path: Path, energies: Mapping[str, np.ndarray]) -> None:
     save(figure, path)
 
 
-def score_histograms(path: Path, scores: Mapping[str, Mapping[str, np.ndarray]], aurocs: Mapping[str, Mapping[str, float]]) -> None:
+def score_histograms(
+    path: Path, scores: Mapping[str, Mapping[str, np.ndarray]], aurocs: Mapping[str, Mapping[str, float]]
+) -> None:
     """Draws one panel for each out-of-distribution score, test data against each named set, with the AUROC."""
     figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 3.3), squeeze=False)
     for axis, (score, sets) in zip(axes[0], scores.items(), strict=True):
@@ -152,7 +161,13 @@ def training_curves(path: Path, records: Sequence[Mapping[str, float]], names: S
 
 
 def density_panels(
-    path: Path, bounds: tuple[float, float], true: np.ndarray, learnt: np.ndarray, samples: np.ndarray, *, title: str
+    path: Path,
+    bounds: tuple[float, float],
+    true: np.ndarray,
+    learnt: np.ndarray,
+    samples: np.ndarray,
+    *,
+    title: str,
 ) -> None:
     """Draws a true density, a learnt one on the same colour scale, and samples of the model, side by side.
 
@@ -167,12 +182,16 @@ def density_panels(
     low, high = bounds
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.4))
     top = float(np.quantile(true, 0.999))
-    for axis, values, name in zip(axes, (true, learnt, None), ("true density", "learnt density", "samples"), strict=False):
+    for axis, values, name in zip(
+        axes, (true, learnt, None), ("true density", "learnt density", "samples"), strict=False
+    ):
         if values is None:
             axis.set_facecolor("black")
             axis.plot(samples[:, 0], samples[:, 1], ".", color="#f2c14e", markersize=1.2, alpha=0.6)
         else:
-            axis.imshow(values.T, origin="lower", extent=(low, high, low, high), cmap="inferno", vmin=0, vmax=top)
+            axis.imshow(
+                values.T, origin="lower", extent=(low, high, low, high), cmap="inferno", vmin=0, vmax=top
+            )
         axis.set(xlim=(low, high), ylim=(low, high), xticks=[], yticks=[], aspect="equal", title=name)
     figure.suptitle(title)
     figure.tight_layout()

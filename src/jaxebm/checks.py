@@ -8,34 +8,64 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-__all__ = ["finite", "floating", "in_range", "integer_labels", "is_traced", "non_negative", "positive", "positive_integer"]
+__all__ = [
+    "batch_length",
+    "finite",
+    "floating",
+    "in_range",
+    "integer_labels",
+    "is_traced",
+    "non_negative",
+    "positive",
+    "positive_integer",
+]
 
 
 def is_traced(value: Any) -> bool:
-    """Returns whether ``value`` is abstract (inside ``jit``, ``vmap`` or ``grad``), so that its numbers are unknown."""
-    return isinstance(value, jax.core.Tracer)
+    """Returns whether ``value`` is abstract (in ``jit``, ``vmap``, ``grad``), its numbers unknown."""
+    return isinstance(value, Tracer)
 
 
 def _fail(name: str, value: Any, accepted: str) -> None:
     raise ValueError(f"{name}={value!r}: {name} must be {accepted}.")
 
 
+def _numbers(name: str, value: Any) -> np.ndarray:
+    numbers = np.asarray(value)
+    # jnp.issubdtype, because NumPy does not count bfloat16 among its numbers.
+    if not jnp.issubdtype(numbers.dtype, jnp.number) or jnp.issubdtype(numbers.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{name}={value!r} is no real number: {name} must be a number or an array of numbers."
+        )
+    return numbers
+
+
 def positive(name: str, value: Any) -> None:
     """Raises ``ValueError`` unless every entry of ``value`` is finite and above zero."""
-    if not is_traced(value) and not bool(np.all(np.isfinite(value) & (np.asarray(value) > 0))):
+    if is_traced(value):
+        return
+    numbers = _numbers(name, value)
+    if not np.all(np.isfinite(numbers) & (numbers > 0)):
         _fail(name, value, "finite and greater than 0")
 
 
 def non_negative(name: str, value: Any) -> None:
     """Raises ``ValueError`` unless every entry of ``value`` is finite and at least zero."""
-    if not is_traced(value) and not bool(np.all(np.isfinite(value) & (np.asarray(value) >= 0))):
+    if is_traced(value):
+        return
+    numbers = _numbers(name, value)
+    if not np.all(np.isfinite(numbers) & (numbers >= 0)):
         _fail(name, value, "finite and at least 0")
 
 
 def in_range(name: str, value: Any, low: float, high: float) -> None:
     """Raises ``ValueError`` unless every entry of ``value`` lies in [low, high]."""
-    if not is_traced(value) and not bool(np.all((np.asarray(value) >= low) & (np.asarray(value) <= high))):
+    if is_traced(value):
+        return
+    numbers = _numbers(name, value)
+    if not np.all((numbers >= low) & (numbers <= high)):
         _fail(name, value, f"between {low} and {high}")
 
 
@@ -54,6 +84,18 @@ def floating(name: str, tree: Any) -> None:
                 f"{name} has dtype {dtype}: a floating-point array is needed, because the energy is "
                 f"differentiated with respect to it. Convert it, for example {name}.astype(jnp.float32)."
             )
+
+
+def batch_length(name: str, tree: Any) -> int:
+    """Returns the length of the leading axis that all leaves of ``tree`` share, at least 1, or raises."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    lengths = {shape[:1] for shape in shapes}
+    if len(lengths) != 1 or () in lengths or (0,) in lengths:
+        found = f"leaves of shapes {shapes}" if shapes else "no arrays"
+        raise ValueError(
+            f"{name} has {found}: a batch is needed, one leading axis of at least 1 that all leaves share."
+        )
+    return shapes[0][0]
 
 
 def finite(name: str, tree: Any) -> None:
@@ -76,6 +118,9 @@ def integer_labels(name: str, labels: Any, num_classes: int) -> None:
         raise TypeError(f"{name} has dtype {dtype}: integer class labels 0..{num_classes - 1} are needed.")
     if is_traced(labels) or np.size(labels) == 0:
         return
-    low, high = int(np.min(labels)), int(np.max(labels))
+    values = np.asarray(labels)  # np.min of a JAX array would be traced inside another trace
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high >= num_classes:
-        raise ValueError(f"{name} spans {low}..{high}: labels must lie in 0..{num_classes - 1} for {num_classes} classes.")
+        raise ValueError(
+            f"{name} spans {low}..{high}: labels must lie in 0..{num_classes - 1} for {num_classes} classes."
+        )

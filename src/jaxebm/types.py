@@ -32,10 +32,10 @@ Metrics: TypeAlias = dict[str, Array]
 """Scalars by name, computed beside a loss."""
 
 Target: TypeAlias = Callable[[Position], Array]
-"""An energy with its parameters bound, ``functools.partial(energy, params)``: one position in, one scalar out."""
+"""An energy with its parameters bound, ``functools.partial(energy, params)``: a position in, a scalar out."""
 
 BATCH_AXIS = "batch"
-"""Name of the axis that the package's own ``vmap`` over examples carries; batch normalisation averages over it."""
+"""The axis that the package's own ``vmap`` over examples names; batch normalisation averages over it."""
 
 
 class EnergyFn(Protocol):

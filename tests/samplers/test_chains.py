@@ -240,7 +240,7 @@ def _counted():
             {"step_size": 0.1, "noise_scale": 0.1, "gradient_clip": 1.0, "state_clamp": (-3.0, 3.0)},
             {"step_size": 0.2, "noise_scale": 0.0, "gradient_clip": 2.0, "state_clamp": (-1.0, 2.5)},
         ),
-        (mala, {"step_size": 0.1}, {"step_size": jnp.float32(0.2)}),
+        (mala, {"step_size": 0.1}, {"step_size": 0.2}),
         (
             hmc,
             {"step_size": 0.1, "num_integration_steps": 3, "inverse_mass_matrix": jnp.ones(2)},

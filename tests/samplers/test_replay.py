@@ -133,7 +133,7 @@ def test_never_and_always(probability):
 
 
 def test_writing_touches_the_drawn_slots_only():
-    chains = draw_plain(jax.random.key(5), 0.5)
+    chains = draw_plain(jax.random.key(6), 0.5)
     moved = chains.positions + 100
     buffer = BUFFER._replace(ages=jnp.arange(CAPACITY, dtype=jnp.int32))
     after = write(buffer, chains, moved, 20)

@@ -1,4 +1,4 @@
-"""Batches from arrays, drawn inside the compiled step: every example once an epoch, in a new order each epoch.
+"""Batches from arrays, drawn inside the compiled step: every example once an epoch, in a fresh order each.
 
 The place in the data is a small pytree that lives in the training state, so a checkpoint holds it too.
 """
@@ -50,19 +50,23 @@ def init_stream(rng_key: Array, num_examples: int) -> StreamState:
 
 
 def next_batch(rng_key: Array, stream: StreamState, arrays: Any, batch_size: int) -> tuple[Any, StreamState]:
-    """Takes the next ``batch_size`` examples; a remainder smaller than a batch is left, and a new epoch begins.
+    """Takes the next ``batch_size`` examples of the epoch.
+
+    A remainder smaller than a batch is left, and a new epoch begins, in a new order.
 
     Args:
       rng_key: for the order of the next epoch, should it begin here.
       stream: the place in the data.
-      arrays: a pytree of arrays with one leading axis, ``(num_examples, ...)``.
+      arrays: a pytree of arrays with one leading axis, ``(num_examples, ...)``, those that `init_stream` was
+        told of.
       batch_size: examples to take, at most ``num_examples``.
 
     Returns:
       ``(batch, stream)``: the same pytree with leading axis ``batch_size``, and the new place.
 
     Raises:
-      ValueError: if ``batch_size`` exceeds the examples there are.
+      ValueError: if ``batch_size`` is not an integer of at least 1 or exceeds the examples there are, or if
+        ``arrays`` hold another number of examples than the stream was started with.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -76,12 +80,22 @@ def next_batch(rng_key: Array, stream: StreamState, arrays: Any, batch_size: int
     checks.positive_integer("batch_size", batch_size)
     if batch_size > num_examples:
         raise ValueError(
-            f"batch_size={batch_size} exceeds the {num_examples} examples of this set: use at most {num_examples}."
+            f"batch_size={batch_size} exceeds the {num_examples} examples there are: use at most that."
+        )
+    if checks.batch_length("arrays", arrays) != num_examples:
+        raise ValueError(
+            f"arrays hold {checks.batch_length('arrays', arrays)} examples and the stream was started with "
+            f"{num_examples}: pass the arrays whose length init_stream was given."
         )
     exhausted = stream.offset + batch_size > num_examples
     permutation = jax.lax.cond(
-        exhausted, lambda order: jax.random.permutation(rng_key, order), lambda order: order, stream.permutation
+        exhausted,
+        lambda order: jax.random.permutation(rng_key, order),
+        lambda order: order,
+        stream.permutation,
     )
     offset = jnp.where(exhausted, 0, stream.offset)
     rows = jax.lax.dynamic_slice_in_dim(permutation, offset, batch_size)
-    return jax.tree.map(lambda array: array[rows], arrays), StreamState(permutation, offset + batch_size)
+    # A NumPy array cannot be read at rows that are known only to the compiled program: hence asarray.
+    batch = jax.tree.map(lambda array: jnp.asarray(array)[rows], arrays)
+    return batch, StreamState(permutation, offset + batch_size)

@@ -174,13 +174,13 @@ def _read_cache(cache_file: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         with np.load(cache_file, allow_pickle=False) as arrays:
             return arrays["image"], arrays["label"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         warnings.warn(
             f"cache file {cache_file} cannot be read ({_in_one_line(error)}); decoding again.",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
         return None
 
@@ -199,7 +199,7 @@ def _write_cache(cache_file: Path, image: np.ndarray, label: np.ndarray) -> None
             f"decoded images cannot be cached in {cache_file.parent} ({_in_one_line(error)}); going on "
             f"without. Set JAXEBM_CACHE_DIR to a writable folder.",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     finally:
         if temporary is not None:

@@ -55,7 +55,8 @@ class _JointEnergy:
     def __call__(self, params: Params, x: Position, y: Array, /) -> Array:
         _check_one_class(y)
         values = _class_logits(self.logits, params, x)
-        checks.integer_labels("y", y, values.shape[0])
+        # As a numpy array, since under jit even the minimum of a concrete jax array is traced.
+        checks.integer_labels("y", y if checks.is_traced(y) else np.asarray(y), values.shape[0])
         # Plain indexing would silently take the nearest class for a traced label that is out of range.
         chosen = values.at[y].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return -chosen

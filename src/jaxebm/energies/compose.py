@@ -82,11 +82,9 @@ class _Product:
 @dataclass(frozen=True)
 class _Mixture:
     energies: tuple[EnergyFn, ...]
-    log_weights: Array | None
 
     def __call__(self, params: Params, x: Position, /) -> Array:
-        energies = _evaluate_each(self.energies, params, x)
-        return -jax.nn.logsumexp(-energies if self.log_weights is None else self.log_weights - energies)
+        return -jax.nn.logsumexp(-_evaluate_each(self.energies, params, x))
 
 
 def product(*energies: EnergyFn) -> EnergyFn:
@@ -149,16 +147,19 @@ def mixture(*energies: EnergyFn, log_weights: Array | None = None) -> EnergyFn:
       Du et al. (2020), disjunction.
     """
     _check_terms(energies)
-    if log_weights is not None:
-        if np.shape(log_weights) != (len(energies),):
-            raise ValueError(
-                f"log_weights has shape {np.shape(log_weights)}: ({len(energies)},) is needed."
-            )
-        if not checks.is_traced(log_weights):
-            log_weights = jnp.asarray(log_weights)
-            if bool(jnp.any(jnp.isnan(log_weights) | (log_weights == jnp.inf))):
-                raise ValueError(f"log_weights={log_weights!r}: each must be a number below +infinity.")
-    return _Mixture(energies, log_weights)
+    if log_weights is None:
+        return _Mixture(energies)
+    if np.shape(log_weights) != (len(energies),):
+        raise ValueError(f"log_weights has shape {np.shape(log_weights)}: ({len(energies)},) is needed.")
+    if not checks.is_traced(log_weights) and not np.all(np.asarray(log_weights) < np.inf):
+        raise ValueError(f"log_weights={log_weights!r}: each must be a number below +infinity.")
+    log_weights = jnp.asarray(log_weights)
+
+    # A closure, hashed by identity: arrays do not hash, and jax.jit hashes the function that it is given.
+    def weighted_mixture(params: Params, x: Position, /) -> Array:
+        return -jax.nn.logsumexp(log_weights - _evaluate_each(energies, params, x))
+
+    return weighted_mixture
 
 
 def negation(energy: EnergyFn, strength: Array | float = 1.0) -> EnergyFn:

@@ -1,11 +1,9 @@
 """Maximum likelihood by contrast: push the energy of data down and the energy of the model's samples up.
 
 d log p(x) / d theta = -dE(x)/d theta + E_{x'~p}[dE(x')/d theta], so descending
-``mean E(x_data) - mean E(x_model)`` in theta ascends the log-likelihood when ``x_model`` are samples of the model.
-Where those samples come from (data, noise, a buffer) is the business of `jaxebm.objectives.negatives`.
+``mean E(x_data) - mean E(x_model)`` in theta ascends the log-likelihood when ``x_model`` are samples of the
+model. Where those samples come from (data, noise, a buffer) is the business of `jaxebm.objectives.negatives`.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,7 @@ __all__ = ["batch_energy", "contrastive_loss"]
 
 
 def batch_energy(energy: EnergyFn, params: Params, xs: Position) -> Array:
-    """Energies of a batch: ``vmap`` over the leading axis, under the axis name that batch normalisation reads.
+    """Energies of a batch: ``vmap`` over the leading axis, under the name that batch normalisation reads.
 
     Args:
       energy: E(params, x) of one example.
@@ -28,31 +26,48 @@ def batch_energy(energy: EnergyFn, params: Params, xs: Position) -> Array:
       The energies, shape ``(n,)``.
 
     Raises:
-      ValueError: if the energy of one example is not a scalar.
+      ValueError: if ``xs`` is not a batch of at least one example, or the energy of one example not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
       >>> batch_energy(lambda params, x: params * jnp.sum(x**2), 0.5, jnp.ones((3, 2))).tolist()
       [1.0, 1.0, 1.0]
     """
+    checks.batch_length("xs", xs)
     energies = jax.vmap(energy, (None, 0), axis_name=BATCH_AXIS)(params, xs)
     if energies.ndim != 1:
         raise ValueError(
-            f"energy returned shape {energies.shape[1:]} for one example: an energy returns one scalar, shape (). "
-            "For class logits use jaxebm.energies.marginal_energy(logits)."
+            f"energy returned shape {energies.shape[1:]} for one example: an energy returns one scalar, "
+            "shape (). For class logits use jaxebm.energies.marginal_energy(logits)."
         )
     return energies
 
 
-def check_same_example_shape(name_a: str, a: Any, name_b: str, b: Any) -> None:
-    """Raises ``ValueError`` unless the examples of two batches have one structure and one shape."""
-    shapes_a = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], a)
-    shapes_b = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], b)
+def check_same_example_shape(name_a: str, a: Position, name_b: str, b: Position) -> None:
+    """Raises ``ValueError`` unless both are batches, of examples of one structure and one shape."""
+    checks.batch_length(name_a, a)
+    checks.batch_length(name_b, b)
+    shapes_a, shapes_b = (jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], tree) for tree in (a, b))
     if shapes_a != shapes_b:
         raise ValueError(
             f"{name_a} holds examples of shape {shapes_a} and {name_b} of shape {shapes_b}: "
             "both must be batches of the same kind of example, with the batch axis first."
         )
+
+
+def contrast(
+    energy: EnergyFn, params: Params, x_data: Position, x_model: Position
+) -> tuple[Array, Array, Metrics]:
+    """The two terms of `contrastive_loss` apart: the gap, the mean squared energies, and the metrics."""
+    checks.floating("x_data", x_data)
+    checks.floating("x_model", x_model)
+    check_same_example_shape("x_data", x_data, "x_model", x_model)
+    energy_data = batch_energy(energy, params, x_data)
+    energy_model = batch_energy(energy, params, jax.lax.stop_gradient(x_model))
+    mean_data, mean_model = jnp.mean(energy_data), jnp.mean(energy_model)
+    gap = mean_data - mean_model
+    squares = jnp.mean(energy_data**2) + jnp.mean(energy_model**2)
+    return gap, squares, {"energy_data": mean_data, "energy_model": mean_model, "energy_gap": gap}
 
 
 def contrastive_loss(
@@ -67,7 +82,7 @@ def contrastive_loss(
 
     loss = mean_i E(x_i) - mean_j E(stop_gradient(x'_j)) + alpha (mean_i E(x_i)^2 + mean_j E(x'_j)^2)
 
-    Its value is not a likelihood (it is near zero when learning goes well); only its gradient means something.
+    Its value is not a likelihood (it is near zero when learning goes well): only its gradient has a meaning.
 
     Args:
       energy: E(params, x) of one example.
@@ -77,11 +92,13 @@ def contrastive_loss(
       energy_l2: alpha >= 0, which keeps energies near zero; about 0.1 to 1 where training drifts.
 
     Returns:
-      ``(loss, metrics)``: the scalar loss and ``energy_data``, ``energy_model``, ``energy_gap`` (data minus model).
+      ``(loss, metrics)``: the scalar loss and ``energy_data``, ``energy_model``, ``energy_gap`` (data minus
+      model).
 
     Raises:
       TypeError: if ``x_data`` or ``x_model`` is not floating-point.
-      ValueError: if their examples differ in shape, ``energy`` is not scalar or ``energy_l2`` is negative.
+      ValueError: if either holds no example, their examples differ in shape, ``energy`` is not scalar or
+        ``energy_l2`` is negative.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -94,13 +111,6 @@ def contrastive_loss(
       Hinton 2002, "Training products of experts by minimizing contrastive divergence"; Du & Mordatch 2019
       (arXiv 1903.08689), equation 2 and, for the energy-L2 term, section 4.
     """
-    checks.floating("x_data", x_data)
-    checks.floating("x_model", x_model)
-    check_same_example_shape("x_data", x_data, "x_model", x_model)
     checks.non_negative("energy_l2", energy_l2)
-    energy_data = batch_energy(energy, params, x_data)
-    energy_model = batch_energy(energy, params, jax.lax.stop_gradient(x_model))
-    mean_data, mean_model = jnp.mean(energy_data), jnp.mean(energy_model)
-    gap = mean_data - mean_model
-    loss = gap + energy_l2 * (jnp.mean(energy_data**2) + jnp.mean(energy_model**2))
-    return loss, {"energy_data": mean_data, "energy_model": mean_model, "energy_gap": gap}
+    gap, squares, metrics = contrast(energy, params, x_data, x_model)
+    return gap + energy_l2 * squares, metrics

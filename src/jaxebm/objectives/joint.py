@@ -1,19 +1,53 @@
 """JEM: one network that is a classifier and an energy-based model at once.
 
-log p(x, y) = log p(y | x) + log p(x). The first term is the exact cross-entropy; only the second goes through the
-sampler. Maximising log p(x, y) through joint samples is the alternative, and each term has a weight of its own.
+log p(x, y) = log p(y | x) + log p(x). The first term is the exact cross-entropy; only the second goes through
+the sampler. Maximising log p(x, y) through joint samples is the alternative; each term has its own weight.
 """
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxebm import checks
-from jaxebm.energies.classifier import joint_energy, marginal_energy
-from jaxebm.objectives.contrastive import check_same_example_shape, contrastive_loss
+from jaxebm.energies.classifier import marginal_energy
+from jaxebm.objectives.contrastive import check_same_example_shape, contrast
 from jaxebm.types import BATCH_AXIS, Array, LogitsFn, Metrics, Params, Position
 
 __all__ = ["classification_loss", "joint_loss"]
+
+
+def _batch_logits(logits: LogitsFn, params: Params, x: Position) -> Array:
+    values = jax.vmap(logits, (None, 0), axis_name=BATCH_AXIS)(params, x)
+    if values.ndim != 2:
+        raise ValueError(
+            f"logits returned shape {values.shape[1:]} for one example: shape (K,), one per class, is needed."
+        )
+    return values
+
+
+def _check_labels_shape(name: str, labels: Array, num_examples: int, examples: str) -> None:
+    if jnp.shape(labels) != (num_examples,):
+        raise ValueError(
+            f"{name} has shape {jnp.shape(labels)}: ({num_examples},) is needed, one label for each example "
+            f"of {examples}."
+        )
+
+
+def _of_labels(values: Array, name: str, labels: Array) -> Array:
+    """The entry of each row of ``values (n, K)`` that its label names; NaN for a traced one out of range."""
+    checks.integer_labels(name, labels, values.shape[1])
+    # Plain indexing would silently take the nearest class, and -1 the last.
+    return values.at[jnp.arange(values.shape[0]), labels].get(
+        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+    )
+
+
+def _cross_entropy(values: Array, labels: Array, label_smoothing: float | Array) -> tuple[Array, Metrics]:
+    log_probabilities = jax.nn.log_softmax(values)
+    cross_entropy = -jnp.mean(_of_labels(log_probabilities, "labels", labels))
+    # Smoothed targets are (1 - s) one_hot + s / K, so their cross-entropy is this mixture.
+    loss = (1 - label_smoothing) * cross_entropy - label_smoothing * jnp.mean(log_probabilities)
+    accuracy = jnp.mean(jnp.argmax(values, axis=1) == labels)
+    return loss, {"cross_entropy": cross_entropy, "train_accuracy": accuracy}
 
 
 def classification_loss(
@@ -33,7 +67,8 @@ def classification_loss(
 
     Raises:
       TypeError: if ``x`` is not floating-point or ``labels`` not integer.
-      ValueError: if ``labels`` lie outside 0..K-1, lengths differ or logits are not of rank one.
+      ValueError: if ``labels`` lie outside 0..K-1, lengths differ, there is no example or logits are not of
+        rank one. A traced label that is out of range makes the loss NaN, since it cannot be looked at.
 
     Example:
       >>> import jax.numpy as jnp
@@ -44,19 +79,8 @@ def classification_loss(
     """
     checks.floating("x", x)
     checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
-    values = jax.vmap(logits, (None, 0), axis_name=BATCH_AXIS)(params, x)
-    if values.ndim != 2:
-        raise ValueError(f"logits returned shape {values.shape[1:]} for one example: shape (K,), one per class, is needed.")
-    if jnp.shape(labels) != values.shape[:1]:
-        raise ValueError(f"labels has shape {jnp.shape(labels)}: one label for each of the {values.shape[0]} examples is needed.")
-    checks.integer_labels("labels", labels, values.shape[1])
-    log_probabilities = jax.nn.log_softmax(values)
-    log_likelihood = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]
-    cross_entropy = -jnp.mean(log_likelihood)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, values.shape[1], dtype=values.dtype), label_smoothing)
-    loss = jnp.mean(optax.softmax_cross_entropy(values, targets))
-    accuracy = jnp.mean(jnp.argmax(values, axis=1) == labels)
-    return loss, {"cross_entropy": cross_entropy, "train_accuracy": accuracy}
+    _check_labels_shape("labels", labels, checks.batch_length("x", x), "x")
+    return _cross_entropy(_batch_logits(logits, params, x), labels, label_smoothing)
 
 
 def joint_loss(
@@ -68,7 +92,7 @@ def joint_loss(
     x_model: Position,
     *,
     labels_model: Array | None = None,
-    p_y_given_x_weight: float = 1.0,
+    p_y_given_x_weight: float | Array = 1.0,
     p_x_weight: float | Array = 1.0,
     p_xy_weight: float = 0.0,
     energy_l2: float | Array = 0.0,
@@ -91,21 +115,22 @@ def joint_loss(
       labels: their classes, integers ``(n,)`` in 0..K-1.
       x_data: examples for log p(x), labelled or not, each leaf ``(m, ...)``.
       x_model: samples of the model, each leaf ``(k, ...)``; gradients through them are stopped.
-      labels_model: classes of the samples, ``(k,)``; needed where ``p_xy_weight`` is not 0.
-      p_y_given_x_weight: w_{y|x} >= 0, a number known before tracing.
+      labels_model: classes of the samples, integers ``(k,)`` in 0..K-1; needed unless ``p_xy_weight`` is 0.
+      p_y_given_x_weight: w_{y|x} >= 0.
       p_x_weight: w_x >= 0; 0 leaves a plain classifier.
       p_xy_weight: w_xy >= 0, a number known before tracing.
       energy_l2: alpha >= 0.
       label_smoothing: for the cross-entropy only.
 
     Returns:
-      ``(loss, metrics)``: ``cross_entropy``, ``train_accuracy``, ``energy_data``, ``energy_model``, ``energy_gap``
-      and, with ``p_xy_weight``, ``joint_energy_gap``.
+      ``(loss, metrics)``: ``cross_entropy``, ``train_accuracy``, ``energy_data``, ``energy_model``,
+      ``energy_gap`` and, with ``p_xy_weight``, ``joint_energy_gap``.
 
     Raises:
-      TypeError: for images that are not floating-point or labels that are not integer.
-      ValueError: for labels out of range, batches that do not fit together, negative weights, all weights zero, or
-        ``p_xy_weight`` without ``labels_model``.
+      TypeError: for images that are not floating-point, labels that are not integer or a traced
+        ``p_xy_weight``.
+      ValueError: for labels out of range, batches that do not fit together, negative weights, all weights
+        zero, or ``p_xy_weight`` without ``labels_model``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -121,21 +146,29 @@ def joint_loss(
     weights = {"p_y_given_x_weight": p_y_given_x_weight, "p_x_weight": p_x_weight, "p_xy_weight": p_xy_weight}
     for name, weight in weights.items():
         checks.non_negative(name, weight)
-    if not any(checks.is_traced(weight) or weight != 0 for weight in weights.values()):
+    if checks.is_traced(p_xy_weight):
+        raise TypeError("p_xy_weight is traced: it must be a number known before tracing, such as 1.0.")
+    if not any(checks.is_traced(weight) or float(weight) != 0 for weight in weights.values()):
         raise ValueError("p_y_given_x_weight, p_x_weight and p_xy_weight are all 0: nothing would be learnt.")
+    with_joint = float(p_xy_weight) != 0
+    if with_joint and labels_model is None:
+        raise ValueError("labels_model is None: p_xy_weight needs the classes of the samples in x_model.")
+    checks.non_negative("energy_l2", energy_l2)
+    checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    checks.floating("x_labelled", x_labelled)
     check_same_example_shape("x_labelled", x_labelled, "x_data", x_data)
-    cross_entropy, metrics = classification_loss(logits, params, x_labelled, labels, label_smoothing=label_smoothing)
-    contrast, energy_metrics = contrastive_loss(marginal_energy(logits), params, x_data, x_model, energy_l2=energy_l2)
-    # The contrast is gap + alpha * squares: the weight w_x belongs to the gap alone.
-    gap = energy_metrics["energy_gap"]
-    loss = p_y_given_x_weight * cross_entropy + p_x_weight * gap + (contrast - gap)
+    _check_labels_shape("labels", labels, checks.batch_length("x_labelled", x_labelled), "x_labelled")
+
+    values = _batch_logits(logits, params, x_labelled)
+    cross_entropy, metrics = _cross_entropy(values, labels, label_smoothing)
+    gap, squares, energy_metrics = contrast(marginal_energy(logits), params, x_data, x_model)
+    loss = p_y_given_x_weight * cross_entropy + p_x_weight * gap + energy_l2 * squares
     metrics |= energy_metrics
-    if p_xy_weight != 0:
-        if labels_model is None:
-            raise ValueError("labels_model is None: p_xy_weight needs the classes of the samples in x_model.")
-        energies = jax.vmap(joint_energy(logits), (None, 0, 0), axis_name=BATCH_AXIS)
-        joint_data = jnp.mean(energies(params, x_labelled, labels))
-        joint_model = jnp.mean(energies(params, jax.lax.stop_gradient(x_model), labels_model))
+    if with_joint and labels_model is not None:
+        _check_labels_shape("labels_model", labels_model, checks.batch_length("x_model", x_model), "x_model")
+        values_model = _batch_logits(logits, params, jax.lax.stop_gradient(x_model))
+        joint_data = -jnp.mean(_of_labels(values, "labels", labels))
+        joint_model = -jnp.mean(_of_labels(values_model, "labels_model", labels_model))
         metrics["joint_energy_gap"] = joint_data - joint_model
         loss += p_xy_weight * metrics["joint_energy_gap"]
     return loss, metrics

@@ -1,6 +1,6 @@
 """Where the model's samples come from during training: data, noise, or a buffer of persistent chains.
 
-Each constructor returns a `NegativeSampler`, a pair of pure functions in the shape of an Optax transformation:
+Each constructor returns a `NegativeSampler`, two pure functions in the shape of an Optax transformation:
 ``init`` makes the memory that lives in the training state, ``draw`` returns samples and the new memory.
 """
 
@@ -17,7 +17,15 @@ from jaxebm.samplers.initial import Initial
 from jaxebm.samplers.replay import draw, init_buffer, write
 from jaxebm.types import BATCH_AXIS, Array, JointEnergyFn, MakeKernel, Params, Position
 
-__all__ = ["NegativeSampler", "Negatives", "contrastive_divergence", "no_negatives", "persistent", "run_labelled_chains", "short_run"]
+__all__ = [
+    "NegativeSampler",
+    "Negatives",
+    "contrastive_divergence",
+    "no_negatives",
+    "persistent",
+    "run_labelled_chains",
+    "short_run",
+]
 
 
 class Negatives(NamedTuple):
@@ -40,7 +48,8 @@ class NegativeSampler(NamedTuple):
     Attributes:
       init: ``(rng_key) -> memory``, any pytree of arrays.
       draw: ``(rng_key, energy, params, x_data, labels, memory) -> (Negatives, memory)``, where
-        ``energy(params, x, label)`` may ignore the label (marginal chains) or use it (class-conditional chains).
+        ``energy(params, x, label)`` may ignore the label (marginal chains) or use it (class-conditional
+        chains).
     """
 
     init: Callable[[Array], Any]
@@ -70,6 +79,9 @@ def run_labelled_chains(
     Returns:
       Where the chains end, as ``positions``.
 
+    Raises:
+      ValueError: if ``positions`` hold no chain, or ``labels`` are not one a chain.
+
     Example:
       >>> from functools import partial
       >>> import jax, jax.numpy as jnp
@@ -86,7 +98,12 @@ def run_labelled_chains(
         state, _ = run_chain(key, make_kernel(lambda x: energy(params, x, label)), position, num_steps)
         return state.position
 
-    keys = jax.random.split(rng_key, labels.shape[0])
+    num_chains = checks.batch_length("positions", positions)
+    if jnp.shape(labels) != (num_chains,):
+        raise ValueError(
+            f"labels has shape {jnp.shape(labels)}: ({num_chains},) is needed, one class for each position."
+        )
+    keys = jax.random.split(rng_key, num_chains)
     return jax.vmap(one_chain, axis_name=BATCH_AXIS)(keys, positions, labels)
 
 
@@ -106,7 +123,7 @@ def contrastive_divergence(make_kernel: MakeKernel, *, num_steps: int) -> Negati
       A sampler of as many negatives as there are data.
 
     Raises:
-      ValueError: if ``num_steps`` is not an integer of at least 1.
+      ValueError: if ``num_steps`` is not an integer of at least 1; from ``draw``, if ``x_data`` is None.
 
     Example:
       >>> from functools import partial
@@ -120,8 +137,20 @@ def contrastive_divergence(make_kernel: MakeKernel, *, num_steps: int) -> Negati
     checks.positive_integer("num_steps", num_steps)
 
     def sample(
-        rng_key: Array, energy: JointEnergyFn, params: Params, x_data: Position, labels: Array, memory: Any
+        rng_key: Array,
+        energy: JointEnergyFn,
+        params: Params,
+        x_data: Position,
+        labels: Array | None,
+        memory: Any,
     ) -> tuple[Negatives, Any]:
+        if x_data is None:
+            raise ValueError(
+                "x_data is None: contrastive divergence starts its chains at the data of the batch; "
+                "give make_train_step a start_of that returns them."
+            )
+        if labels is None:
+            labels = jnp.zeros(checks.batch_length("x_data", x_data), jnp.int32)
         positions = run_labelled_chains(rng_key, make_kernel, energy, params, x_data, labels, num_steps)
         return Negatives(positions, labels), memory
 
@@ -165,13 +194,20 @@ def short_run(
         checks.positive_integer(name, value)
 
     def sample(
-        rng_key: Array, energy: JointEnergyFn, params: Params, x_data: Position, labels: Array, memory: Any
+        rng_key: Array,
+        energy: JointEnergyFn,
+        params: Params,
+        x_data: Position,
+        labels: Array | None,
+        memory: Any,
     ) -> tuple[Negatives, Any]:
         del x_data, labels
         key_start, key_chain = jax.random.split(rng_key)
         chain_labels = jnp.arange(num_chains, dtype=jnp.int32) % num_classes
         start = jax.vmap(initial)(jax.random.split(key_start, num_chains), chain_labels)
-        positions = run_labelled_chains(key_chain, make_kernel, energy, params, start, chain_labels, num_steps)
+        positions = run_labelled_chains(
+            key_chain, make_kernel, energy, params, start, chain_labels, num_steps
+        )
         return Negatives(positions, chain_labels), memory
 
     return NegativeSampler(_no_memory, sample)
@@ -203,7 +239,8 @@ def persistent(
 
     Raises:
       ValueError: if a count is not an integer of at least 1, the buffer is smaller than ``num_chains`` or
-        ``restart_probability`` lies outside [0, 1].
+        ``restart_probability`` lies outside [0, 1]; from ``init``, if ``capacity`` is not a multiple of
+        ``num_classes``.
 
     Example:
       >>> from functools import partial
@@ -222,18 +259,28 @@ def persistent(
       Tieleman 2008, "Training restricted Boltzmann machines using approximations to the likelihood gradient";
       with restarts, Du & Mordatch 2019 (arXiv 1903.08689), algorithm 1.
     """
-    counts = {"num_steps": num_steps, "num_chains": num_chains, "capacity": capacity, "num_classes": num_classes}
+    counts = {
+        "num_steps": num_steps,
+        "num_chains": num_chains,
+        "capacity": capacity,
+        "num_classes": num_classes,
+    }
     for name, value in counts.items():
         checks.positive_integer(name, value)
     checks.in_range("restart_probability", restart_probability, 0.0, 1.0)
     if capacity < num_chains:
         raise ValueError(
-            f"capacity={capacity} is smaller than num_chains={num_chains}: a draw takes unique slots, so the buffer "
-            "must hold at least one slot a chain."
+            f"capacity={capacity} is smaller than num_chains={num_chains}: a draw takes unique slots, so the "
+            "buffer must hold at least one slot a chain."
         )
 
     def sample(
-        rng_key: Array, energy: JointEnergyFn, params: Params, x_data: Position, labels: Array, memory: Any
+        rng_key: Array,
+        energy: JointEnergyFn,
+        params: Params,
+        x_data: Position,
+        labels: Array | None,
+        memory: Any,
     ) -> tuple[Negatives, Any]:
         del x_data, labels
         key_draw, key_chain = jax.random.split(rng_key)
@@ -260,7 +307,12 @@ def no_negatives() -> NegativeSampler:
     """
 
     def sample(
-        rng_key: Array, energy: JointEnergyFn, params: Params, x_data: Position, labels: Array, memory: Any
+        rng_key: Array,
+        energy: JointEnergyFn,
+        params: Params,
+        x_data: Position,
+        labels: Array | None,
+        memory: Any,
     ) -> tuple[Negatives, Any]:
         del rng_key, energy, params, x_data, labels
         return Negatives(None, None), memory

@@ -229,8 +229,8 @@ def _checked_classes(buffer: ReplayBuffer, num_chains: int, labels: Any, num_cla
         )
     if capacity // num_classes < num_chains:
         raise ValueError(
-            f"num_chains={num_chains}: the buffer has {capacity // num_classes} slots a class, and all chains "
-            f"may be of one class; make the buffer with a capacity of at least num_classes * num_chains = "
-            f"{num_classes * num_chains}, or draw fewer chains."
+            f"num_chains={num_chains}: the buffer has {capacity // num_classes} slots a class, and all "
+            f"chains may be of one class; make the buffer with a capacity of at least num_classes * "
+            f"num_chains = {num_classes * num_chains}, or draw fewer chains."
         )
     return num_classes

@@ -1,6 +1,7 @@
-"""Checkpoints of everything, by Orbax: written to a temporary place and renamed, so a kill leaves the last one whole."""
+"""Checkpoints of everything, by Orbax: written aside and renamed, so a kill leaves the last one whole."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +24,7 @@ class CheckpointMismatchError(ValueError):
 
 
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _to_arrays(state: TrainState) -> dict[str, np.ndarray]:
@@ -35,7 +36,7 @@ def _to_arrays(state: TrainState) -> dict[str, np.ndarray]:
     }
 
 
-def _from_arrays(template: TrainState, arrays: dict[str, np.ndarray]) -> TrainState:
+def _from_arrays(template: TrainState, arrays: Mapping[str, Any]) -> TrainState:
     def restore(path: Any, leaf: Any) -> jax.Array:
         array = jax.numpy.asarray(arrays[jax.tree_util.keystr(path)])
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
@@ -64,9 +65,12 @@ class Checkpoints:
         checks.positive_integer("max_to_keep", max_to_keep)
         self.directory = Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
-        # Writing while training goes on would let a kill land between two files; a state here is a few megabytes.
+        # Writing while training goes on would let a kill land between two files; a state here is a few
+        # megabytes.
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        # Named here, because a manager that has not saved yet could not read what another process saved.
+        handler = ocp.StandardCheckpointHandler()
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handler)
 
     def __enter__(self) -> Self:
         return self
@@ -112,18 +116,23 @@ class Checkpoints:
         """
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
-            raise FileNotFoundError(f"no checkpoint{'' if step is None else f' of step {step}'} in {self.directory}.")
+            raise FileNotFoundError(
+                f"no checkpoint{'' if step is None else f' of step {step}'} in {self.directory}."
+            )
         expected = _to_arrays(template)
         metadata = self._manager.item_metadata(step)
         found = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in dict(metadata).items()}
         wanted = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in expected.items()}
-        differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        differing = sorted(
+            name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)
+        )
         if differing:
             name = differing[0]
             raise CheckpointMismatchError(
-                f"the checkpoint in {self.directory} is of another configuration: {len(differing)} arrays differ, the "
-                f"first is {name}: saved {found.get(name, 'nothing')}, needed {wanted.get(name, 'nothing')}. Resume with "
-                "the configuration in config.json, or start elsewhere with another --output."
+                f"the checkpoint in {self.directory} is of another configuration: {len(differing)} arrays "
+                f"differ, the first is {name}: saved {found.get(name, 'nothing')}, needed "
+                f"{wanted.get(name, 'nothing')}. Resume with the configuration in config.json, or start "
+                "elsewhere with another --output."
             )
         arrays = self._manager.restore(step, args=ocp.args.StandardRestore(expected))
         return _from_arrays(template, arrays)

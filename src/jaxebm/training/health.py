@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxebm.training.state import TrainState
@@ -51,6 +52,8 @@ def check_state(state: TrainState) -> None:
     """
     parts = {"params": state.params, "ema_params": state.ema_params, "memory": state.memory}
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
-        values = np.asarray(leaf)
-        if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
-            raise DivergenceError(f"step {int(state.step)}: {jax.tree_util.keystr(path)} is not finite. {ADVICE}")
+        # jnp.issubdtype, because to NumPy bfloat16 is no inexact number, and a typed key no array at all.
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
+            raise DivergenceError(
+                f"step {int(state.step)}: {jax.tree_util.keystr(path)} is not finite. {ADVICE}"
+            )

@@ -1,10 +1,11 @@
-"""The loop that survives: it shows progress, writes metrics, saves checkpoints, and stops cleanly when interrupted."""
+"""The loop that survives: it shows progress, writes metrics and checkpoints, stops cleanly when told to."""
 
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jaxebm.training.progress import make_progress
 from jaxebm.training.run_folder import RunFolder
 from jaxebm.training.state import TrainState
 from jaxebm.training.step import TrainStep, compile_steps
+from jaxebm.types import Metrics
 
 __all__ = ["FitResult", "TrainingInterrupted", "fit"]
 
@@ -46,7 +48,7 @@ class _StopRequest:
 
 @contextmanager
 def _stop_on_signal() -> Iterator[_StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request to stop after this dispatch; a second one acts at once."""
+    """Turns the first SIGINT or SIGTERM into a request to stop after this dispatch; a second acts at once."""
     stop = _StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may set handlers
@@ -84,12 +86,12 @@ def fit(
 ) -> FitResult:
     """Runs updates until ``state.step`` is ``num_steps``.
 
-    Dispatches end at multiples of ``steps_per_dispatch`` however often the run was stopped, so a resumed run executes
-    the same compiled programs as one that never stopped, and its parameters agree bit for bit.
+    Dispatches end at multiples of ``steps_per_dispatch`` however often the run was stopped, so a resumed run
+    executes the same compiled programs as one that never stopped, and its parameters agree bit for bit.
 
     With a ``run``, the newest checkpoint in it is restored first, one metrics line a dispatch is appended to
-    ``metrics.jsonl``, and a checkpoint is written every ``checkpoint_every`` updates, at the end, and on an interrupt
-    (SIGINT or SIGTERM; a second one stops at once).
+    ``metrics.jsonl``, and a checkpoint is written every ``checkpoint_every`` updates, at the end, and on an
+    interrupt (SIGINT or SIGTERM; a second one stops at once).
 
     Args:
       train_step: from `make_train_step`.
@@ -121,7 +123,8 @@ def fit(
       ...              negatives=contrastive_divergence(partial(sgld, step_size=0.5), num_steps=4))
       >>> step = make_train_step(
       ...     energy=lambda params, x, label: energy(params, x),
-      ...     loss=lambda params, key, batch, negatives: contrastive_loss(energy, params, batch, negatives.positions),
+      ...     loss=lambda params, key, batch, negatives: contrastive_loss(
+      ...         energy, params, batch, negatives.positions),
       ...     next_batch=lambda key, data, streams: (data, streams),
       ...     start_of=lambda batch: (batch, jnp.zeros(len(batch), jnp.int32)), **parts)
       >>> state = init_state(jax.random.key(0), jnp.zeros(1), **parts)
@@ -135,15 +138,21 @@ def fit(
         ("checkpoint_every", checkpoint_every),
     ):
         checks.positive_integer(name, value)
+    settings = (num_steps, steps_per_dispatch, samples_per_step, checkpoint_every, progress)
     if run is None:
-        return _run_updates(train_step, state, data, None, None, num_steps, steps_per_dispatch, samples_per_step,
-                            checkpoint_every, progress)  # fmt: skip
+        return _run_updates(train_step, state, data, None, None, *settings)
     with Checkpoints(run.checkpoints) as checkpoints:
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(state)
         run.truncate_metrics(int(state.step))
-        return _run_updates(train_step, state, data, run, checkpoints, num_steps, steps_per_dispatch, samples_per_step,
-                            checkpoint_every, progress)  # fmt: skip
+        return _run_updates(train_step, state, data, run, checkpoints, *settings)
+
+
+def _wait(metrics: Metrics) -> None:
+    """Waits for a dispatch in Python, where signals are heard; inside XLA two of them merge into one."""
+    ready = attrgetter("is_ready")  # a method of every concrete array that jax's stubs leave out
+    while not all(ready(value)() for value in metrics.values()):
+        time.sleep(0.001)
 
 
 def _run_updates(
@@ -168,6 +177,7 @@ def _run_updates(
             dispatch = compiled.setdefault(length, compile_steps(train_step, length))
             dispatched = time.monotonic()
             state, metrics = dispatch(state, data)
+            _wait(metrics)
             values = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
             seconds = time.monotonic() - dispatched
             compile_seconds += seconds if first else 0.0
@@ -184,7 +194,7 @@ def _run_updates(
                 checkpoints.save(state)
                 saved = step
             bar.update(step, values)
-            if stop.requested and step < num_steps:
+            if stop.requested:
                 kept = "; the checkpoint is written, resume with --resume" if checkpoints is not None else ""
                 raise TrainingInterrupted(f"stopped at step {step} of {num_steps}{kept}.")
     return FitResult(state, time.monotonic() - started, compile_seconds)

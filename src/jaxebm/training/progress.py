@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a bar with rate, loss and time left, or plain lines where there is no terminal."""
+"""What a person sees while training runs: a bar with rate, loss and time left, or lines off a terminal."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ SHOWN = ("loss", "energy_gap", "gradient_norm", "samples_per_second")
 class Progress(Protocol):
     """Receives the metrics of each dispatch."""
 
-    def __enter__(self) -> Self: ...  # noqa: D105
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -33,7 +33,9 @@ class _Silent:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -53,14 +55,18 @@ class _Lines(_Silent):
             return
         self.last = now
         left = (now - self.started) / max(step - self.first, 1) * (self.total - step)
-        print(f"step {step}/{self.total}  {_summary(metrics)}  {left:.0f} s left", file=sys.stderr, flush=True)
+        print(
+            f"step {step}/{self.total}  {_summary(metrics)}  {left:.0f} s left", file=sys.stderr, flush=True
+        )
 
 
 class _Bar(_Silent):
     def __init__(self, bar: Any) -> None:
         self.bar = bar
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.close()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:

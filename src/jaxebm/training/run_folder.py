@@ -1,4 +1,4 @@
-"""The folder of one run: its configuration, metrics and results; nothing in it is lost without being asked."""
+"""The folder of one run: its configuration, metrics and results; nothing in it is lost without asking."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from jaxebm.training.checkpoint import CheckpointMismatchError
 __all__ = ["RunFolder", "open_run", "write_atomically"]
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
-RUN_FILES = (CONFIG, METRICS, "card.json", "card.md", "samples.npz")
-"""What a run writes by fixed names; its pictures are every ``*.png`` beside them."""
+PICTURES = ("density", "energies", "neighbours", "ood", "reliability", "samples", "training")
+RESULTS = ("card.json", "card.md", "samples.npz", *(f"{name}.png" for name in PICTURES))
+"""What a run writes beside those; ``overwrite`` removes no others, so that a person's own pictures stay."""
 UNCOMPARED = frozenset({"output", "resume", "overwrite", "progress"})
 """Settings in which a resumed run may differ from the one that it resumes."""
 
@@ -61,7 +62,7 @@ class RunFolder:
         return self.path / CHECKPOINTS
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes ``value`` to ``name`` as indented JSON, atomically; numbers that are not finite raise ``ValueError``."""
+        """Writes ``value`` as indented JSON, atomically; NaN and infinity raise ``ValueError``."""
         write_atomically(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
@@ -87,31 +88,38 @@ class RunFolder:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / CONFIG).is_file()
+    return (path / CONFIG).is_file() and (path / METRICS).is_file()  # many programs keep a config.json
 
 
 def _remove_run(path: Path) -> None:
     """Removes what a run wrote, and nothing else that lies in its folder."""
-    for name in RUN_FILES:
-        (path / name).unlink(missing_ok=True)
-    for picture in path.glob("*.png"):
-        picture.unlink()
     if (path / CHECKPOINTS).exists():
         shutil.rmtree(path / CHECKPOINTS)
+    for name in RESULTS:
+        (path / name).unlink(missing_ok=True)
+    # Emptied, not removed: a removal that is killed half-way leaves a folder that is still known as a run.
+    write_atomically(path / METRICS, "")
 
 
 def _check_same_config(path: Path, config: Mapping[str, Any]) -> None:
     try:
-        saved = json.loads((path / CONFIG).read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointMismatchError(f"{path / CONFIG} is not readable JSON ({error}): nothing can be resumed.") from None
-    names = sorted((saved.keys() | config.keys()) - UNCOMPARED)
-    differing = [f"{name}: saved {saved.get(name)!r}, now {config.get(name)!r}" for name in names
-                 if saved.get(name) != config.get(name)]  # fmt: skip
+        saved = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(saved, dict):
+            raise ValueError(f"it holds a {type(saved).__name__} instead of settings by name")
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of this kind too
+        raise CheckpointMismatchError(
+            f"{path / CONFIG} is no readable configuration ({error}): nothing can be resumed. Choose another "
+            "--output, or replace the run with --overwrite."
+        ) from None
+    differing = [
+        f"{name}: saved {saved.get(name)!r}, now {config.get(name)!r}"
+        for name in sorted((saved.keys() | config.keys()) - UNCOMPARED)
+        if saved.get(name) != config.get(name)
+    ]
     if differing:
         raise CheckpointMismatchError(
-            f"--resume: {path} holds a run of another configuration ({'; '.join(differing)}). Give the same settings, "
-            "choose another --output, or replace the run with --overwrite."
+            f"--resume: {path} holds a run of another configuration ({'; '.join(differing)}). "
+            "Give the same settings, choose another --output, or replace the run with --overwrite."
         )
 
 
@@ -130,7 +138,7 @@ def open_run(
       The open folder.
 
     Raises:
-      ValueError: if both flags are given.
+      ValueError: if both flags are given, or a setting is NaN or infinite.
       FileExistsError: if the folder holds anything and neither flag is given, or holds no run to overwrite.
       CheckpointMismatchError: if the run that is there has another configuration.
       PermissionError: if the folder cannot be written.
@@ -142,9 +150,12 @@ def open_run(
       [{'step': 1, 'loss': 0.5}]
     """
     path = Path(output)
-    config = json.loads(json.dumps(dict(config)))  # as it will be read back: tuples become lists
+    # As it will be read back (tuples become lists), and refused here, before anything is removed.
+    config = json.loads(json.dumps(dict(config), allow_nan=False))
     if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other: one keeps the run that is there, one replaces it.")
+        raise ValueError(
+            "--resume and --overwrite exclude each other: one keeps the run that is there, one replaces it."
+        )
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"--output {path} is a file: give a folder.")
     try:
@@ -152,19 +163,25 @@ def open_run(
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise PermissionError(f"--output {path} cannot be written ({error.strerror}): choose another folder.") from None
+        raise PermissionError(
+            f"--output {path} cannot be written ({error.strerror}): choose another folder."
+        ) from None
     occupied = any(path.iterdir())
     if occupied and not (resume or overwrite):
         raise FileExistsError(
-            f"--output {path} is not empty. Go on with --resume, replace the run with --overwrite, or choose another folder."
+            f"--output {path} is not empty. Go on with --resume, replace the run with --overwrite, or choose "
+            "another folder."
         )
     if overwrite and occupied:
         if not _is_run(path):
-            raise FileExistsError(f"--overwrite: {path} holds files but no run ({CONFIG} is missing): choose another folder.")
+            raise FileExistsError(
+                f"--overwrite: {path} holds files but no run ({CONFIG} and {METRICS}): choose another folder."
+            )
         _remove_run(path)
     folder = RunFolder(path)
-    if resume and _is_run(path):
+    if resume and (path / CONFIG).exists():
         _check_same_config(path, config)
     else:
+        (path / METRICS).touch()
         folder.write_json(CONFIG, config)
     return folder

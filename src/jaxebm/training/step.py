@@ -1,4 +1,4 @@
-"""One compiled, donated update: draw a batch, draw negatives, differentiate the loss, update, write back, measure."""
+"""One compiled, donated update: a batch, negatives, the gradient of the loss, the update, the metrics."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxebm import checks
-from jaxebm.objectives.negatives import NegativeSampler, Negatives
+from jaxebm.objectives.negatives import Negatives, NegativeSampler
 from jaxebm.training.state import TrainState
 from jaxebm.types import Array, JointEnergyFn, Metrics, Params, Position
 
@@ -43,8 +43,9 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the pure function of one update.
 
-    theta <- theta - optimizer(d loss(theta; batch, negatives) / d theta),   negatives ~ chain on E(x, y; theta);
-    ema <- d ema + (1 - d) theta,   d = min(ema_decay, (1 + step) / (10 + step)), so that early steps do not linger.
+    theta <- theta + optimizer(d loss(theta; batch, negatives) / d theta), negatives ~ chain on E(x, y; theta)
+    ema <- d ema + (1 - d) theta,  d = min(ema_decay, (1 + step) / (10 + step)), so that early steps do not
+    linger; step counts the updates done before this one.
 
     Args:
       energy: E(params, x, label), on which the chains run; it may ignore the label.
@@ -53,8 +54,8 @@ def make_train_step(
       negatives: where the model's samples come from.
       next_batch: ``(rng_key, data, streams) -> (batch, streams)``.
       start_of: ``(batch) -> (positions, labels)`` for chains that start at the data (CD-k).
-      refresh: ``(params, batch) -> params`` after the update, where a network keeps statistics in its variables
-        (`jaxebm.energies.networks.refresh_statistics`).
+      refresh: ``(params, batch) -> params`` after the update, where a network keeps statistics in its
+        variables (`jaxebm.energies.networks.refresh_statistics`).
       ema_decay: in [0, 1); 0 makes the average equal to the parameters.
 
     Returns:
@@ -74,7 +75,8 @@ def make_train_step(
       ...              negatives=contrastive_divergence(partial(sgld, step_size=0.5), num_steps=4))
       >>> step = make_train_step(
       ...     energy=lambda params, x, label: energy(params, x),
-      ...     loss=lambda params, key, batch, negatives: contrastive_loss(energy, params, batch, negatives.positions),
+      ...     loss=lambda params, key, batch, negatives: contrastive_loss(
+      ...         energy, params, batch, negatives.positions),
       ...     next_batch=lambda key, data, streams: (data, streams),
       ...     start_of=lambda batch: (batch, jnp.zeros(len(batch), jnp.int32)), **parts)
       >>> state = init_state(jax.random.key(0), jnp.zeros(1), **parts)
@@ -87,12 +89,18 @@ def make_train_step(
         raise ValueError("ema_decay=1: the average would never move; use a number in [0, 1), such as 0.999.")
 
     def train_step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
-        key_batch, key_negatives, key_loss = jax.random.split(jax.random.fold_in(state.rng_key, state.step), 3)
+        key_batch, key_negatives, key_loss = jax.random.split(
+            jax.random.fold_in(state.rng_key, state.step), 3
+        )
         batch, streams = next_batch(key_batch, data, state.streams)
         x_start, labels_start = start_of(batch)
-        samples, memory = negatives.draw(key_negatives, energy, state.params, x_start, labels_start, state.memory)
+        samples, memory = negatives.draw(
+            key_negatives, energy, state.params, x_start, labels_start, state.memory
+        )
 
-        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, key_loss, batch, samples)
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
+            state.params, key_loss, batch, samples
+        )
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if refresh is not None:
@@ -101,12 +109,16 @@ def make_train_step(
         done = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
+        # The float32 decay would widen the average of bfloat16 parameters.
+        ema_params = optax.tree.cast_like(ema_params, params)
         metrics = metrics | {
             "loss": value,
             "gradient_norm": optax.tree.norm(gradient),
             "update_norm": optax.tree.norm(updates),
         }
-        new_state = TrainState(state.step + 1, params, optimizer_state, ema_params, memory, streams, state.rng_key)
+        new_state = TrainState(
+            state.step + 1, params, optimizer_state, ema_params, memory, streams, state.rng_key
+        )
         return new_state, metrics
 
     return train_step

@@ -1,0 +1,59 @@
+"""The two-dimensional experiment: its kernel is exact, and at small size it learns what it is shown."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import density_2d
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxebm.energies import skewed
+from jaxebm.samplers import run_chains
+
+
+def test_the_cycle_of_kernels_keeps_a_skewed_target():
+    target = skewed()
+    kernel = density_2d.local_and_global(partial(target.energy, target.params), 0.1, -8.0, 8.0)
+    start = target.sample(jax.random.key(0), target.params, 20_000)
+    states, _ = jax.jit(lambda key, xs: run_chains(key, kernel, xs, 20))(jax.random.key(1), start)
+    mean, covariance = target.moments(target.params)
+    x = np.asarray(states.position, np.float64)
+    error = np.sqrt(np.diag(covariance) / len(x))  # independent chains: one effective sample each
+    assert np.all(np.abs(x.mean(0) - mean) < 5 * error)
+    centred = (x - np.asarray(mean)) ** 2
+    assert np.all(np.abs(centred.mean(0) - np.diag(covariance)) < 5 * centred.std(0) / np.sqrt(len(x)))
+
+
+def test_it_learns_a_density_and_writes_its_folder(tmp_path: Path):
+    config = density_2d.Config(
+        densities=("two_moons",), output=tmp_path / "run", progress=False, widths=(48, 48), updates=600, batch_size=128,
+        num_chains=128, grid_points=120, num_samples=200, sample_steps=50,
+    )  # fmt: skip
+    card = density_2d.main(config)
+    assert json.loads((tmp_path / "run" / "card.json").read_text())["kl"] == card["kl"]
+    # KL(data || N(0, s^2 I)), the tilt alone, is about 2 nats.
+    assert 0 <= card["kl"]["two_moons"] < 0.6
+    assert card["densities"]["two_moons"]["mass_at_edge"] < 1e-3
+    assert (tmp_path / "run" / "two_moons" / "density.png").read_bytes().startswith(b"\x89PNG")
+    resumed = density_2d.main(replace(config, resume=True))
+    assert resumed["kl"] == card["kl"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"densities": ("two_suns",)}, {"densities": ()}, {"sampler_step_size": 0.0}]
+)
+def test_bad_settings_are_refused(changes: dict):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        density_2d.Config(**changes)
+
+
+def test_the_energy_is_normalisable_before_training():
+    density = density_2d.TOY_DENSITIES["spiral"]
+    network, energy = density_2d.make_energy(density_2d.Config(), density)
+    params = network.init(jax.random.key(0), jnp.zeros(2))
+    far = jnp.array([[1e3, 0.0], [0.0, -1e3]])
+    assert np.all(np.asarray(jax.vmap(partial(energy, params))(far)) > 1e3)

@@ -1,0 +1,370 @@
+"""Where negatives come from: where chains start, which target they are on, and what is remembered."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxebm.objectives.contrastive import contrastive_loss
+from jaxebm.objectives.negatives import (
+    contrastive_divergence,
+    no_negatives,
+    persistent,
+    run_labelled_chains,
+    short_run,
+)
+from jaxebm.samplers.initial import UniformInitial
+from jaxebm.samplers.langevin import sgld
+from jaxebm.samplers.replay import draw
+from jaxebm.types import BATCH_AXIS
+
+NUM_CHAINS, NUM_CLASSES = 8, 4
+INITIAL = UniformInitial(2.0, 3.0, shape=(2,))
+STILL = partial(sgld, step_size=1e-9, noise_scale=0.0)
+DOWNHILL = partial(sgld, step_size=0.1, noise_scale=0.0)
+LANGEVIN = partial(sgld, step_size=0.1)
+KEY = jax.random.key(0)
+
+
+def quadratic(params, x, label):
+    """E(x) = k ||x - m||^2 / 2, whatever the class."""
+    del label
+    return 0.5 * params["k"] * jnp.sum((x - params["mean"]) ** 2)
+
+
+def class_wells(params, x, label):
+    """One well a class, at 3 y."""
+    return 5.0 * params["k"] * jnp.sum((x - 3.0 * label) ** 2)
+
+
+QUADRATIC = {"k": jnp.array(2.0), "mean": jnp.array([1.0, -2.0])}
+X_DATA = jnp.asarray(np.random.default_rng(0).normal(size=(NUM_CHAINS, 2)), jnp.float32)
+LABELS = jnp.array([3, 0, 1, 1, 2, 0, 3, 2], jnp.int32)
+
+CONSTRUCTORS = {
+    "contrastive_divergence": contrastive_divergence,
+    "short_run": partial(short_run, initial=INITIAL, num_chains=NUM_CHAINS, num_classes=NUM_CLASSES),
+    "persistent": partial(
+        persistent, initial=INITIAL, num_chains=NUM_CHAINS, capacity=20, num_classes=NUM_CLASSES
+    ),
+}
+
+
+# --- what all have in common ---
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_the_invariants_of_every_sampler(name):
+    sampler = CONSTRUCTORS[name](LANGEVIN, num_steps=3)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def drawn(key, params, x_data, memory):
+        return sampler.draw(key, quadratic, params, x_data, LABELS, memory)
+
+    first, memory = drawn(KEY, QUADRATIC, X_DATA, sampler.init(KEY))
+    again, _ = drawn(KEY, QUADRATIC, X_DATA, sampler.init(KEY))
+    chex.assert_trees_all_equal(first, again)  # all randomness comes from the key
+    # New parameters, data and memory run the same program.
+    second, after = drawn(jax.random.key(1), QUADRATIC | {"k": jnp.array(1.0)}, X_DATA + 1, memory)
+    chex.assert_trees_all_equal_shapes_and_dtypes(memory, after, sampler.init(KEY))
+    chex.assert_shape(first.positions, (NUM_CHAINS, 2))
+    chex.assert_shape(first.labels, (NUM_CHAINS,))
+    chex.assert_type(first.labels, jnp.int32)
+    chex.assert_tree_all_finite(second)
+    assert not np.any(np.asarray(first.positions) == np.asarray(second.positions))
+    assert len(np.unique(first.positions)) == 2 * NUM_CHAINS  # every chain has noise of its own
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_class_conditional_chains_stay_on_their_own_target(name):
+    sampler = CONSTRUCTORS[name](DOWNHILL, num_steps=40)
+    draw_jit = jax.jit(lambda key, memory: sampler.draw(key, class_wells, {"k": 1.0}, X_DATA, LABELS, memory))
+    memory = sampler.init(KEY)
+    for seed in range(3):
+        negatives, memory = draw_jit(jax.random.key(seed), memory)
+        wells = 3.0 * np.repeat(np.asarray(negatives.labels)[:, None], 2, axis=1)
+        np.testing.assert_allclose(negatives.positions, wells, atol=1e-4)
+        assert len(set(negatives.labels.tolist())) > 1
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_batch_normalised_energies_see_the_chains_as_their_batch(name):
+    def energy(params, x, label):
+        del params, label
+        # Each chain is pulled to the mean of all.
+        return 0.5 * jnp.sum((x - jax.lax.stop_gradient(jax.lax.pmean(x, BATCH_AXIS))) ** 2)
+
+    sampler = CONSTRUCTORS[name](partial(sgld, step_size=0.5, noise_scale=0.0), num_steps=30)
+    draw_jit = jax.jit(lambda: sampler.draw(KEY, energy, None, X_DATA, LABELS, sampler.init(KEY))[0])
+    positions = np.asarray(draw_jit().positions)
+    np.testing.assert_allclose(positions, np.broadcast_to(positions[0], positions.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make_kernel", "named"),
+    [
+        (partial(sgld, step_size=0.0), "step_size=0.0"),
+        (partial(sgld, step_size=-0.1), "step_size=-0.1"),
+        (partial(sgld, step_size=0.1, noise_scale=-1.0), "noise_scale=-1.0"),
+    ],
+)
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_bad_kernels_are_refused_while_tracing(name, make_kernel, named):
+    sampler = CONSTRUCTORS[name](make_kernel, num_steps=3)
+    memory = jax.eval_shape(sampler.init, KEY)
+    with pytest.raises(ValueError, match=named):
+        jax.eval_shape(lambda memory: sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS, memory), memory)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+@pytest.mark.parametrize("num_steps", [0, -1, 2.0, True])
+def test_num_steps_is_a_count(name, num_steps):
+    with pytest.raises(ValueError, match=f"num_steps={num_steps}.*at least 1"):
+        CONSTRUCTORS[name](LANGEVIN, num_steps=num_steps)
+
+
+# --- contrastive divergence ---
+
+
+def test_cd_starts_at_the_data_and_keeps_their_labels():
+    sampler = contrastive_divergence(STILL, num_steps=2)
+    negatives, memory = sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS, sampler.init(KEY))
+    np.testing.assert_allclose(negatives.positions, X_DATA, atol=1e-6)
+    np.testing.assert_array_equal(negatives.labels, LABELS)
+    assert memory == ()
+    unlabelled, _ = sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, None, ())
+    np.testing.assert_array_equal(unlabelled.labels, np.zeros(NUM_CHAINS, np.int32))
+
+
+def test_cd_k_descends_by_k_steps():
+    # Without noise x - m shrinks by 1 - epsilon k a step: 0.8 at step 0.1 and k = 2.
+    sampler = contrastive_divergence(DOWNHILL, num_steps=3)
+    negatives, _ = sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS, ())
+    mean = np.broadcast_to(QUADRATIC["mean"], X_DATA.shape)
+    np.testing.assert_allclose(negatives.positions, mean + 0.8**3 * (X_DATA - mean), rtol=1e-5, atol=1e-6)
+
+
+def test_cd_of_many_steps_samples_the_model_and_forgets_the_data():
+    # Unadjusted Langevin's stationary variance is exactly (1 / k) / (1 - epsilon k / 2).
+    num_chains, step_size, k = 20_000, 0.2, 2.0
+    sampler = contrastive_divergence(partial(sgld, step_size=step_size), num_steps=40)  # 0.6^40 = 1e-9
+    draw_jit = jax.jit(lambda x: sampler.draw(KEY, quadratic, QUADRATIC, x, None, ())[0].positions)
+    positions = np.asarray(draw_jit(jnp.full((num_chains, 2), 10.0)), np.float64)
+    variance = (1 / k) / (1 - step_size * k / 2)
+    error = np.sqrt(variance / num_chains)
+    np.testing.assert_allclose(positions.mean(axis=0), QUADRATIC["mean"], atol=5 * error)
+    np.testing.assert_allclose(positions.var(axis=0), variance, atol=5 * variance * np.sqrt(2 / num_chains))
+
+
+def test_cd_says_what_it_misses():
+    sampler = contrastive_divergence(LANGEVIN, num_steps=1)
+    with pytest.raises(ValueError, match="x_data is None.*start_of"):
+        sampler.draw(KEY, quadratic, QUADRATIC, None, None, ())
+    with pytest.raises(ValueError, match=r"labels has shape \(3,\): \(8,\)"):
+        sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS[:3], ())
+    with pytest.raises(TypeError, match="position has dtype int32"):
+        sampler.draw(KEY, quadratic, QUADRATIC, X_DATA.astype(jnp.int32), LABELS, ())
+
+
+# --- short runs ---
+
+
+def test_short_run_starts_anew_at_every_draw():
+    sampler = short_run(STILL, num_steps=1, initial=INITIAL, num_chains=1000, num_classes=3)
+    draws = jax.jit(jax.vmap(lambda key: sampler.draw(key, quadratic, QUADRATIC, None, None, ())[0]))(
+        jax.random.split(KEY, 2)
+    )
+    first, second = np.asarray(draws.positions)
+    for positions in (first, second):
+        assert positions.min() >= 2 - 1e-5
+        assert positions.max() <= 3 + 1e-5
+        assert abs(positions.mean() - 2.5) < 5 * np.sqrt(1 / 12 / positions.size)
+    assert np.mean(first == second) < 0.01
+    np.testing.assert_array_equal(draws.labels[0], np.arange(1000) % 3)
+
+
+def test_short_run_gives_each_chain_its_classes_start():
+    def by_class(rng_key, label):
+        return jax.random.uniform(rng_key, (1,)) + 10.0 * label
+
+    sampler = short_run(STILL, num_steps=1, initial=by_class, num_chains=12, num_classes=4)
+    negatives, _ = sampler.draw(KEY, lambda params, x, y: jnp.sum(x**2), None, None, None, ())
+    np.testing.assert_array_equal(np.floor(negatives.positions[:, 0] / 10), negatives.labels)
+
+
+# --- persistent chains ---
+
+PERSISTENT = persistent(LANGEVIN, num_steps=5, initial=INITIAL, num_chains=6, capacity=30)
+draw_persistent = jax.jit(
+    lambda key, params, memory: PERSISTENT.draw(key, quadratic, params, None, None, memory)
+)
+
+
+def test_persistent_chains_are_written_back_where_they_came_from():
+    before = PERSISTENT.init(KEY)
+    negatives, after = draw_persistent(jax.random.key(1), QUADRATIC, before)
+    moved = np.flatnonzero(after.ages)
+    assert len(moved) == 6  # unique slots
+    np.testing.assert_array_equal(np.asarray(after.ages)[moved], 5)
+    np.testing.assert_array_equal(
+        np.unique(np.asarray(after.positions)[moved], axis=0), np.unique(negatives.positions, axis=0)
+    )
+    others = np.setdiff1d(np.arange(30), moved)
+    np.testing.assert_array_equal(np.asarray(after.positions)[others], np.asarray(before.positions)[others])
+
+
+def test_the_buffer_advances():
+    never = persistent(STILL, num_steps=5, initial=INITIAL, num_chains=6, capacity=6, restart_probability=0.0)
+    always = persistent(
+        STILL, num_steps=5, initial=INITIAL, num_chains=6, capacity=6, restart_probability=1.0
+    )
+    for sampler, ages in ((never, 20), (always, 5)):
+
+        @jax.jit
+        def four_draws(memory, sampler=sampler):
+            def step(memory, key):
+                return sampler.draw(key, quadratic, QUADRATIC, None, None, memory)[::-1]
+
+            return jax.lax.scan(step, memory, jax.random.split(KEY, 4))[0]
+
+        start = sampler.init(KEY)
+        after = four_draws(start)
+        np.testing.assert_array_equal(after.ages, ages)
+        # Without restarts a chain is where it was, with them it is somewhere else.
+        same = np.isclose(after.positions, start.positions, atol=1e-5)
+        assert np.all(same) if sampler is never else not np.any(same)
+
+
+def test_a_draw_is_run_labelled_chains_on_the_drawn_slots():
+    key = jax.random.key(7)
+    buffer = PERSISTENT.init(KEY)
+    negatives, after = draw_persistent(key, QUADRATIC, buffer)
+
+    @jax.jit
+    def by_hand(buffer):
+        key_draw, key_chain = jax.random.split(key)
+        chains = draw(key_draw, buffer, 6, 0.05, INITIAL)
+        return chains, run_labelled_chains(
+            key_chain, LANGEVIN, quadratic, QUADRATIC, chains.positions, chains.labels, 5
+        )
+
+    chains, positions = by_hand(buffer)
+    np.testing.assert_allclose(negatives.positions, positions, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(after.positions)[chains.slots], positions, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"capacity": 5}, "capacity=5 is smaller than num_chains=8"),
+        ({"capacity": 0}, "capacity=0"),
+        ({"num_chains": 0}, "num_chains=0"),
+        ({"num_chains": 2.5}, "num_chains=2.5"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"restart_probability": 1.1}, "restart_probability=1.1.*between 0.0 and 1.0"),
+        ({"restart_probability": -0.1}, "restart_probability=-0.1"),
+    ],
+)
+def test_bad_buffers_are_refused_at_once(arguments, named):
+    arguments = {"num_steps": 1, "initial": INITIAL, "num_chains": 8} | arguments
+    with pytest.raises(ValueError, match=named):
+        persistent(LANGEVIN, **arguments)
+
+
+def test_a_capacity_that_classes_do_not_divide_is_refused_before_compiling():
+    sampler = persistent(LANGEVIN, num_steps=1, initial=INITIAL, num_chains=4, capacity=10, num_classes=3)
+    with pytest.raises(ValueError, match=r"capacity=10.*multiple of num_classes=3"):
+        jax.eval_shape(sampler.init, KEY)
+
+
+@pytest.mark.parametrize("argument", ["num_chains", "num_classes"])
+def test_short_run_needs_counts(argument):
+    arguments = {"num_steps": 1, "initial": INITIAL, "num_chains": 8, argument: 0}
+    with pytest.raises(ValueError, match=f"{argument}=0"):
+        short_run(LANGEVIN, **arguments)
+
+
+# --- chains, one class each ---
+
+
+def test_chains_need_one_label_each():
+    run = partial(run_labelled_chains, KEY, LANGEVIN, quadratic, QUADRATIC)
+    with pytest.raises(ValueError, match=r"labels has shape \(2,\): \(8,\)"):
+        run(X_DATA, LABELS[:2], 1)
+    with pytest.raises(ValueError, match="positions has leaves"):
+        run(jnp.ones((0, 2)), LABELS[:0], 1)
+    with pytest.raises(ValueError, match="num_steps=0"):
+        run(X_DATA, LABELS, 0)
+
+
+def test_no_negatives():
+    sampler = no_negatives()
+    memory = sampler.init(KEY)
+    negatives, after = jax.jit(lambda key, memory: sampler.draw(key, None, None, None, None, memory))(
+        KEY, memory
+    )
+    assert negatives.positions is None
+    assert negatives.labels is None
+    assert memory == after == ()
+    assert jax.tree.leaves(negatives) == []  # nothing to carry through a scan
+
+
+# --- learning with them ---
+
+
+def test_persistent_chains_learn_a_gaussian():
+    """A maximum-likelihood fit whose answer is known, up to Langevin's known bias.
+
+    At the optimum the sampler's moments equal the data's: mean m, and variance v = (1/k) / (1 - epsilon k / 2).
+    The average over the last T updates has the errors of an average over N = T num_chains samples of
+    autocorrelation time tau: sqrt(v tau / N) for the mean, and for log k sqrt(2 tau / N) times
+    |d log k / d log v| = (1 - epsilon k / 2) / (1 - epsilon k) = 1.1 at most.
+    """
+    rng = np.random.default_rng(3)
+    data = jnp.asarray(rng.normal(size=(500, 2)) * [0.6, 1.5] + [2.0, -1.0], jnp.float32)
+    num_chains, step_size, num_updates, kept = 300, 0.1, 1500, 1000
+
+    def energy(params, x):
+        return 0.5 * jnp.sum(jnp.exp(params["log_k"]) * (x - params["mean"]) ** 2)
+
+    sampler = persistent(
+        partial(sgld, step_size=step_size),
+        num_steps=10,
+        initial=UniformInitial(-1.0, 1.0, shape=(2,)),
+        num_chains=num_chains,
+        capacity=num_chains,
+        restart_probability=0.0,
+    )
+    optimizer = optax.sgd(0.1)
+
+    def update(state, key):
+        params, optimizer_state, memory = state
+        negatives, memory = sampler.draw(
+            key, lambda params, x, label: energy(params, x), params, None, None, memory
+        )
+        gradient = jax.grad(lambda params: contrastive_loss(energy, params, data, negatives.positions)[0])(
+            params
+        )
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state)
+        params = optax.apply_updates(params, updates)
+        return (params, optimizer_state, memory), params
+
+    params = {"mean": jnp.zeros(2), "log_k": jnp.zeros(2)}
+    start = (params, optimizer.init(params), sampler.init(KEY))
+    _, path = jax.jit(partial(jax.lax.scan, update))(start, jax.random.split(KEY, num_updates))
+    learnt = jax.tree.map(lambda leaf: np.mean(np.asarray(leaf)[-kept:], axis=0), path)
+
+    mean, variance = np.mean(np.asarray(data), axis=0), np.var(np.asarray(data), axis=0)
+    # k (1 - epsilon k / 2) = 1 / v
+    k = (1 - np.sqrt(1 - 2 * step_size / variance)) / step_size
+    memory_of_one_draw = (1 - step_size * k) ** 10
+    tau = (1 + memory_of_one_draw) / (1 - memory_of_one_draw)
+    num_samples = kept * num_chains
+    assert np.all(np.abs(learnt["mean"] - mean) < 5 * np.sqrt(variance * tau / num_samples) + 1e-3)
+    slope = (1 - step_size * k / 2) / (1 - step_size * k)
+    assert np.all(np.abs(learnt["log_k"] - np.log(k)) < 5 * np.sqrt(2 * tau / num_samples) * slope + 2e-3)

@@ -1,0 +1,234 @@
+"""Nothing in a run's folder is lost without asking."""
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from jaxebm.training import CheckpointMismatchError, open_run, write_atomically
+from jaxebm.training.run_folder import CONFIG, METRICS, RESULTS
+
+SETTINGS = {"seed": 0, "widths": (8, 8), "learning_rate": 0.1}
+
+
+def names(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def finished_run(path, settings=SETTINGS):
+    """A run's folder with everything that a run writes."""
+    run = open_run(path, settings)
+    run.append_metrics({"step": 10, "loss": 0.5})
+    (run.checkpoints / "10").mkdir(parents=True)
+    for name in RESULTS:
+        write_atomically(path / name, "result")
+    return run
+
+
+class TestOpening:
+    def test_new_folder_with_its_parents(self, tmp_path):
+        run = open_run(tmp_path / "a" / "b", SETTINGS)
+        assert json.loads((run.path / CONFIG).read_text()) == SETTINGS | {"widths": [8, 8]}
+        assert run.read_metrics() == []
+
+    def test_empty_folder(self, tmp_path):
+        assert open_run(tmp_path, SETTINGS).path == tmp_path
+
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_resuming_nothing_starts_a_run(self, tmp_path, resume):
+        path = tmp_path / "new"
+        open_run(path, SETTINGS, resume=resume)
+        open_run(path, SETTINGS, resume=True)
+        assert names(path) == [CONFIG, METRICS]
+
+    def test_occupied_folder_is_refused_and_untouched(self, tmp_path):
+        finished_run(tmp_path)
+        before = {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
+        with pytest.raises(FileExistsError, match=r"not empty.*--resume.*--overwrite"):
+            open_run(tmp_path, SETTINGS)
+        assert before == {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
+
+    def test_both_flags_are_refused(self, tmp_path):
+        finished_run(tmp_path)
+        before = names(tmp_path)
+        with pytest.raises(ValueError, match="--resume and --overwrite exclude each other"):
+            open_run(tmp_path, SETTINGS, resume=True, overwrite=True)
+        assert names(tmp_path) == before
+
+    def test_output_is_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(FileExistsError, match="is a file"):
+            open_run(tmp_path / "file", SETTINGS, overwrite=True)
+        assert (tmp_path / "file").read_text() == "mine"
+
+    def test_unwritable_places(self, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        for path in (tmp_path / "file" / "run", Path("/proc/jaxebm-run")):
+            with pytest.raises(PermissionError, match=f"--output {path} cannot be written"):
+                open_run(path, SETTINGS)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+    def test_folder_without_permission(self, tmp_path):
+        tmp_path.chmod(0o500)
+        try:
+            for path in (tmp_path, tmp_path / "run"):
+                with pytest.raises(PermissionError, match="cannot be written"):
+                    open_run(path, SETTINGS)
+        finally:
+            tmp_path.chmod(0o700)
+
+
+class TestResuming:
+    def test_same_settings(self, tmp_path):
+        finished_run(tmp_path)
+        before = names(tmp_path)
+        run = open_run(tmp_path, SETTINGS, resume=True)
+        assert run.read_metrics() == [{"step": 10, "loss": 0.5}]
+        assert names(tmp_path) == before
+
+    def test_other_settings_are_listed_and_no_others(self, tmp_path):
+        finished_run(tmp_path)
+        other = {"seed": 1, "widths": (8, 8), "temperature": 2.0}
+        with pytest.raises(CheckpointMismatchError) as caught:
+            open_run(tmp_path, other, resume=True)
+        message = str(caught.value)
+        assert "learning_rate: saved 0.1, now None" in message
+        assert "seed: saved 0, now 1" in message
+        assert "temperature: saved None, now 2.0" in message
+        assert "widths" not in message
+        assert json.loads((tmp_path / CONFIG).read_text())["seed"] == 0
+
+    def test_settings_of_the_call_may_differ(self, tmp_path):
+        settings = SETTINGS | {"output": "here", "resume": False, "overwrite": False, "progress": True}
+        finished_run(tmp_path, settings)
+        open_run(tmp_path, settings | {"output": "there", "resume": True, "progress": False}, resume=True)
+
+    @pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"[1, 2]", b"\xff\xfe"])
+    def test_corrupted_settings(self, tmp_path, content):
+        finished_run(tmp_path)
+        (tmp_path / CONFIG).write_bytes(content)
+        with pytest.raises(CheckpointMismatchError, match=r"config.json is no readable configuration"):
+            open_run(tmp_path, SETTINGS, resume=True)
+        assert (tmp_path / "card.json").exists()
+        open_run(tmp_path, SETTINGS, overwrite=True)  # the way out that the message names
+        assert names(tmp_path) == [CONFIG, METRICS]
+
+
+class TestOverwriting:
+    def test_a_new_or_empty_folder_may_be_overwritten(self, tmp_path):
+        open_run(tmp_path, SETTINGS, overwrite=True)
+        open_run(tmp_path / "new", SETTINGS, overwrite=True)
+
+    def test_only_what_a_run_wrote_goes(self, tmp_path):
+        finished_run(tmp_path)
+        (tmp_path / "subfolder").mkdir()
+        own = ["notes.txt", "photo.png", "samples_best.png", "data.npz", "subfolder/samples.png"]
+        for name in own:
+            (tmp_path / name).write_text("mine")
+        run = open_run(tmp_path, SETTINGS | {"seed": 5}, overwrite=True)
+        expected = {name.split("/")[0] for name in own} | {CONFIG, METRICS}
+        assert names(tmp_path) == sorted(expected)
+        assert all((tmp_path / name).read_text() == "mine" for name in own)
+        assert run.read_metrics() == []
+        assert json.loads((tmp_path / CONFIG).read_text())["seed"] == 5
+
+    def test_a_folder_that_is_no_run_is_refused(self, tmp_path):
+        """Not even one with a config.json and pictures: many programs write those."""
+        for name in (CONFIG, "samples.png", "thesis.tex"):
+            (tmp_path / name).write_text("{}")
+        with pytest.raises(FileExistsError, match="no run"):
+            open_run(tmp_path, SETTINGS, overwrite=True)
+        assert names(tmp_path) == sorted([CONFIG, "samples.png", "thesis.tex"])
+
+    def test_settings_that_cannot_be_written_cost_nothing(self, tmp_path):
+        finished_run(tmp_path)
+        before = names(tmp_path)
+        with pytest.raises(ValueError, match="JSON"):
+            open_run(tmp_path, {"learning_rate": float("nan")}, overwrite=True)
+        with pytest.raises(TypeError):
+            open_run(tmp_path, {"optimizer": object()}, overwrite=True)
+        assert names(tmp_path) == before
+
+    def test_everything_that_the_experiments_write_is_known(self):
+        """A file that `RESULTS` does not list would survive an overwrite and speak of another run."""
+        experiments = Path(__file__).parents[2] / "experiments"
+        written = set()
+        for script in experiments.glob("*.py"):
+            source = script.read_text()
+            written |= set(re.findall(r'run\.path / "([^"]+)"', source))
+            written |= set(re.findall(r'run\.write_json\(\s*"([^"]+)"', source))
+        assert "card.json" in written
+        assert written <= set(RESULTS)
+
+
+class TestMetrics:
+    def test_lines_are_appended(self, tmp_path):
+        run = open_run(tmp_path, SETTINGS)
+        records = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+        for record in records:
+            run.append_metrics(record)
+        assert run.read_metrics() == records  # repr of a float is read back exactly
+        assert open_run(tmp_path, SETTINGS, resume=True).read_metrics() == records
+
+    @pytest.mark.parametrize("cut", ["{", '{"step": 30, "lo', '{"step": 30, "loss": 0.5'])
+    def test_a_line_cut_short_is_dropped(self, tmp_path, cut):
+        run = open_run(tmp_path, SETTINGS)
+        for step in (10, 20):
+            run.append_metrics({"step": step})
+        with (tmp_path / METRICS).open("a") as file:
+            file.write(cut)
+        assert run.read_metrics() == [{"step": 10}, {"step": 20}]
+        run.truncate_metrics(20)
+        run.append_metrics({"step": 30})
+        assert (tmp_path / METRICS).read_text() == '{"step": 10}\n{"step": 20}\n{"step": 30}\n'
+
+    def test_records_after_the_checkpoint_are_dropped(self, tmp_path):
+        run = open_run(tmp_path, SETTINGS)
+        for step in (10, 20, 30):
+            run.append_metrics({"step": step})
+        run.truncate_metrics(20)
+        assert [record["step"] for record in run.read_metrics()] == [10, 20]
+        run.truncate_metrics(0)
+        assert run.read_metrics() == []
+
+    def test_json_refuses_numbers_that_json_has_not(self, tmp_path):
+        run = open_run(tmp_path, SETTINGS)
+        run.write_json("card.json", {"a": [1, 2]})
+        with pytest.raises(ValueError, match="JSON"):
+            run.write_json("card.json", {"a": float("inf")})
+        assert json.loads((tmp_path / "card.json").read_text()) == {"a": [1, 2]}
+
+
+class TestWritingAtomically:
+    def test_text_and_bytes(self, tmp_path):
+        write_atomically(tmp_path / "text", "Grüße")
+        write_atomically(str(tmp_path / "bytes"), b"\x00\xff")
+        assert (tmp_path / "text").read_text(encoding="utf-8") == "Grüße"
+        assert (tmp_path / "bytes").read_bytes() == b"\x00\xff"
+        assert names(tmp_path) == ["bytes", "text"]
+
+    @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+    def test_permissions_follow_the_umask(self, tmp_path, mask):
+        before = os.umask(mask)
+        try:
+            write_atomically(tmp_path / "file", "x")
+            assert os.umask(mask) == mask  # left as it was
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~mask
+
+    @pytest.mark.parametrize("failing", ["fsync", "replace"])
+    def test_a_failure_leaves_the_old_file_and_no_litter(self, tmp_path, monkeypatch, failing):
+        write_atomically(tmp_path / "file", "old")
+
+        def fail(*_):
+            raise OSError("disk full")
+
+        monkeypatch.setattr(os, failing, fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_atomically(tmp_path / "file", "new")
+        assert (tmp_path / "file").read_text() == "old"
+        assert names(tmp_path) == ["file"]
