@@ -3,7 +3,6 @@
 import chex
 import jax
 import jax.numpy as jnp
-import jax.test_util
 import numpy as np
 import pytest
 
@@ -37,20 +36,32 @@ def second():
 
 def quadratic_form(energy, params, dimension=3):
     """Mean, covariance and log Z of a quadratic energy, from its value, gradient and Hessian at 0."""
-    origin = jnp.zeros(dimension)
-    value, gradient = jax.value_and_grad(energy, argnums=1)(params, origin)
-    precision = np.asarray(jax.hessian(energy, argnums=1)(params, origin), np.float64)
+    origin = np.zeros(dimension, np.float32)
+
+    @jax.jit
+    def taylor(params):
+        hessian = jax.hessian(energy, argnums=1)(params, origin)
+        return *jax.value_and_grad(energy, argnums=1)(params, origin), hessian
+
+    value, gradient, precision = taylor(params)
+    precision = np.asarray(precision, np.float64)
     covariance = np.linalg.inv(precision)
     mean = -covariance @ np.asarray(gradient, np.float64)
     log_z = 0.5 * (dimension * np.log(2 * np.pi) + np.linalg.slogdet(covariance)[1] + mean @ precision @ mean)
     return mean, covariance, log_z - float(value)
 
 
+def evaluate(energy, params, nodes):
+    """The energies of all nodes, compiled in one piece, as float64."""
+    energies = jax.jit(jax.vmap(energy, (None, 0)))(params, np.asarray(nodes, np.float32))
+    return np.asarray(energies, np.float64)
+
+
 def line_integral(energy, params, low=-12.0, high=12.0, number=4001):
     """log Z, mean and variance of an energy of one coordinate, summed in float64."""
     nodes = np.linspace(low, high, number)
-    energies = jax.vmap(energy, (None, 0))(params, jnp.asarray(nodes[:, None], jnp.float32))
-    masses = np.exp(-np.asarray(energies, np.float64)) * (nodes[1] - nodes[0])
+    energies = evaluate(energy, params, nodes[:, None])
+    masses = np.exp(-energies) * (nodes[1] - nodes[0])
     mean = masses @ nodes / masses.sum()
     return np.log(masses.sum()), mean, masses @ (nodes - mean) ** 2 / masses.sum()
 
@@ -67,7 +78,7 @@ def test_tempered_gaussian_has_covariance_t_sigma(first, temperature):
 def test_tempered_is_the_power_of_a_density():
     well = double_well(barrier=2.0, tilt=1.0)
     nodes = np.linspace(-4, 4, 801)
-    energies = np.asarray(jax.vmap(well.target)(jnp.asarray(nodes[:, None], jnp.float32)), np.float64)
+    energies = evaluate(well.energy, well.params, nodes[:, None])
     log_z = np.log(np.sum(np.exp(-energies) ** (1 / 0.7)) * (nodes[1] - nodes[0]))
     np.testing.assert_allclose(line_integral(tempered(well.energy, 0.7), well.params)[0], log_z, atol=1e-5)
 
@@ -101,17 +112,31 @@ def test_negation_in_a_product_subtracts_precisions(second):
     assert mean[0] < OTHER_MEAN[0]  # pushed away from what is negated, which lies to the right
 
 
-@pytest.mark.parametrize("log_weights", [None, np.array([0.3, -1.2]), np.array([0.0, -np.inf])])
-def test_mixture_log_partition_and_shares(log_weights):
-    """log Z = logsumexp(log w_i + log Z_i), and the shares of the samples are w_i Z_i, not w_i."""
+@pytest.fixture(scope="module")
+def components():
+    """A Gaussian and a tilted double well, with the log Z and the mean of each."""
     left, right = gaussian([-3.0], [[0.25]]), double_well(barrier=2.0, tilt=1.0)
+
+    @jax.jit
+    def exact(all_params):
+        pairs = list(zip((left, right), all_params, strict=True))
+        return (
+            jnp.stack([target.log_partition(params) for target, params in pairs]),
+            jnp.stack([target.moments(params)[0][0] for target, params in pairs]),
+        )
+
+    log_z, means = exact((left.params, right.params))
+    return left, right, np.asarray(log_z, np.float64), np.asarray(means, np.float64)
+
+
+@pytest.mark.parametrize("log_weights", [None, np.array([0.3, -1.2]), np.array([0.0, -np.inf])])
+def test_mixture_log_partition_and_shares(log_weights, components):
+    """log Z = logsumexp(log w_i + log Z_i), and the shares of the samples are w_i Z_i, not w_i."""
+    left, right, log_terms, means = components
     energy = mixture(left.energy, right.energy, log_weights=log_weights)
     log_z, mean, _ = line_integral(energy, (left.params, right.params))
-    targets = (left, right)
-    log_terms = np.array([float(target.log_partition(target.params)) for target in targets])
     log_terms = log_terms + (0 if log_weights is None else log_weights)
     np.testing.assert_allclose(log_z, np.log(np.sum(np.exp(log_terms))), atol=1e-5)
-    means = np.array([float(target.moments(target.params)[0][0]) for target in targets])
     shares = np.exp(log_terms) / np.exp(log_terms).sum()
     np.testing.assert_allclose(mean, shares @ means, atol=1e-4)
 
@@ -120,10 +145,11 @@ def test_mixture_of_gaussians_is_the_analytic_one():
     whole = gaussian_mixture([0.3, 0.7], [[-1.0], [1.5]], [0.5, 0.8])
     parts = [gaussian([-1.0], [[0.25]]), gaussian([1.5], [[0.64]])]
     log_z = np.array([float(part.log_partition(part.params)) for part in parts])
-    energy = mixture(*(part.energy for part in parts), log_weights=jnp.asarray(np.log([0.3, 0.7]) - log_z))
-    x = jnp.linspace(-4, 4, 50)[:, None]
-    composed = jax.vmap(energy, (None, 0))(tuple(part.params for part in parts), x)
-    np.testing.assert_allclose(composed, jax.vmap(whole.target)(x), atol=1e-5)
+    log_weights = np.asarray(np.log([0.3, 0.7]) - log_z, np.float32)
+    energy = mixture(*(part.energy for part in parts), log_weights=log_weights)
+    x = np.linspace(-4, 4, 50)[:, None]
+    composed = evaluate(energy, tuple(part.params for part in parts), x)
+    np.testing.assert_allclose(composed, evaluate(whole.energy, whole.params, x), atol=1e-5)
 
 
 def test_clamped_gaussian_is_the_conditional_gaussian(first):
@@ -149,9 +175,9 @@ def test_clamped_log_partition_on_a_skewed_density():
     line = np.linspace(-10, 4, 281), np.linspace(1.2 - 7, 1.2 + 7, 141)
     nodes = np.stack(np.meshgrid(*line, indexing="ij"), axis=-1).reshape(-1, 2)
     energy = clamp(target.energy, mask, values)
-    energies = jax.vmap(energy, (None, 0))(target.params, jnp.asarray(nodes, jnp.float32))
+    energies = evaluate(energy, target.params, nodes)
     cell = (line[0][1] - line[0][0]) * (line[1][1] - line[1][0])
-    log_z = np.log(np.sum(np.exp(-np.asarray(energies, np.float64))) * cell)
+    log_z = np.log(np.sum(np.exp(-energies)) * cell)
     log_z_free = line_integral(
         lambda params, x: target.energy(params, jnp.stack([x[0], jnp.asarray(1.2)])), target.params, -10, 4
     )[0]
@@ -162,7 +188,7 @@ def test_clamp_never_reads_unobserved_values(first):
     mask, values = jnp.array([True, False, False]), jnp.array([2.0, jnp.nan, jnp.inf])
     energy = clamp(first.energy, mask, values)
     x = jnp.array([0.5, 0.1, -0.2])
-    value, gradient = jax.value_and_grad(energy, argnums=1)(first.params, x)
+    value, gradient = jax.jit(jax.value_and_grad(energy, argnums=1))(first.params, x)
     expected = float(first.target(jnp.array([2.0, 0.1, -0.2]))) + 0.5 * 1.5**2
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     chex.assert_tree_all_finite(gradient)
@@ -173,14 +199,20 @@ def test_clamp_and_fill_on_pytrees():
     def energy(params, x):
         return params * (jnp.sum(x["image"] ** 2) + jnp.sum(jnp.sin(x["label"])))
 
-    x = {"image": jnp.ones((2, 2)), "label": jnp.zeros(3)}
-    mask = {"image": jnp.eye(2, dtype=bool), "label": jnp.array([False, True, False])}
-    values = {"image": jnp.full((2, 2), 3.0), "label": jnp.full(3, 0.5)}
-    filled = fill(x, mask, values)
+    x = {"image": np.ones((2, 2), np.float32), "label": np.zeros(3, np.float32)}
+    mask = {"image": np.eye(2, dtype=bool), "label": np.array([False, True, False])}
+    values = {"image": np.full((2, 2), 3.0, np.float32), "label": np.full(3, 0.5, np.float32)}
+    filled, filled_energy, clamped_energy = jax.jit(
+        lambda x: (
+            fill(x, mask, values),
+            energy(2.0, fill(x, mask, values)),
+            clamp(energy, mask, values)(2.0, x),
+        )
+    )(x)
     expected = {"image": jnp.array([[3.0, 1.0], [1.0, 3.0]]), "label": jnp.array([0.0, 0.5, 0.0])}
     chex.assert_trees_all_equal(filled, expected)
     tether = 0.5 * (2 * 2.0**2 + 0.5**2)
-    np.testing.assert_allclose(clamp(energy, mask, values)(2.0, x), energy(2.0, filled) + tether, rtol=1e-6)
+    np.testing.assert_allclose(clamped_energy, filled_energy + tether, rtol=1e-6)
 
 
 def test_tilted_gaussian_is_another_gaussian(first):
@@ -253,16 +285,16 @@ def test_no_number_recompiles(first, second):
         )
         traced = gradient(x, *numbers)
         energy, params = composed(first, second, *numbers)
-        chex.assert_trees_all_close(traced, jax.grad(energy, argnums=1)(params, x), rtol=1e-5, atol=1e-5)
+        concrete = jax.jit(jax.grad(energy, argnums=1))(params, x)
+        chex.assert_trees_all_close(traced, concrete, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients():
+def test_gradients(assert_differentiable):
     with jax.enable_x64(True):
         one, two = gaussian(MEAN, COVARIANCE), gaussian(OTHER_MEAN, OTHER_COVARIANCE)
         mask = jnp.array([False, True, False])
         energy, params = composed(one, two, 0.7, 0.2, jnp.array([0.3, -0.3]), mask, jnp.ones(3), 1.3)
-        x = jnp.array([0.3, -0.7, 1.1])
-        jax.test_util.check_grads(jax.jit(energy), (params, x), order=1, atol=1e-5, rtol=1e-5)
+        assert_differentiable(energy, params, np.array([0.3, -0.7, 1.1]))
 
 
 def test_compositions_of_functions_are_hashable_and_equal(first, second):

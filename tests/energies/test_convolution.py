@@ -1,4 +1,4 @@
-"""The convolution equals lax.conv in value and in every derivative, whatever formulation the platform chooses."""
+"""The convolution equals lax.conv in value and in every derivative, however the platform forms it."""
 
 import functools
 
@@ -14,7 +14,6 @@ from jaxebm.energies.convolution import (
     Convolution,
     convolve,
     convolve_direct,
-    convolve_patches,
     extract_patches,
 )
 
@@ -26,7 +25,7 @@ SHAPES = [
     ((9, 8, 2), (3, 3), (2, 2), "VALID"),
     ((6, 6, 4), (1, 1), (2, 2), "SAME"),
     ((5, 6, 2), (3, 3), (1, 1), ((0, 2), (1, 0))),
-    ((4, 4, 3), (5, 5), (2, 1), "SAME"),
+    ((4, 4, 3), (5, 3), (2, 1), "SAME"),
 ]
 
 
@@ -50,9 +49,8 @@ def _value_and_gradients(function, xs, kernel, strides, padding):
 def test_value_and_both_gradients_equal_lax_conv(shape, kernel_size, strides, padding):
     xs, kernel = _operands(shape, kernel_size)
     expected = _value_and_gradients(convolve_direct, xs, kernel, strides, padding)
-    for function in (convolve, convolve_patches):
-        actual = _value_and_gradients(function, xs, kernel, strides, padding)
-        chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
+    actual = _value_and_gradients(convolve, xs, kernel, strides, padding)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_equals_the_sum_of_the_definition():
@@ -62,7 +60,7 @@ def test_equals_the_sum_of_the_definition():
     expected = np.zeros((2, 3, 4))
     for i, j, f in np.ndindex(expected.shape):
         expected[i, j, f] = np.sum(padded[2 * i : 2 * i + 3, 2 * j : 2 * j + 2] * k[..., f])
-    actual = convolve(xs[0], kernel, (2, 2), ((1, 0), (0, 2)))
+    actual = jax.jit(lambda x, kernel: convolve(x, kernel, (2, 2), ((1, 0), (0, 2))))(xs[0], kernel)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -127,8 +125,9 @@ def test_parameters_are_those_of_flax(use_bias):
 
 def test_shifting_the_image_shifts_the_result():
     xs, kernel = _operands((8, 8, 2), (3, 3), batch=1)
-    shifted = convolve(jnp.roll(xs[0], (1, 2), (0, 1)), kernel)
-    expected = jnp.roll(convolve(xs[0], kernel), (1, 2), (0, 1))
+    compiled = jax.jit(convolve)
+    shifted = compiled(jnp.roll(xs[0], (1, 2), (0, 1)), kernel)
+    expected = jnp.roll(compiled(xs[0], kernel), (1, 2), (0, 1))
     np.testing.assert_allclose(shifted[3:-1, 4:-1], expected[3:-1, 4:-1], rtol=1e-4, atol=1e-5)
 
 

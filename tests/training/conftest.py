@@ -30,7 +30,7 @@ CONFIG = {"seed": 0}
 
 
 def problem():
-    """A network's energy, persistent chains, shuffled minibatches and Adam: everything that a state can hold."""
+    """A network's energy, persistent chains, shuffled minibatches and Adam: all that a state can hold."""
     key_data, key_stream, key_params, key_state = jax.random.split(jax.random.key(0), 4)
     data = jax.random.normal(key_data, (24, 2)) + jnp.array([[2.0, -1.0]])
     module = MLP(num_outputs=None, widths=(4,))
@@ -41,7 +41,9 @@ def problem():
     )
     step = make_train_step(
         energy=lambda params, x, label: module.apply(params, x),
-        loss=lambda params, key, batch, drawn: contrastive_loss(module.apply, params, batch, drawn.positions),
+        loss=lambda params, key, batch, drawn: contrastive_loss(
+            module.apply, params, batch, drawn.positions
+        ),
         optimizer=optimizer,
         negatives=negatives,
         next_batch=lambda key, arrays, stream: next_batch(key, stream, arrays, 7),
@@ -59,7 +61,8 @@ def train(folder, num_steps=NUM_STEPS, step=None, make_state=None, data=None):
     if step is None:
         step, make_state, data = problem()
     run = open_run(folder, CONFIG, resume=True)
-    return fit(step, make_state(), data, num_steps=num_steps, steps_per_dispatch=4, checkpoint_every=10, run=run)
+    settings = {"num_steps": num_steps, "steps_per_dispatch": 4, "checkpoint_every": 10}
+    return fit(step, make_state(), data, run=run, **settings)
 
 
 if __name__ == "__main__":

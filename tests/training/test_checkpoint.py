@@ -22,7 +22,11 @@ def make_state(step=0, seed=0, **changes):
     state = TrainState(
         step=jnp.array(step, jnp.int32),
         params=params,
-        optimizer_state=(normal(2), (), {"count": jnp.array(7, jnp.int32), "half": normal(2).astype(jnp.float16)}),
+        optimizer_state=(
+            normal(2),
+            (),
+            {"count": jnp.array(7, jnp.int32), "half": normal(2).astype(jnp.float16)},
+        ),
         ema_params=jax.tree.map(lambda leaf: leaf * 2, params),
         memory=ReplayBuffer(
             {"pixels": jnp.arange(6, dtype=jnp.uint8).reshape(3, 2), "on": jnp.array([True, False, True])},
@@ -47,7 +51,7 @@ def save(path, *states):
 
 
 def test_every_kind_of_leaf_survives_bit_for_bit(tmp_path, bits):
-    """Floats of three widths (a negative zero and a subnormal too), uint8, int32, bool, and typed keys of two kinds."""
+    """Three widths of float, a negative zero, a subnormal, uint8, int32, bool, typed keys of two kinds."""
     odd = jnp.array([-0.0, 1e-42, 1 / 3], jnp.float32)
     state = make_state(step=30, optimizer_state=(odd,))
     save(tmp_path, state)

@@ -78,7 +78,7 @@ def test_metrics_are_means_over_the_updates():
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.3, 0.999])
 def test_average_follows_its_closed_form(ema_decay):
-    """With theta_n known, ema_n = prod d_j theta_0 + sum_i (1 - d_i) prod_{j > i} d_j theta_{i+1}, by hand."""
+    """With theta_n known, ema_n = prod d_j theta_0 + sum_i (1 - d_i) prod_{j > i} d_j theta_{i+1}."""
     state, _ = compile_steps(quadratic_step(ema_decay=ema_decay), 12)(quadratic_state(), DATA)
     decays = np.minimum(ema_decay, (1 + np.arange(12)) / (10 + np.arange(12)))
     expected = np.prod(decays) * START
@@ -91,7 +91,7 @@ def test_average_follows_its_closed_form(ema_decay):
 
 
 def test_grouping_of_updates_changes_nothing_but_rounding(tiny):
-    """Keys and batches do not depend on the grouping: integers agree exactly, floats to rounding of fused loops."""
+    """Keys and batches do not depend on it: integers agree exactly, floats to the rounding of fused loops."""
     step, make_state, data = tiny["problem"]()
     one, six = compile_steps(step, 1), compile_steps(step, 6)
     singles = make_state()

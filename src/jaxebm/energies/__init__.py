@@ -2,12 +2,9 @@
 
 from jaxebm.energies.analytic import (
     ANALYTIC_TARGETS,
-    AnalyticTarget,
-    double_well,
     funnel,
     gaussian,
     gaussian_mixture,
-    ring,
     skewed,
 )
 from jaxebm.energies.classifier import (
@@ -44,6 +41,8 @@ from jaxebm.energies.networks import (
     trainable,
     training_apply,
 )
+from jaxebm.energies.target import AnalyticTarget
+from jaxebm.energies.wells import double_well, ring
 
 __all__ = [
     "ACTIVATIONS",

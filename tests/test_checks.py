@@ -1,0 +1,173 @@
+"""Every check: what passes, what is refused, what the message says, and that traced values pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxebm import checks
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("check", "accepted", "refused", "says"),
+    [
+        (
+            checks.positive,
+            [1, 0.1, 1e-30, np.float32(2), np.array([1, 2]), jnp.ones(3), jnp.bfloat16(1.5), [1.0, 2.0]],
+            [0, 0.0, -1, NAN, INF, -INF, np.array([1.0, 0.0]), jnp.array([1.0, NAN])],
+            "finite and greater than 0",
+        ),
+        (
+            checks.non_negative,
+            [0, 0.0, 3, np.zeros(2), jnp.bfloat16(0)],
+            [-1e-9, NAN, INF, np.array([0.0, -1.0])],
+            "finite and at least 0",
+        ),
+        (
+            lambda name, value: checks.in_range(name, value, -0.5, 1.0),
+            [-0.5, 0, 1, np.linspace(-0.5, 1.0, 5), jnp.array(0.3)],
+            [-0.6, 1.001, NAN, INF, np.array([0.0, 2.0])],
+            "between -0.5 and 1.0",
+        ),
+        (
+            checks.positive_integer,
+            [1, 10**12, np.int64(3), np.uint8(1)],
+            [0, -2, 1.0, 2.5, True, "3", None, np.float32(2), jnp.array(2)],
+            "an integer of at least 1",
+        ),
+    ],
+    ids=["positive", "non_negative", "in_range", "positive_integer"],
+)
+def test_numbers(check, accepted, refused, says):
+    for value in accepted:
+        check("alpha", value)
+    for value in refused:
+        with pytest.raises(ValueError, match=f"^alpha=.*alpha must be {says}") as caught:
+            check("alpha", value)
+        assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, "0.1", 1j, [], True, {"a": 1.0}, object()], ids=repr)
+@pytest.mark.parametrize("name", ["positive", "non_negative"])
+def test_what_is_no_number_is_a_type_error_with_a_name(name, value):
+    if isinstance(value, list):
+        getattr(checks, name)("alpha", value)  # nothing in it is out of range
+        return
+    with pytest.raises(TypeError, match=r"alpha=.*must be a number"):
+        getattr(checks, name)("alpha", value)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        checks.positive,
+        checks.non_negative,
+        lambda name, value: checks.in_range(name, value, 0.0, 1.0),
+        checks.finite,
+        checks.floating,
+    ],
+)
+@pytest.mark.parametrize("transformation", [jax.jit, jax.vmap, jax.grad], ids=["jit", "vmap", "grad"])
+def test_traced_values_pass(check, transformation):
+    def function(value):
+        check("alpha", value)
+        return jnp.sum(value)
+
+    transformation(function)(jnp.array(-7.0) if transformation is not jax.vmap else jnp.array([-7.0, NAN]))
+
+
+@pytest.mark.parametrize("transformation", [jax.jit, jax.vmap], ids=["jit", "vmap"])
+def test_traced_labels_pass_and_their_dtype_does_not(transformation):
+    transformation(lambda labels: checks.integer_labels("y", labels, 3))(jnp.array([7, -7]))
+    with pytest.raises(TypeError, match="y has dtype float32"):
+        transformation(lambda labels: checks.integer_labels("y", labels, 3))(jnp.array([0.0, 1.0]))
+
+
+def test_known_labels_are_looked_at_inside_a_trace():
+    labels = jnp.array([0, 5])
+    with pytest.raises(ValueError, match=r"y spans 0\.\.5"):
+        jax.jit(lambda x: checks.integer_labels("y", labels, 3))(1.0)
+
+
+def test_is_traced():
+    assert not checks.is_traced(1.0)
+    assert not checks.is_traced(jnp.ones(2))
+    seen = []
+    jax.jit(lambda x: seen.append(checks.is_traced(x)))(1.0)
+    assert seen == [True]
+
+
+def test_a_traced_count_is_refused():
+    # It would set a shape or a number of steps, so it cannot wait.
+    with pytest.raises(ValueError, match=r"num_steps=.*an integer of at least 1"):
+        jax.jit(lambda n: checks.positive_integer("num_steps", n))(3)
+
+
+@pytest.mark.parametrize("tree", [1.5, np.ones(2), jnp.ones(2, jnp.bfloat16), {"a": jnp.ones(1), "b": [2.0]}])
+def test_floating_accepts(tree):
+    checks.floating("x", tree)
+
+
+@pytest.mark.parametrize(
+    ("tree", "dtype"),
+    [
+        (3, "int32"),
+        (np.ones(2, np.uint8), "uint8"),
+        (jnp.ones(2, bool), "bool"),
+        (jnp.ones(2, jnp.complex64), "complex64"),
+        ({"a": jnp.ones(1), "b": jnp.arange(2)}, "int32"),
+    ],
+)
+def test_floating_refuses_and_says_how_to_convert(tree, dtype):
+    with pytest.raises(TypeError, match=rf"x has dtype {dtype}.*x\.astype\(jnp\.float32\)"):
+        checks.floating("x", tree)
+    with pytest.raises(TypeError, match="x has dtype"):
+        jax.jit(lambda tree: checks.floating("x", tree))(tree)  # a dtype is known while tracing
+
+
+def test_finite_counts_the_bad_entries():
+    checks.finite("images", {"a": np.ones(3), "b": jnp.arange(4)})
+    with pytest.raises(ValueError, match=r"images holds 2 non-finite entries .* of 4"):
+        checks.finite("images", {"a": np.ones(3), "b": jnp.array([1.0, NAN, -INF, 2.0])})
+    with pytest.raises(ValueError, match="images holds 1 non-finite entries"):
+        checks.finite("images", jnp.array(INF, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("labels", [[0, 2], np.array([1], np.uint8), jnp.array(2), np.zeros(0, np.int32)])
+def test_labels_pass(labels):
+    checks.integer_labels("y", labels, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "says"),
+    [
+        ([0, 3], ValueError, r"y spans 0\.\.3: labels must lie in 0\.\.2 for 3 classes"),
+        (jnp.array([-1, 2]), ValueError, r"y spans -1\.\.2"),
+        (np.array([0.0, 1.0]), TypeError, r"y has dtype float.*integer class labels 0\.\.2"),
+        (np.array([True]), TypeError, "y has dtype bool"),
+    ],
+)
+def test_labels_are_refused(labels, kind, says):
+    with pytest.raises(kind, match=says):
+        checks.integer_labels("y", labels, 3)
+
+
+def test_batch_length():
+    assert checks.batch_length("x", np.ones((4, 2))) == 4
+    assert checks.batch_length("x", {"a": jnp.ones(3), "b": [jnp.ones((3, 1))]}) == 3
+    assert jax.eval_shape(lambda x: jnp.zeros(checks.batch_length("x", x)), jnp.ones((5, 2))).shape == (5,)
+
+
+@pytest.mark.parametrize(
+    "tree", [np.ones((0, 2)), 1.0, {"a": np.ones(2), "b": np.ones(3)}, {"a": np.ones(2), "b": 1.0}, {}, None]
+)
+def test_what_is_no_batch(tree):
+    with pytest.raises(ValueError, match=r"^x has .*: a batch is needed, one leading axis of at least 1"):
+        checks.batch_length("x", tree)
+
+
+def test_the_public_names_are_all_of_them():
+    functions = {name for name, value in vars(checks).items() if callable(value) and name.islower()}
+    assert {name for name in functions if not name.startswith("_")} == set(checks.__all__)

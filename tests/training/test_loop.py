@@ -1,0 +1,436 @@
+"""The loop: however a run ends, going on gives the run that never stopped, bit for bit."""
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxebm.objectives import contrastive_divergence, contrastive_loss
+from jaxebm.samplers import sgld
+from jaxebm.training import (
+    CheckpointMismatchError,
+    Checkpoints,
+    DivergenceError,
+    RunFolder,
+    TrainingInterrupted,
+    compile_steps,
+    fit,
+    init_state,
+    loop,
+    make_train_step,
+    open_run,
+)
+
+TIMES = ("seconds", "samples_per_second")
+
+
+class Reference:
+    """A run that never stopped, and the means to make others that do."""
+
+    def __init__(self, tiny, folder, bits):
+        self.problem = dict(zip(("step", "make_state", "data"), tiny["problem"](), strict=True))
+        self.train = partial(tiny["train"], **self.problem)
+        self.config = tiny["CONFIG"]
+        self.num_steps = tiny["NUM_STEPS"]
+        self.bits = bits
+        self.final = bits(self.train(folder).state)
+        self.records = self.timeless(folder)
+
+    def timeless(self, folder):
+        records = RunFolder(folder).read_metrics()
+        return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
+
+    def assert_same(self, folder, state):
+        assert self.bits(state) == self.final
+        assert self.timeless(folder) == self.records
+        assert saved_steps(folder)[-1] == self.num_steps
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            assert self.bits(checkpoints.restore(self.problem["make_state"]())) == self.final
+
+
+def saved_steps(folder):
+    entries = (folder / "checkpoints").iterdir()
+    return sorted(int(entry.name) for entry in entries if entry.name.isdigit())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_once():
+    """Resuming in this process reuses the compiled steps; those that start processes compile anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_steps", functools.cache(compile_steps))
+        yield
+
+
+@pytest.fixture(scope="module")
+def reference(tiny, bits, tmp_path_factory):
+    return Reference(tiny, tmp_path_factory.mktemp("reference"), bits)
+
+
+@pytest.fixture
+def after_record(monkeypatch):
+    """``after_record(step, action)``: does something right after the record of a step was written."""
+
+    def install(step, action):
+        append = RunFolder.append_metrics
+
+        def append_and_act(self, record):
+            append(self, record)
+            if record["step"] == step:
+                monkeypatch.setattr(RunFolder, "append_metrics", append)
+                action()
+
+        monkeypatch.setattr(RunFolder, "append_metrics", append_and_act)
+
+    return install
+
+
+def quadratic(**options):
+    """A step and a state for E(x; t) = |x - t|^2 / 2 on the data that `fit` is given."""
+
+    def energy(params, x):
+        return 0.5 * jnp.sum((x - params) ** 2)
+
+    parts = {
+        "optimizer": optax.sgd(0.1),
+        "negatives": contrastive_divergence(partial(sgld, step_size=0.5), num_steps=4),
+    }
+    options = {"next_batch": lambda key, data, streams: (data, streams)} | options
+    step = make_train_step(
+        energy=lambda params, x, label: energy(params, x),
+        loss=lambda params, key, batch, drawn: contrastive_loss(energy, params, batch, drawn.positions),
+        start_of=lambda batch: (batch, jnp.zeros(len(batch), jnp.int32)),
+        **parts,
+        **options,
+    )
+    return step, lambda **more: init_state(jax.random.key(3), jnp.zeros(1), **parts, **more)
+
+
+QUADRATIC = quadratic()
+DATA = 3.0 + jax.random.normal(jax.random.key(5), (16, 1))
+
+
+class TestNumbers:
+    def test_the_reference_run(self, reference, tmp_path):
+        assert [record["step"] for record in reference.records] == [4, 8, 12, 16, 20, 24, 28, 32, 33]
+        assert {"loss", "energy_gap", "gradient_norm", "update_norm"} <= reference.records[0].keys()
+        assert all(np.isfinite(list(record.values())).all() for record in reference.records)
+        # And the same seed again gives the same run.
+        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+
+    def test_contrastive_divergence_finds_the_mean_of_a_gaussian(self):
+        """Within 5 standard deviations of its own stationary law.
+
+        A chain of k steps h from x ends at t + q (x - t), q = (1 - h)^k, plus noise of variance
+        v = 2 h (1 - q^2) / (1 - (1 - h)^2). So t - mean goes as an AR(1) process with factor
+        a = 1 - r (1 - q) and noise r sqrt(v / n).
+        """
+        step, make_state = QUADRATIC
+        data = 3.0 + 2.0 * jax.random.normal(jax.random.key(5), (512, 1))
+        result = fit(step, make_state(), data, num_steps=300, steps_per_dispatch=100)
+        h, q, rate = 0.5, 0.5**4, 0.1
+        v = 2 * h * (1 - q**2) / (1 - (1 - h) ** 2)
+        a = 1 - rate * (1 - q)
+        sigma = rate * np.sqrt(v / 512 / (1 - a**2))
+        assert sigma < 0.02  # the bound says something: the data's own mean is 4 standard errors of 0.09 wide
+        assert abs(float(result.state.params[0]) - float(jnp.mean(data))) < 5 * sigma
+
+    def test_result_and_rate(self, tmp_path):
+        step, make_state = QUADRATIC
+        run = open_run(tmp_path, {})
+        result = fit(
+            step, make_state(), DATA, num_steps=9, steps_per_dispatch=4, samples_per_step=16, run=run
+        )
+        assert int(result.state.step) == 9
+        assert 0 < result.compile_seconds <= result.seconds
+        records = run.read_metrics()
+        assert all(record["samples_per_second"] > 0 for record in records)
+        seconds = [record["seconds"] for record in records]
+        assert seconds == sorted(seconds)
+        # A dispatch cannot take longer than the time since the one before.
+        for before, record in zip([0.0, *seconds], records, strict=False):
+            count = 16 * (record["step"] % 4 or 4)
+            assert record["samples_per_second"] >= count / (record["seconds"] - before) * 0.99
+
+    def test_without_a_run_nothing_is_written(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        step, make_state = QUADRATIC
+        assert int(fit(step, make_state(), DATA, num_steps=4, steps_per_dispatch=4).state.step) == 4
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_finished_run_is_only_read(self, reference, tmp_path):
+        reference.train(tmp_path)
+        written = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+
+    @pytest.mark.parametrize("checkpoint_every", [1, 4, 10, 1000])
+    def test_checkpoints_come_as_often_as_asked(self, tmp_path, monkeypatch, checkpoint_every):
+        step, make_state = QUADRATIC
+        written = []
+        monkeypatch.setattr(Checkpoints, "save", lambda self, state: written.append(int(state.step)))
+        fit(
+            step, make_state(), DATA, num_steps=33, steps_per_dispatch=4, run=open_run(tmp_path, {}),
+            checkpoint_every=checkpoint_every,
+        )  # fmt: skip
+        expected = {1: [4, 8, 12, 16, 20, 24, 28, 32, 33], 10: [12, 20, 32, 33], 1000: [33]}
+        assert written == expected.get(checkpoint_every, expected[1])
+
+    @pytest.mark.parametrize("name", ["num_steps", "steps_per_dispatch", "checkpoint_every"])
+    @pytest.mark.parametrize("value", [0, -5, 2.5, True])
+    def test_bad_counts_are_refused(self, name, value):
+        step, make_state = QUADRATIC
+        with pytest.raises(ValueError, match=name):
+            fit(step, make_state(), DATA, **({"num_steps": 4} | {name: value}))
+
+    def test_progress_is_shown(self, capsys):
+        step, make_state = QUADRATIC
+        fit(step, make_state(), DATA, num_steps=4, steps_per_dispatch=4, samples_per_step=16, progress=True)
+        shown = capsys.readouterr().err
+        for name in ("step 4/4", "loss=", "energy_gap=", "gradient_norm=", "samples/second=", "s left"):
+            assert name in shown
+
+
+class TestResuming:
+    @pytest.mark.parametrize("step", [4, 12, 16, 32, 33])
+    def test_an_exception_at_any_point(self, reference, tmp_path, after_record, step):
+        """Before any checkpoint, at one, between two, at the last dispatch."""
+
+        def fail():
+            raise RuntimeError("the disk is full")
+
+        after_record(step, fail)
+        with pytest.raises(RuntimeError, match="disk is full"):
+            reference.train(tmp_path)
+        assert RunFolder(tmp_path).read_metrics()[-1]["step"] == step
+        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+
+    def test_stopping_again_and_again(self, reference, tmp_path, after_record):
+        for step in (8, 12, 20, 24, 28):
+            after_record(step, partial(signal.raise_signal, signal.SIGINT))
+            with pytest.raises(TrainingInterrupted, match=f"stopped at step {step} of 33"):
+                reference.train(tmp_path)
+            assert saved_steps(tmp_path)[-1] == step
+        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+
+    def test_a_line_cut_short_and_records_past_the_checkpoint(self, reference, tmp_path, after_record):
+        def die():
+            with (tmp_path / "metrics.jsonl").open("a") as file:
+                file.write('{"step": 20, "seconds": 1.5, "ener')
+            raise RuntimeError
+
+        after_record(16, die)  # the checkpoint is of step 12
+        with pytest.raises(RuntimeError):
+            reference.train(tmp_path)
+        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+
+    def test_a_shorter_run_made_longer(self, reference, tmp_path):
+        """Ended at a multiple of the dispatch, a run goes on as if asked for more from the start."""
+        reference.train(tmp_path, num_steps=16)
+        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+
+    def test_another_state_is_refused(self, reference, tmp_path):
+        reference.train(tmp_path, num_steps=4)
+        step, make_state = QUADRATIC
+        with pytest.raises(CheckpointMismatchError, match="arrays differ"):
+            fit(step, make_state(), DATA, num_steps=8, run=RunFolder(tmp_path))
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("step", [16, 33])
+    def test_the_first_stops_cleanly(self, reference, tmp_path, after_record, number, step):
+        """Also in the last dispatch: whoever asked to stop does not want the evaluation that follows."""
+        before = signal.getsignal(number)
+        after_record(step, partial(signal.raise_signal, number))
+        with pytest.raises(TrainingInterrupted, match=f"step {step} of 33; the checkpoint.*--resume"):
+            reference.train(tmp_path)
+        assert signal.getsignal(number) is before
+        assert saved_steps(tmp_path)[-1] == step
+        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+
+    def test_the_second_acts_at_once(self, reference, tmp_path, after_record):
+        def twice():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+        after_record(16, twice)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            reference.train(tmp_path)
+        assert caught.type is KeyboardInterrupt
+        assert saved_steps(tmp_path)[-1] == 12
+        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+
+    def test_the_second_acts_at_once_inside_a_long_dispatch(self, monkeypatch):
+        def next_batch(key, data, streams):
+            busy = jax.lax.fori_loop(0, 400_000, lambda i, x: jnp.cos(x), jnp.sum(data))  # about a second
+            return data + 0.0 * busy, streams
+
+        dispatched = []
+
+        def watched(train_step, length):
+            steps = compile_steps(train_step, length)
+
+            def dispatch(state, data):
+                dispatched.append(steps(state, data))
+                return dispatched[0]
+
+            return dispatch
+
+        monkeypatch.setattr(loop, "compile_steps", watched)
+        step, make_state = quadratic(next_batch=next_batch)
+        handler = signal.getsignal(signal.SIGINT)
+
+        def press_twice():
+            while not dispatched:
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGINT)
+            while signal.getsignal(signal.SIGINT) is not handler:  # until the first was heard
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=press_twice, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt) as caught:
+            fit(step, make_state(), DATA, num_steps=1)
+        finished = dispatched[0][1]["loss"].is_ready()
+        jax.block_until_ready(dispatched)
+        assert caught.type is KeyboardInterrupt
+        assert not finished
+
+    def test_without_a_run_nothing_is_promised(self, monkeypatch):
+        class Interrupting:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                return None
+
+            def update(self, step, metrics):
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(loop, "make_progress", lambda *_, **__: Interrupting())
+        step, make_state = QUADRATIC
+        with pytest.raises(TrainingInterrupted, match=r"stopped at step 4 of 33\.$"):
+            fit(step, make_state(), DATA, num_steps=33, steps_per_dispatch=4)
+
+    def test_other_threads_may_train(self):
+        step, make_state = QUADRATIC
+        done = []
+        worker = threading.Thread(
+            target=lambda: done.append(fit(step, make_state(), DATA, num_steps=4, steps_per_dispatch=4))
+        )
+        worker.start()
+        worker.join()
+        assert int(done[0].state.step) == 4
+
+
+class TestDivergence:
+    @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+    def test_is_named_and_keeps_the_last_good_checkpoint(self, tmp_path, value):
+        """The 23rd batch is bad: the dispatch of steps 21 to 24 shows it, the checkpoint is of step 20."""
+
+        def next_batch(key, data, count):
+            return jnp.where(count == 22, value, 1.0) * data, count + 1
+
+        step, make_state = quadratic(next_batch=next_batch)
+        run = open_run(tmp_path, {})
+        before = signal.getsignal(signal.SIGINT)
+        state = make_state(streams=jnp.zeros((), jnp.int32))
+        with pytest.raises(DivergenceError, match=r"step 24: .*loss=nan.*--learning-rate"):
+            fit(step, state, DATA, num_steps=40, steps_per_dispatch=4, checkpoint_every=10, run=run)
+        assert signal.getsignal(signal.SIGINT) is before
+        assert [record["step"] for record in run.read_metrics()] == [4, 8, 12, 16, 20]
+        with Checkpoints(run.checkpoints) as checkpoints:
+            restored = checkpoints.restore(make_state(streams=jnp.zeros((), jnp.int32)))
+        assert int(restored.step) == int(restored.streams) == 20
+        assert bool(jnp.isfinite(restored.params).all())
+
+    def test_of_parameters_behind_a_finite_loss(self, tmp_path):
+        """A refresh breaks the average only: no metric shows it, but no checkpoint takes it."""
+        step, make_state = QUADRATIC
+
+        def breaking(state, data):
+            state, metrics = step(state, data)
+            return state._replace(ema_params=jnp.where(state.step >= 14, jnp.nan, state.ema_params)), metrics
+
+        run = open_run(tmp_path, {})
+        with pytest.raises(DivergenceError, match=r"step 20: \['ema_params'\] is not finite"):
+            fit(
+                breaking, make_state(), DATA, num_steps=40, steps_per_dispatch=4, checkpoint_every=10, run=run
+            )
+        assert saved_steps(tmp_path) == [12]
+
+
+class TestProcesses:
+    """Real kills of real processes; what they leave is resumed here, by another process than wrote it."""
+
+    @staticmethod
+    def start(program, folder, seconds_between):
+        return subprocess.Popen(
+            [sys.executable, str(program), str(folder), str(seconds_between)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    @staticmethod
+    def wait_for_lines(process, folder, count, timeout=120.0):
+        deadline = time.monotonic() + timeout
+        path = folder / "metrics.jsonl"
+        while not path.exists() or path.read_text().count("\n") < count:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline, "the process writes no metrics"
+            time.sleep(0.005)
+
+    def test_killed(self, reference, program, tmp_path):
+        process = self.start(program, tmp_path, 0.2)
+        self.wait_for_lines(process, tmp_path, 6)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert len(RunFolder(tmp_path).read_metrics()) < len(reference.records)
+        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+
+    def test_interrupted(self, reference, program, tmp_path):
+        process = self.start(program, tmp_path, 0.2)
+        self.wait_for_lines(process, tmp_path, 2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert "TrainingInterrupted: stopped at step" in errors
+        records = RunFolder(tmp_path).read_metrics()
+        assert 2 <= len(records) < len(reference.records)
+        assert saved_steps(tmp_path)[-1] == records[-1]["step"]
+        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", range(12))
+    def test_killed_at_any_moment(self, reference, program, tmp_path, seed):
+        """Twice, at a random moment after a dispatch: also in the middle of a checkpoint."""
+        moments = random.Random(seed)
+        for _ in range(2):
+            lines = len(RunFolder(tmp_path).read_metrics())
+            process = self.start(program, tmp_path, 0.0)
+            self.wait_for_change(process, tmp_path, lines)
+            time.sleep(moments.uniform(0.0, 0.4))
+            process.kill()
+            process.communicate()
+        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+
+    @staticmethod
+    def wait_for_change(process, folder, lines):
+        """Until the number of records differs (a resumed run drops some first), or the run has ended."""
+        path = folder / "metrics.jsonl"
+        while process.poll() is None and (not path.exists() or path.read_text().count("\n") == lines):
+            time.sleep(0.002)
