@@ -25,7 +25,7 @@ from command_line import as_json, run_experiment
 from jem_card import ModelUnderTest, evaluate, write_card
 
 from jaxebm import checks
-from jaxebm.data import Dataset, init_stream, load_dataset, next_batch
+from jaxebm.data import Dataset, init_stream, load_dataset, next_batch, random_translation
 from jaxebm.energies import ConvNet, MLP, WideResNet, joint_energy, marginal_energy
 from jaxebm.energies.networks import refresh_statistics, trainable
 from jaxebm.objectives import (
@@ -110,6 +110,9 @@ class Config:
     input_noise: float = 0.03
     """Standard deviation of the Gaussian noise on training images, pixels in [-1, 1]."""
 
+    max_shift: float = 0.4
+    """Random translation of labelled images by up to this many pixels, for the cross-entropy only."""
+
     p_y_given_x_weight: float = 1.0
     """Weight of log p(y|x), the cross-entropy."""
     p_x_weight: float = 0.5
@@ -168,7 +171,7 @@ class Config:
             checks.positive_integer(name, getattr(self, name))
         for name in ("learning_rate", "sampler_step_size"):
             checks.positive(name, getattr(self, name))
-        for name in ("sampler_noise", "input_noise", "weight_decay", "energy_l2"):
+        for name in ("sampler_noise", "input_noise", "max_shift", "weight_decay", "energy_l2"):
             checks.non_negative(name, getattr(self, name))
         for name in ("p_y_given_x_weight", "p_x_weight", "p_xy_weight"):
             checks.non_negative(name, getattr(self, name))
@@ -316,15 +319,20 @@ def make_step(
     def energy(params: Params, x: Array, label: Array) -> Array:
         return joint(params, x, label) if config.chains == "conditional" else marginal(params, x)
 
-    def prepare(rng_key: Array, images: Array) -> Array:
-        x = dataset.rescale(images)
+    def noisy(rng_key: Array, x: Array) -> Array:
         return x + config.input_noise * jax.random.normal(rng_key, x.shape, x.dtype)
 
+    def moved(rng_key: Array, x: Array) -> Array:
+        if config.max_shift == 0:
+            return x
+        return jax.vmap(partial(random_translation, max_shift=config.max_shift))(jax.random.split(rng_key, len(x)), x)
+
     def take(rng_key: Array, data: Data, streams: Streams) -> tuple[Batch, Streams]:
-        keys = jax.random.split(rng_key, 4)
+        keys = jax.random.split(rng_key, 5)
         (images, labels), labelled = next_batch(keys[0], streams.labelled, data.labelled, config.batch_size)
         unlabelled, rest = next_batch(keys[1], streams.images, data.images, config.batch_size)
-        return Batch(prepare(keys[2], images), labels, prepare(keys[3], unlabelled)), Streams(labelled, rest)
+        x_labelled = noisy(keys[2], moved(keys[4], dataset.rescale(images)))
+        return Batch(x_labelled, labels, noisy(keys[3], dataset.rescale(unlabelled))), Streams(labelled, rest)
 
     def loss(params: Params, rng_key: Array, batch: Batch, samples: Negatives) -> tuple[Array, Metrics]:
         del rng_key

@@ -45,8 +45,8 @@ def _assert_differentiable(energy, params, x):
 
 @pytest.fixture(scope="session")
 def assert_differentiable():
-    """``assert_differentiable(energy, params, x)``: both modes against central differences, in every direction.
+    """``assert_differentiable(energy, params, x)``: both modes against central differences.
 
-    It is `jax.test_util.check_grads` of first order in one compiled program.
+    As `jax.test_util.check_grads` of first order, but in every direction and in one compiled program.
     """
     return _assert_differentiable

@@ -35,7 +35,11 @@ def _operands(shape, kernel_size, batch=3, features=4):
     return xs, jax.random.normal(keys[1], (*kernel_size, shape[-1], features))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+# The tests compile much and compute little: unoptimised code compiles four times sooner.
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(_jit, static_argnums=(0, 3, 4))
 def _value_and_gradients(function, xs, kernel, strides, padding):
     def loss(xs, kernel):
         ys = jax.vmap(lambda x: function(x, kernel, strides, padding))(xs)
@@ -60,7 +64,7 @@ def test_equals_the_sum_of_the_definition():
     expected = np.zeros((2, 3, 4))
     for i, j, f in np.ndindex(expected.shape):
         expected[i, j, f] = np.sum(padded[2 * i : 2 * i + 3, 2 * j : 2 * j + 2] * k[..., f])
-    actual = jax.jit(lambda x, kernel: convolve(x, kernel, (2, 2), ((1, 0), (0, 2))))(xs[0], kernel)
+    actual = _jit(lambda x, kernel: convolve(x, kernel, (2, 2), ((1, 0), (0, 2))))(xs[0], kernel)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -77,8 +81,8 @@ def test_chain_of_gradients_in_scan_under_jit_and_vmap():
         energy = lambda x: jnp.sum(jax.nn.softplus(function(x, kernel, (2, 2), "SAME")))  # noqa: E731
         return jax.lax.scan(lambda x, _: (x - 0.1 * jax.grad(energy)(x), None), x, length=5)[0]
 
-    actual = jax.jit(jax.vmap(functools.partial(chain, convolve)))(xs)
-    expected = jax.jit(jax.vmap(functools.partial(chain, convolve_direct)))(xs)
+    actual = _jit(jax.vmap(functools.partial(chain, convolve)))(xs)
+    expected = _jit(jax.vmap(functools.partial(chain, convolve_direct)))(xs)
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -94,7 +98,7 @@ def test_second_derivatives_and_forward_mode():
         by_kernel = jax.grad(lambda kernel: jnp.sum(score(function, xs[0], kernel) ** 2))(kernel)
         return forward, by_kernel, jax.jacfwd(lambda x: score(function, x, kernel))(xs[0])
 
-    actual, expected = (jax.jit(functools.partial(derivatives, f))() for f in (convolve, convolve_direct))
+    actual, expected = (_jit(functools.partial(derivatives, f))() for f in (convolve, convolve_direct))
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
     check_grads(lambda x: convolve(x, kernel), (xs[0],), order=1, atol=2e-2, rtol=2e-2)
 
@@ -125,7 +129,7 @@ def test_parameters_are_those_of_flax(use_bias):
 
 def test_shifting_the_image_shifts_the_result():
     xs, kernel = _operands((8, 8, 2), (3, 3), batch=1)
-    compiled = jax.jit(convolve)
+    compiled = _jit(convolve)
     shifted = compiled(jnp.roll(xs[0], (1, 2), (0, 1)), kernel)
     expected = jnp.roll(compiled(xs[0], kernel), (1, 2), (0, 1))
     np.testing.assert_allclose(shifted[3:-1, 4:-1], expected[3:-1, 4:-1], rtol=1e-4, atol=1e-5)

@@ -31,12 +31,20 @@ SMALL = {
 }
 
 
+# The tests compile much and compute little: unoptimised code compiles four times sooner.
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def _init(module, shape, seed=0):
-    return jax.jit(module.init)(jax.random.key(seed), jnp.zeros(shape))
+    return _jit(module.init)(jax.random.key(seed), jnp.zeros(shape))
 
 
 def _apply(module, variables, xs):
-    return jax.jit(jax.vmap(module.apply, (None, 0)))(variables, xs)
+    return _jit(jax.vmap(module.apply, (None, 0)))(variables, xs)
+
+
+def _apply_training(module, variables, xs):
+    return _jit(jax.vmap(training_apply(module), (None, 0), axis_name=BATCH_AXIS))(variables, xs)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -71,7 +79,7 @@ def test_outputs_at_initialisation_by_activation(activation):
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_outputs_at_initialisation_by_norm(norm):
     _assert_finite_and_of_order_one(WideResNet(5, 10, 1, norm=norm), (8, 8, 3))
-    _assert_finite_and_of_order_one(ConvNet(5, norm=norm), (8, 8, 1))
+    _assert_finite_and_of_order_one(ConvNet(5, channels=(4, 8), norm=norm), (8, 8, 1))
 
 
 @pytest.mark.slow
@@ -92,14 +100,14 @@ def test_convnet_is_small():
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 80_074
 
 
-@pytest.mark.parametrize("activation", ["swish", "gelu", "softplus"])
-def test_gradients_match_finite_differences(activation):
-    for name in ("mlp", "convnet"):
-        make, shape = SMALL[name]
-        module = make(None, activation=activation)
-        variables = _init(module, shape)
-        x = jax.random.normal(jax.random.key(1), shape)
-        check_grads(jax.jit(module.apply), (variables, x), order=1, atol=2e-2, rtol=2e-2)
+@pytest.mark.parametrize(
+    ("name", "activation"), [("mlp", "swish"), ("convnet", "swish"), ("convnet", "gelu")]
+)
+def test_gradients_match_finite_differences(name, activation):
+    make, _ = SMALL[name]
+    module, shape = make(None, activation=activation), (4, 4, 1)
+    variables, x = _init(module, shape), jax.random.normal(jax.random.key(1), shape)
+    check_grads(jax.jit(module.apply), (variables, x), order=1, atol=2e-2, rtol=2e-2)
 
 
 def test_mlp_is_its_formula_and_ignores_the_shape_of_x():
@@ -125,11 +133,11 @@ def test_mlp_permuted_with_its_first_kernel_is_the_same_energy():
 def test_wide_resnet_without_first_group_of_strides_sees_translations_as_equal():
     """Mean pooling: an object far from the border, moved by the total stride of 4, keeps its energy."""
     module = WideResNet(None, depth=10, width=1)
-    variables = _init(module, (96, 96, 1))
+    variables = _init(module, (48, 48, 1))
     patch = jax.random.normal(jax.random.key(1), (4, 4, 1))
-    images = jnp.zeros((2, 96, 96, 1)).at[0, 44:48, 44:48].set(patch).at[1, 48:52, 48:52].set(patch)
+    images = jnp.zeros((2, 48, 48, 1)).at[0, 20:24, 20:24].set(patch).at[1, 24:28, 24:28].set(patch)
     energies = _apply(module, variables, images)
-    blank = _apply(module, variables, jnp.zeros((1, 96, 96, 1)))
+    blank = _apply(module, variables, jnp.zeros((1, 48, 48, 1)))
     assert abs(float(energies[0] - blank[0])) > 1e-5
     np.testing.assert_allclose(energies[0], energies[1], rtol=1e-4)
 
@@ -159,10 +167,11 @@ def test_batch_norm_under_vmap_equals_the_batched_reference():
             h = nn.BatchNorm(use_running_average=False, name="BatchNorm_0")(h)
             return nn.Dense(3, name="output")(nn.swish(h).reshape(len(xs), -1))
 
-    expected, updated = Batched().apply(variables, xs, mutable=["batch_stats"])
-    actual = jax.vmap(training_apply(module), (None, 0), axis_name=BATCH_AXIS)(variables, xs)
+    reference = _jit(functools.partial(Batched().apply, mutable=["batch_stats"]))
+    expected, updated = reference(variables, xs)
+    actual = _apply_training(module, variables, xs)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
-    refreshed = refresh_statistics(module, variables, xs)
+    refreshed = _jit(functools.partial(refresh_statistics, module))(variables, xs)
     chex.assert_trees_all_close(refreshed["batch_stats"], updated["batch_stats"], rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_equal(refreshed["params"], variables["params"])
     assert jax.tree.structure(refreshed) == jax.tree.structure(variables)
@@ -174,7 +183,7 @@ def test_running_statistics_converge_to_those_of_the_batch():
     xs = 3.0 + 2.0 * jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
     refresh = jax.jit(functools.partial(refresh_statistics, module))
     variables = jax.lax.fori_loop(0, 1500, lambda _, variables: refresh(variables, xs), variables)
-    batch = jax.vmap(training_apply(module), (None, 0), axis_name=BATCH_AXIS)(variables, xs)
+    batch = _apply_training(module, variables, xs)
     # Momentum .99 leaves .99^1500 = 3e-7 of the start.
     np.testing.assert_allclose(_apply(module, variables, xs), batch, rtol=1e-3, atol=1e-3)
 
@@ -219,7 +228,7 @@ def test_trainable_updates_parameters_only():
         return optax.apply_updates(variables, updates), gradients
 
     updated, gradients = step(variables)
-    assert float(optax.global_norm(gradients["batch_stats"])) > 0.0
+    assert float(optax.tree.norm(gradients["batch_stats"])) > 0.0
     chex.assert_trees_all_equal(updated["batch_stats"], variables["batch_stats"])
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), updated["params"], variables["params"])
     assert all(jax.tree.leaves(moved))
@@ -228,36 +237,29 @@ def test_trainable_updates_parameters_only():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_equal_modules_hash_equal_and_trace_once(name):
-    make, shape = SMALL[name]
+def test_equal_modules_hash_equal(name):
+    make, _ = SMALL[name]
     assert make(3) == make(3)
     assert hash(make(3)) == hash(make(3))
     assert make(3) != make(4)
     assert training_apply(make(3)) == training_apply(make(3))
     assert hash(training_apply(make(3))) == hash(training_apply(make(3)))
-    module, variables = make(3), _init(make(3), shape)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    @chex.assert_max_traces(n=1)
-    def logits(function, variables, x):
-        return function(variables, x)
-
-    logits(module.apply, variables, jnp.zeros(shape))
-    logits(module.apply, jax.tree.map(lambda leaf: leaf + 1.0, variables), jnp.ones(shape))
 
 
-def test_equal_training_functions_share_one_trace():
-    traces = []
+@pytest.mark.parametrize("name", ["mlp", "convnet"])
+def test_second_call_does_not_trace_again(name):
+    make, shape = SMALL[name]
+    module, variables, traces = make(3), _init(make(3), shape), []
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(_jit, static_argnums=0)
     def logits(function, variables, x):
         traces.append(function)
         return function(variables, x)
 
-    variables = _init(MLP(3, widths=(4,)), (2,))
-    for _ in range(2):
-        logits(training_apply(MLP(3, widths=(4,))), variables, jnp.zeros(2))
-    assert len(traces) == 1
+    for function in (module.apply, module.apply, training_apply(make(3)), training_apply(make(3))):
+        variables = jax.tree.map(lambda leaf: leaf + 1.0, variables)
+        logits(function, variables, jnp.zeros(shape))
+    assert len(traces) == 2
 
 
 def test_nnx_models_are_energies_by_split_and_merge():

@@ -67,7 +67,8 @@ def saved_steps(folder):
 @pytest.fixture(scope="module", autouse=True)
 def _compile_once():
     """Resuming in this process reuses the compiled steps; those that start processes compile anew."""
-    with pytest.MonkeyPatch.context() as patch:
+    # Under the tests' own setting already here, because `jit` compiles anew for another.
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("raise"):
         patch.setattr(loop, "compile_steps", functools.cache(compile_steps))
         yield
 

@@ -1,5 +1,6 @@
 """Arrays in, arrays out: images, two-dimensional densities, and batches drawn inside the compiled step."""
 
+from jaxebm.data.augment import random_translation, translate
 from jaxebm.data.datasets import DATASETS, Dataset, DatasetNotAvailableError, Split, load_dataset
 from jaxebm.data.stream import StreamState, init_stream, next_batch
 from jaxebm.data.toy import (
@@ -27,7 +28,9 @@ __all__ = [
     "load_dataset",
     "next_batch",
     "pinwheel",
+    "random_translation",
     "rings",
     "spiral",
+    "translate",
     "two_moons",
 ]
