@@ -22,6 +22,8 @@ from jaxebm.energies.analytic import (
     skewed,
 )
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 NUM_SAMPLES = 20_000
 # Kolmogorov: P(sqrt(n) sup|F_n - F| > 2.69) = 1e-6; and five sigmas are 6e-7. The seeds are fixed.
 SEED = 7

@@ -18,6 +18,8 @@ from jaxebm.energies.compose import (
     tilt,
 )
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 MEAN = np.array([1.0, -0.5, 0.3])
 COVARIANCE = np.array([[1.5, 0.6, -0.3], [0.6, 0.8, 0.1], [-0.3, 0.1, 0.9]])
 OTHER_MEAN = np.array([-1.0, 0.4, 0.0])

@@ -11,6 +11,8 @@ import pytest
 
 from jaxebm.energies.wells import double_well, ring
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 NUM_SAMPLES = 20_000  # as in test_analytic.py, so that one process compiles each sampler once
 KOLMOGOROV_BOUND = 2.69  # P(sqrt(n) sup|F_n - F| > 2.69) = 1e-6; the seeds are fixed.
 

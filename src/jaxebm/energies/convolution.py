@@ -1,9 +1,8 @@
 """A convolution that is fast where it runs: im2col and one matrix product on a CPU, ``lax.conv`` elsewhere.
 
-On a CPU, XLA's gradient of a convolution with respect to its input leaves the fast path inside ``lax.scan``
-(the reversal of the kernel is folded into a convolution that no library routine accepts), and Langevin
+On a CPU, XLA's gradient of a convolution with respect to its input is slow inside ``lax.scan``, and Langevin
 sampling consists of that gradient. Written as strided slices and one product, forward and gradients are
-matrix products: measured 1.5 to 12 times faster than ``lax.conv`` for the input gradient (8x8x1 to 32x32x64,
+matrix products: measured 1.2 to 12 times faster than ``lax.conv`` for the input gradient (8x8x1 to 32x32x64,
 batches of 16 and 64). The products hold no custom derivative, so forward mode, reverse mode and any nesting
 of them work, and a ``vmap`` over examples becomes the leading dimension of the one product. The price is
 memory: the patches hold kernel height x width copies of the input, on the CPU only.

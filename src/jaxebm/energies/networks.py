@@ -179,7 +179,7 @@ class ConvNet(nn.Module):
     """Small convolutional network: strided convolutions and a linear layer. Cheap where sampling is costly.
 
     Every level halves the image with a convolution of stride 2, so that no layer runs at full resolution; the
-    last level is flattened. At 8x8x1 a gradient with respect to 64 images costs about 3 of ``MLP``'s.
+    last level is flattened. At 8x8x1 a gradient with respect to 64 images costs two to three of ``MLP``'s.
 
     Attributes:
       num_outputs: K, the number of logits; ``None`` for a scalar energy.
