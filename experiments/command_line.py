@@ -1,4 +1,4 @@
-"""What every experiment's command line does: parse documented flags, and end with one clear line when something is wrong."""
+"""What every experiment's command line does: parse documented flags, end with one clear line on an error."""
 
 import dataclasses
 import os
@@ -29,8 +29,9 @@ def run_experiment(
 ) -> None:
     """Parses the flags of ``config_type`` and runs ``main``.
 
-    Errors that a user can mend (a wrong argument, a missing file, a folder in use, divergence) end as one line on standard error
-    and exit status 2; an interrupt ends with status 130. Set ``JAXEBM_TRACEBACK=1`` to see the whole traceback.
+    Errors that a user can mend (a wrong argument, a missing file, a folder in use, divergence) end as one
+    line on standard error and exit status 2; an interrupt ends with status 130. Set ``JAXEBM_TRACEBACK=1`` to
+    see the whole traceback.
 
     Args:
       config_type: a frozen dataclass; the docstrings of its fields are the help texts.
@@ -50,11 +51,10 @@ def run_experiment(
         )
         sys.exit(130)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        # RuntimeError covers DivergenceError and DatasetNotAvailableError, and JAX's own out-of-memory errors.
+        # RuntimeError covers DivergenceError, DatasetNotAvailableError and JAX's own out-of-memory errors.
         if os.environ.get("JAXEBM_TRACEBACK") == "1":
             raise
-        kind = (
-            "" if isinstance(error, DivergenceError | ValueError | OSError) else f"{type(error).__name__}: "
-        )
+        says_all = isinstance(error, DivergenceError | ValueError | OSError)
+        kind = "" if says_all else f"{type(error).__name__}: "
         print(f"error: {kind}{error}", file=sys.stderr)
         sys.exit(2)

@@ -1,17 +1,20 @@
-"""Maximum likelihood on two-dimensional densities, judged exactly: KL(data || model) with log Z by quadrature.
+"""Maximum likelihood on two-dimensional densities, judged exactly: KL(data || model) by quadrature.
 
     python experiments/density_2d.py                                  # all six
     python experiments/density_2d.py --densities spiral --seed 1
 
-An MLP energy, tilted by a broad Gaussian so that it can be normalised, learns from exact samples of each density by persistent
-contrastive divergence. A transition of the chains is one MALA step and one uniform proposal over the window, accepted
-or refused by Metropolis-Hastings: local moves alone would never learn how much mass separated modes hold.
+An MLP energy, tilted by a broad Gaussian so that it can be normalised, learns from exact samples of each
+density by persistent contrastive divergence. A transition of the chains is one MALA step and one uniform
+proposal over the window, accepted or refused by Metropolis-Hastings: local moves alone would never learn how
+much mass separated modes hold.
 
-Writes a folder a density (config.json, metrics.jsonl, checkpoints/, card.json, density.png: true density, learnt density and
-samples) and, above them, card.json and card.md for all. Figures with their spread are in experiments/RESULTS.md.
+Writes a folder a density (config.json, metrics.jsonl, checkpoints/, card.json, density.png: true density,
+learnt density and samples) and, above them, card.json and card.md for all. Figures with their spread are in
+experiments/RESULTS.md.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,15 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
 import plots
 from command_line import as_json, run_experiment
-
 from jaxebm import checks
 from jaxebm.data import TOY_DENSITIES, ToyDensity
 from jaxebm.energies import MLP, gaussian_log_reference, tilt
 from jaxebm.evaluation import grid, kl_divergence_on_grid, log_density_on_grid
-from jaxebm.objectives import contrastive_loss, persistent
-from jaxebm.samplers import UniformInitial, mala, sample
+from jaxebm.objectives import NegativeSampler, contrastive_loss, persistent
+from jaxebm.samplers import Initial, UniformInitial, mala, sample
 from jaxebm.training import RunFolder, fit, init_state, make_train_step, open_run, write_atomically
 from jaxebm.types import Array, EnergyFn, Kernel, Metrics, Params, Target
 
@@ -60,7 +63,7 @@ class Config:
     """Optimiser updates."""
     batch_size: int = 512
     """Exact samples of the density an update."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Peak of the schedule: linear warm-up, then cosine decay to a hundredth."""
     ema_decay: float = 0.999
     """Of the average of the weights, which the evaluation uses."""
@@ -89,28 +92,22 @@ class Config:
             raise ValueError(
                 f"densities={self.densities}: unknown {unknown}; choose among {', '.join(TOY_DENSITIES)}."
             )
-        for name in (
-            "updates",
-            "batch_size",
-            "num_chains",
-            "sampler_steps",
-            "grid_points",
-            "num_samples",
-            "sample_steps",
-        ):
+        for name in ("updates", "batch_size", "num_chains", "sampler_steps"):
+            checks.positive_integer(name, getattr(self, name))
+        for name in ("grid_points", "num_samples", "sample_steps"):
             checks.positive_integer(name, getattr(self, name))
         for name in ("learning_rate", "sampler_step_size"):
             checks.positive(name, getattr(self, name))
 
 
 def window(density: ToyDensity) -> tuple[float, float]:
-    """The square on which Z is computed and jumps are proposed: the density's own, with a margin for the model."""
+    """The square on which Z is computed and jumps land: the density's own, with a margin for the model."""
     low, high = density.bounds
     return 1.25 * low, 1.25 * high
 
 
 def make_energy(config: Config, density: ToyDensity) -> tuple[Any, EnergyFn]:
-    """Returns the network and its energy, tilted by N(0, (side / 2)^2 I) so that Z is finite from the first update."""
+    """Returns the network and its energy, tilted by N(0, (side / 2)^2 I) so that Z is always finite."""
     half = density.bounds[1]
     network = MLP(None, widths=config.widths, activation=config.activation)
 
@@ -121,7 +118,9 @@ def make_energy(config: Config, density: ToyDensity) -> tuple[Any, EnergyFn]:
 
 
 def local_and_global(target: Target, step_size: Array | float, low: float, high: float) -> Kernel:
-    """One MALA step, then one uniform proposal on [low, high]^2; each leaves exp(-E) invariant, hence both together do.
+    """One MALA step, then one uniform proposal on [low, high]^2.
+
+    Each leaves exp(-E) invariant, hence both together do.
 
     Args:
       target: position -> energy.
@@ -133,12 +132,15 @@ def local_and_global(target: Target, step_size: Array | float, low: float, high:
       A kernel whose state is MALA's.
 
     Reference:
-      Tierney 1994, "Markov chains for exploring posterior distributions", on cycles of kernels and independence chains.
+      Tierney 1994, "Markov chains for exploring posterior distributions", on cycles of kernels and on
+      independence chains.
     """
+
+    def anywhere(rng_key: Array) -> Array:
+        return jax.random.uniform(rng_key, (2,), minval=low, maxval=high)
+
     local = mala(target, step_size)
-    jump = blackjax.irmh(
-        lambda x: -target(x), lambda key: jax.random.uniform(key, (2,), minval=low, maxval=high)
-    )
+    jump = blackjax.irmh(lambda x: -target(x), anywhere)
 
     def step(rng_key: Array, state: Any) -> tuple[Any, Any]:
         key_local, key_jump = jax.random.split(rng_key)
@@ -149,16 +151,28 @@ def local_and_global(target: Target, step_size: Array | float, low: float, high:
     return Kernel(local.init, step)
 
 
+def make_initial(density: ToyDensity) -> Initial:
+    """Returns where chains start: uniform over the density's own square."""
+    return UniformInitial(*density.bounds, shape=(2,))
+
+
+def make_negatives(config: Config, density: ToyDensity) -> NegativeSampler:
+    """Returns the persistent chains."""
+    low, high = window(density)
+    return persistent(
+        partial(local_and_global, step_size=config.sampler_step_size, low=low, high=high),
+        num_steps=config.sampler_steps,
+        initial=make_initial(density),
+        num_chains=config.num_chains,
+        capacity=config.num_chains,
+        restart_probability=config.restart_probability,
+    )
+
+
 def learn(config: Config, density: ToyDensity, run: RunFolder) -> dict[str, Any]:
     """Trains on one density, evaluates, draws, and returns its card."""
-    low, high = window(density)
     network, energy = make_energy(config, density)
-    initial = UniformInitial(*density.bounds, shape=(2,))
-    transition = partial(local_and_global, step_size=config.sampler_step_size, low=low, high=high)
-    negatives = persistent(
-        transition, num_steps=config.sampler_steps, initial=initial, num_chains=config.num_chains,
-        capacity=config.num_chains, restart_probability=config.restart_probability,
-    )  # fmt: skip
+    negatives = make_negatives(config, density)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(config.updates // 20, 1), config.updates, config.learning_rate / 100
     )
@@ -169,67 +183,124 @@ def learn(config: Config, density: ToyDensity, run: RunFolder) -> dict[str, Any]
         return contrastive_loss(energy, params, batch, samples.positions, energy_l2=config.energy_l2)
 
     train_step = make_train_step(
-        energy=lambda params, x, label: energy(params, x), loss=loss, optimizer=optimizer, negatives=negatives,
+        energy=lambda params, x, label: energy(params, x),
+        loss=loss,
+        optimizer=optimizer,
+        negatives=negatives,
         next_batch=lambda key, data, streams: (density.sample(key, config.batch_size), streams),
         ema_decay=config.ema_decay,
-    )  # fmt: skip
+    )
     keys = jax.random.split(jax.random.key(config.seed), 3)
     state = init_state(keys[0], network.init(keys[1], jnp.zeros(2)), optimizer=optimizer, negatives=negatives)
     result = fit(
-        train_step, state, (), num_steps=config.updates, steps_per_dispatch=200, samples_per_step=config.num_chains,
-        run=run, checkpoint_every=1000, progress=config.progress,
-    )  # fmt: skip
+        train_step,
+        state,
+        (),
+        num_steps=config.updates,
+        steps_per_dispatch=200,
+        samples_per_step=config.num_chains,
+        run=run,
+        checkpoint_every=1000,
+        progress=config.progress,
+    )
+    card = judge(keys[2], config, density, energy, result.state.ema_params, run)
+    card["seconds_training"] = result.seconds
+    run.write_json("card.json", card)
+    return card
 
-    params = result.state.ema_params
+
+def judge(
+    rng_key: Array, config: Config, density: ToyDensity, energy: EnergyFn, params: Params, run: RunFolder
+) -> dict[str, Any]:
+    """Returns the divergences between the density and the model, by quadrature, and draws both."""
+    low, high = window(density)
     points, log_cell = grid(low, high, config.grid_points)
     log_true = jax.jit(jax.vmap(density.log_density))(points)
     log_model = log_density_on_grid(energy, params, points, log_cell)
-    edge = jnp.any(jnp.abs(points) > 0.97 * high, axis=1)
-    card = {
-        "density": density.name,
-        "kl": float(kl_divergence_on_grid(log_true, log_model, log_cell)),
-        "reverse_kl": float(kl_divergence_on_grid(log_model, log_true, log_cell))
-        if density.name != "checkerboard"
-        else None,
-        "mass_at_edge": float(jnp.sum(jnp.where(edge, jnp.exp(log_model + log_cell), 0.0))),
-        "seconds_training": result.seconds,
-    }
-    start = jax.vmap(lambda key: initial(key, jnp.zeros((), jnp.int32)))(
-        jax.random.split(keys[2], config.num_samples)
+    at_edge = jnp.any(jnp.abs(points) > 0.97 * high, axis=1)
+    kl = float(kl_divergence_on_grid(log_true, log_model, log_cell))
+    reverse_kl = None
+    if density.name != "checkerboard":  # which is zero between its squares, where no model is
+        reverse_kl = float(kl_divergence_on_grid(log_model, log_true, log_cell))
+
+    square = (config.grid_points, config.grid_points)
+    plots.density_panels(
+        run.path / "density.png",
+        (low, high),
+        np.exp(log_true).reshape(square),
+        np.exp(log_model).reshape(square),
+        np.asarray(draw_samples(rng_key, config, density, energy, params)),
+        title=f"{density.name}: KL(data || model) = {kl:.3f} nats",
     )
-    samples = sample(jax.random.fold_in(keys[2], 1), energy, params, start, config.sample_steps, kernel=local_and_global,
-                     step_size=config.sampler_step_size, low=low, high=high)  # fmt: skip
-    shape = (config.grid_points, config.grid_points)
-    plots.density_panels(run.path / "density.png", (low, high), np.exp(log_true).reshape(shape),
-                         np.exp(log_model).reshape(shape), np.asarray(samples),
-                         title=f"{density.name}: KL(data || model) = {card['kl']:.3f} nats")  # fmt: skip
-    run.write_json("card.json", card)
-    return card
+    return {
+        "density": density.name,
+        "kl": kl,
+        "reverse_kl": reverse_kl,
+        "mass_at_edge": float(jnp.sum(jnp.where(at_edge, jnp.exp(log_model + log_cell), 0.0))),
+    }
+
+
+def draw_samples(
+    rng_key: Array, config: Config, density: ToyDensity, energy: EnergyFn, params: Params
+) -> Array:
+    """Returns samples of the model, ``(num_samples, 2)``, from new chains."""
+    low, high = window(density)
+    no_label = jnp.zeros((), jnp.int32)
+    start = jax.vmap(make_initial(density), (0, None))(
+        jax.random.split(rng_key, config.num_samples), no_label
+    )
+    return sample(
+        jax.random.fold_in(rng_key, 1),
+        energy,
+        params,
+        start,
+        config.sample_steps,
+        kernel=local_and_global,
+        step_size=config.sampler_step_size,
+        low=low,
+        high=high,
+    )
+
+
+def as_markdown(config: Config, cards: Mapping[str, dict[str, Any]]) -> str:
+    """Returns the card of all densities for a reader."""
+    lines = [
+        f"# Two-dimensional densities, seed {config.seed}",
+        "",
+        "| density | KL(data, model), nats | training, s |",
+        "|---|---|---|",
+        *(f"| {name} | {card['kl']:.4f} | {card['seconds_training']:.0f} |" for name, card in cards.items()),
+        "",
+        *(f"![{name}]({name}/density.png)" for name in cards),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def main(config: Config) -> dict[str, Any]:
     """Learns every density and writes the cards; returns them."""
     started = time.monotonic()
+    settings = as_json(config)
     flags = {"resume": config.resume, "overwrite": config.overwrite}
-    run = open_run(config.output, as_json(config), **flags)
+    run = open_run(config.output, settings, **flags)
     cards = {}
     for name in config.densities:
         if config.progress:
             print(name, flush=True)
-        cards[name] = learn(
-            config, TOY_DENSITIES[name], open_run(config.output / name, as_json(config), **flags)
-        )
+        cards[name] = learn(config, TOY_DENSITIES[name], open_run(config.output / name, settings, **flags))
     card = {
-        "schema": 1, "experiment": "density_2d", "seed": config.seed, "kl": {name: one["kl"] for name, one in cards.items()},
-        "densities": cards, "seconds": time.monotonic() - started, "config": as_json(config),
-    }  # fmt: skip
+        "schema": 1,
+        "experiment": "density_2d",
+        "seed": config.seed,
+        "kl": {name: one["kl"] for name, one in cards.items()},
+        "densities": cards,
+        "seconds": time.monotonic() - started,
+        "config": settings,
+    }
     run.write_json("card.json", card)
-    lines = [f"# Two-dimensional densities, seed {config.seed}", "", "| density | KL(data, model), nats | training, s |",
-             "|---|---|---|"]  # fmt: skip
-    lines += [f"| {name} | {one['kl']:.4f} | {one['seconds_training']:.0f} |" for name, one in cards.items()]
-    lines += ["", *(f"![{name}]({name}/density.png)" for name in cards), ""]
-    write_atomically(run.path / "card.md", "\n".join(lines))
-    print("\n".join(lines))
+    text = as_markdown(config, cards)
+    write_atomically(run.path / "card.md", text)
+    print(text)
     return card
 
 

@@ -35,6 +35,8 @@ STYLE: dict[str, Any] = {
     "axes.titleweight": "bold",
     "legend.frameon": False,
 }
+FILLED: dict[str, Any] = {"histtype": "stepfilled", "alpha": 0.4}
+OUTLINED: dict[str, Any] = {"histtype": "step", "alpha": 1.0}
 mpl.rcParams.update(STYLE)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
@@ -88,37 +90,36 @@ def reliability_diagram(path: Path, curves: Mapping[str, tuple[Any, float]]) -> 
     for column, (label, (curve, ece)) in enumerate(curves.items()):
         edges, weight = np.asarray(curve.edges), np.asarray(curve.weight)
         filled = weight > 0
-        middle, widths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+        middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges) * 0.92
         top, bottom = axes[0, column], axes[1, column]
         accuracy, confidence = np.asarray(curve.accuracy)[filled], np.asarray(curve.confidence)[filled]
         top.bar(
-            middle[filled],
-            accuracy,
-            widths[filled] * 0.92,
-            color=ACCENT,
-            alpha=0.35,
-            label="accuracy in the bin",
+            middle[filled], accuracy, width[filled], color=ACCENT, alpha=0.35, label="accuracy in the bin"
         )
         top.plot(confidence, accuracy, "o", color=ACCENT, markersize=4)
         top.plot([0, 1], [0, 1], "--", color=INK, linewidth=1, label="perfect calibration")
         top.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy", title=f"{label}: ECE {ece:.3f}")
         top.legend(loc="upper left", fontsize=7)
-        bottom.bar(middle, weight, widths * 0.92, color=INK, alpha=0.6)
+        bottom.bar(middle, weight, width, color=INK, alpha=0.6)
         bottom.set(xlabel="confidence, max p(y|x)", ylabel="share", yscale="log")
     figure.tight_layout()
     save(figure, path)
 
 
 def energy_histogram(path: Path, energies: Mapping[str, np.ndarray]) -> None:
-    """Draws histograms of E(x) = -log p(x) - log Z of several sets on one axis; far tails are gathered at the edges."""
+    """Draws histograms of E(x) = -log p(x) - log Z of several sets on one axis.
+
+    Far tails are gathered at the edges.
+    """
     values = np.concatenate([np.asarray(value, float) for value in energies.values()])
     low, high = np.quantile(values, [0.005, 0.995])
-    bins = np.linspace(low, high, 60)
+    bins = list(np.linspace(low, high, 60))
     figure, axes = plt.subplots(figsize=(6.4, 3.4))
     for index, (name, value) in enumerate(energies.items()):
-        outline = index >= 3  # model and data filled, the others as lines, so that all can be told apart
-        axes.hist(np.clip(value, low, high), bins=list(bins), density=True, label=name, color=PALETTE[index % len(PALETTE)],
-                  alpha=1.0 if outline else 0.4, histtype="step" if outline else "stepfilled", linewidth=1.4)  # fmt: skip
+        style = FILLED if index < 3 else OUTLINED  # model and data filled, so that all can be told apart
+        color = PALETTE[index % len(PALETTE)]
+        shown = np.clip(value, low, high)
+        axes.hist(shown, bins, density=True, label=name, color=color, linewidth=1.4, **style)
     axes.set(xlabel="energy E(x), low is likely", ylabel="density", yscale="log", title="Energies")
     axes.legend(fontsize=7, ncols=2)
     save(figure, path)
@@ -127,7 +128,7 @@ def energy_histogram(path: Path, energies: Mapping[str, np.ndarray]) -> None:
 def score_histograms(
     path: Path, scores: Mapping[str, Mapping[str, np.ndarray]], aurocs: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Draws one panel for each out-of-distribution score, test data against each named set, with the AUROC."""
+    """Draws a panel for each out-of-distribution score, test data against each named set, with the AUROC."""
     figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 3.3), squeeze=False)
     for axis, (score, sets) in zip(axes[0], scores.items(), strict=True):
         values = np.concatenate([np.asarray(value, float) for value in sets.values()])
@@ -136,8 +137,10 @@ def score_histograms(
         for index, (name, value) in enumerate(sets.items()):
             auroc = aurocs[score].get(name)
             label = name if auroc is None else f"{name}  {auroc:.3f}"
-            axis.hist(np.clip(value, low, high), bins=bins, density=True, label=label, color=PALETTE[index % len(PALETTE)],
-                      alpha=0.4 if index == 0 else 1.0, histtype="stepfilled" if index == 0 else "step", linewidth=1.3)  # fmt: skip
+            style = FILLED if index == 0 else OUTLINED
+            color = PALETTE[index % len(PALETTE)]
+            shown = np.clip(value, low, high)
+            axis.hist(shown, bins, density=True, label=label, color=color, linewidth=1.3, **style)
         axis.set(title=score.replace("_", " "), xlabel="score, high is in-distribution", yscale="log")
         axis.legend(fontsize=6.5, title="AUROC", title_fontsize=7)
     figure.tight_layout()
@@ -182,16 +185,12 @@ def density_panels(
     low, high = bounds
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.4))
     top = float(np.quantile(true, 0.999))
-    for axis, values, name in zip(
-        axes, (true, learnt, None), ("true density", "learnt density", "samples"), strict=False
-    ):
-        if values is None:
-            axis.set_facecolor("black")
-            axis.plot(samples[:, 0], samples[:, 1], ".", color="#f2c14e", markersize=1.2, alpha=0.6)
-        else:
-            axis.imshow(
-                values.T, origin="lower", extent=(low, high, low, high), cmap="inferno", vmin=0, vmax=top
-            )
+    for axis, density in zip(axes, (true, learnt), strict=False):
+        extent = (low, high, low, high)
+        axis.imshow(density.T, origin="lower", extent=extent, cmap="inferno", vmin=0, vmax=top)
+    axes[2].set_facecolor("black")
+    axes[2].plot(samples[:, 0], samples[:, 1], ".", color="#f2c14e", markersize=1.2, alpha=0.6)
+    for axis, name in zip(axes, ("true density", "learnt density", "samples"), strict=True):
         axis.set(xlim=(low, high), ylim=(low, high), xticks=[], yticks=[], aspect="equal", title=name)
     figure.suptitle(title)
     figure.tight_layout()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import jaxebm
 
@@ -17,7 +18,7 @@ FORBIDDEN = (
 )
 PROGRAM = """
 import sys
-import jaxebm, jaxebm.samplers, jaxebm.energies, jaxebm.objectives, jaxebm.evaluation, jaxebm.training, jaxebm.data
+import jaxebm.data, jaxebm.energies, jaxebm.evaluation, jaxebm.objectives, jaxebm.samplers, jaxebm.training
 loaded = sorted({name.split(".")[0] for name in sys.modules} & set(%r))
 print(",".join(loaded))
 """
@@ -35,8 +36,6 @@ def test_a_fresh_interpreter_loads_nothing_of_the_experiments_extra():
 
 
 def test_the_version_is_the_installed_one():
-    from importlib.metadata import version
-
     assert jaxebm.__version__ == version("jaxebm")
 
 

@@ -1,4 +1,7 @@
-"""Imports run downward only: types, checks < energies, samplers, data < objectives, evaluation < training < experiments."""
+"""Imports run downward only.
+
+types, checks < energies, samplers, data < objectives, evaluation < training < experiments
+"""
 
 import ast
 from pathlib import Path

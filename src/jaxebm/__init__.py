@@ -1,9 +1,10 @@
 """jaxebm: energy-based models in JAX.
 
-An energy-based model is a pure function ``energy(params, x)``: one example in, one scalar out, low where data live;
-p(x) = exp(-E(x)) / Z. Everything else here is a function of that function:
+An energy-based model is a pure function ``energy(params, x)``: one example in, one scalar out, low where data
+live; p(x) = exp(-E(x)) / Z. Everything else here is a function of that function:
 
-- `jaxebm.energies`: what is modelled, from analytic targets to classifiers (JEM) and Flax networks, and how to compose them.
+- `jaxebm.energies`: what is modelled, from analytic targets to classifiers (JEM) and Flax networks, and how
+  to compose them.
 - `jaxebm.samplers`: kernels (SGLD, MALA, HMC, NUTS), chains by ``lax.scan``, the replay buffer.
 - `jaxebm.objectives`: losses whose gradients learn an energy, and where their negatives come from.
 - `jaxebm.evaluation`: exact log Z, calibration, out-of-distribution scores, sample quality.

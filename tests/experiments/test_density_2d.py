@@ -5,12 +5,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import density_2d
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import density_2d
 from jaxebm.energies import skewed
 from jaxebm.samplers import run_chains
 
@@ -30,9 +30,17 @@ def test_the_cycle_of_kernels_keeps_a_skewed_target():
 
 def test_it_learns_a_density_and_writes_its_folder(tmp_path: Path):
     config = density_2d.Config(
-        densities=("two_moons",), output=tmp_path / "run", progress=False, widths=(48, 48), updates=600, batch_size=128,
-        num_chains=128, grid_points=120, num_samples=200, sample_steps=50,
-    )  # fmt: skip
+        densities=("two_moons",),
+        output=tmp_path / "run",
+        progress=False,
+        widths=(48, 48),
+        updates=600,
+        batch_size=128,
+        num_chains=128,
+        grid_points=120,
+        num_samples=200,
+        sample_steps=50,
+    )
     card = density_2d.main(config)
     assert json.loads((tmp_path / "run" / "card.json").read_text())["kl"] == card["kl"]
     # KL(data || N(0, s^2 I)), the tilt alone, is about 2 nats.
@@ -43,9 +51,10 @@ def test_it_learns_a_density_and_writes_its_folder(tmp_path: Path):
     assert resumed["kl"] == card["kl"]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"densities": ("two_suns",)}, {"densities": ()}, {"sampler_step_size": 0.0}]
-)
+BAD = [{"densities": ("two_suns",)}, {"densities": ()}, {"sampler_step_size": 0.0}]
+
+
+@pytest.mark.parametrize("changes", BAD)
 def test_bad_settings_are_refused(changes: dict):
     with pytest.raises(ValueError, match=next(iter(changes))):
         density_2d.Config(**changes)

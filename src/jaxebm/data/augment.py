@@ -12,8 +12,8 @@ __all__ = ["random_translation", "translate"]
 def translate(image: Array, shift: Array) -> Array:
     """Moves an image by a fraction of a pixel or more, bilinearly; what enters at an edge repeats the edge.
 
-    out[i, j] = image[i - shift_0, j - shift_1], linear between pixels, coordinates clamped to the image. It is a product with
-    one interpolation matrix a side, A image B^T, each row of which sums to one.
+    out[i, j] = image[i - shift_0, j - shift_1], linear between pixels, coordinates clamped to the image.
+    It is a product with one interpolation matrix a side, A image B^T, each row of which sums to one.
 
     Args:
       image: ``(H, W, C)``.
@@ -31,7 +31,9 @@ def translate(image: Array, shift: Array) -> Array:
       [0.0, 0.0, 0.5, 0.5]
     """
     if jnp.ndim(image) != 3:
-        raise ValueError(f"image has shape {jnp.shape(image)}: one image (H, W, C) is needed; batch with jax.vmap.")
+        raise ValueError(
+            f"image has shape {jnp.shape(image)}: one image (H, W, C) is needed; batch with jax.vmap."
+        )
     if jnp.shape(shift) != (2,):
         raise ValueError(f"shift has shape {jnp.shape(shift)}: (2,) is needed, pixels down and to the right.")
 

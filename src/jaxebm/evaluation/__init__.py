@@ -1,4 +1,4 @@
-"""What was learnt: exact log Z where there is one, calibration, out-of-distribution scores, sample quality."""
+"""What was learnt: exact log Z where it exists, calibration, out-of-distribution scores, sample quality."""
 
 from jaxebm.evaluation.calibration import (
     ReliabilityCurve,

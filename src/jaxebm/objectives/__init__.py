@@ -3,8 +3,8 @@
 from jaxebm.objectives.contrastive import batch_energy, contrastive_loss
 from jaxebm.objectives.joint import classification_loss, joint_loss
 from jaxebm.objectives.negatives import (
-    NegativeSampler,
     Negatives,
+    NegativeSampler,
     contrastive_divergence,
     no_negatives,
     persistent,

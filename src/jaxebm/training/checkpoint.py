@@ -1,6 +1,5 @@
 """Checkpoints of everything, by Orbax: written aside and renamed, so a kill leaves the last one whole."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +14,6 @@ from jaxebm.training.health import check_state
 from jaxebm.training.state import TrainState
 
 __all__ = ["CheckpointMismatchError", "Checkpoints"]
-
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of each file it writes
 
 
 class CheckpointMismatchError(ValueError):
