@@ -20,14 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import plots
-from command_line import as_json, run_experiment
+from command_line import as_json, quicken_small_networks_on_cpu, run_experiment
 from jaxebm import checks
 from jaxebm.data import TOY_DENSITIES, ToyDensity
 from jaxebm.energies import MLP, gaussian_log_reference, tilt
@@ -138,6 +137,8 @@ def local_and_global(target: Target, step_size: Array | float, low: float, high:
 
     def anywhere(rng_key: Array) -> Array:
         return jax.random.uniform(rng_key, (2,), minval=low, maxval=high)
+
+    import blackjax  # not at the top: importing it starts JAX, and `start` has settings to make before
 
     local = mala(target, step_size)
     jump = blackjax.irmh(lambda x: -target(x), anywhere)
@@ -304,5 +305,11 @@ def main(config: Config) -> dict[str, Any]:
     return card
 
 
+def start(config: Config) -> None:
+    """Runs `main` in a process of its own, with XLA set for small networks."""
+    quicken_small_networks_on_cpu()
+    main(config)
+
+
 if __name__ == "__main__":
-    run_experiment(Config, main)
+    run_experiment(Config, start)

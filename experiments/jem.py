@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from command_line import as_json, run_experiment
+from command_line import as_json, quicken_small_networks_on_cpu, run_experiment
 from jaxebm import checks
 from jaxebm.data import load_dataset
 from jaxebm.training import open_run
@@ -207,5 +207,12 @@ def main(config: Config) -> dict[str, Any]:
     return card
 
 
+def start(config: Config) -> None:
+    """Runs `main` in a process of its own, with XLA set for the size of the network."""
+    if config.network == "mlp":
+        quicken_small_networks_on_cpu()
+    main(config)
+
+
 if __name__ == "__main__":
-    run_experiment(Config, main)
+    run_experiment(Config, start)

@@ -242,15 +242,16 @@ def prepare(config: "Config", dataset: Dataset) -> Training:
     network = make_network(config, dataset.num_classes)
     num_steps = config.epochs * (len(data.images) // config.batch_size)
     optimizer, negatives = make_optimizer(config, num_steps), make_negatives(config, dataset)
-    keys = jax.random.split(jax.random.key(config.seed), 4)
-    labelled = init_stream(keys[2], len(data.labelled[1]))
-    state = init_state(
-        keys[0],
-        network.init(keys[1], jnp.zeros(dataset.image_shape)),
-        optimizer=optimizer,
-        negatives=negatives,
-        streams=Streams(labelled, init_stream(keys[3], len(data.images))),
-    )
+
+    @jax.jit  # one program: op by op, each of them would be compiled by itself
+    def start(rng_key: Array) -> TrainState:
+        keys = jax.random.split(rng_key, 4)
+        params = network.init(keys[1], jnp.zeros(dataset.image_shape))
+        labelled, images = init_stream(keys[2], len(data.labelled[1])), init_stream(keys[3], len(data.images))
+        streams = Streams(labelled, images)
+        return init_state(keys[0], params, optimizer=optimizer, negatives=negatives, streams=streams)
+
+    state = start(jax.random.key(config.seed))
     step = make_step(config, dataset, network, optimizer, negatives)
     return Training(config, network.apply, step, state, data, num_steps)
 

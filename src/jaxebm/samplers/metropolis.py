@@ -1,16 +1,16 @@
 """Exact samplers: MALA, HMC and NUTS, BlackJAX's own behind this package's protocol (log density = -energy).
 
 States and infos are BlackJAX's: every state has ``position``, every info ``acceptance_rate``.
+
+BlackJAX is imported where it is first used: importing it starts JAX's backend, and whoever imports this package
+may still have to choose devices or call ``jax.distributed.initialize``.
 """
 
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import blackjax
 import jax
 import jax.numpy as jnp
-from blackjax.adaptation.base import get_filter_adapt_info_fn
-from blackjax.adaptation.step_size import dual_averaging_adaptation
 
 from jaxebm import checks
 from jaxebm.samplers.chains import run_chain
@@ -51,6 +51,8 @@ def mala(target: Target, step_size: Array | float) -> Kernel:
     """
     checks.positive("step_size", step_size)
     log_density = _log_density(target)
+    import blackjax
+
     transition: Any = blackjax.mala.build_kernel()
 
     def step(rng_key: Array, state: Any) -> tuple[Any, Any]:
@@ -96,6 +98,8 @@ def hmc(
     checks.positive("step_size", step_size)
     checks.positive("num_integration_steps", num_integration_steps)
     log_density = _log_density(target)
+    import blackjax
+
     transition: Any = blackjax.hmc.build_kernel()
 
     def step(rng_key: Array, state: Any) -> tuple[Any, Any]:
@@ -141,6 +145,8 @@ def nuts(
     checks.positive("step_size", step_size)
     checks.positive_integer("max_num_doublings", max_num_doublings)
     log_density = _log_density(target)
+    import blackjax
+
     transition: Any = blackjax.nuts.build_kernel()
 
     def step(rng_key: Array, state: Any) -> tuple[Any, Any]:
@@ -239,6 +245,10 @@ def warm_up(
             f"target_acceptance_rate={rate!r}: target_acceptance_rate must be strictly between 0 and 1."
         )
 
+    import blackjax
+    from blackjax.adaptation.base import get_filter_adapt_info_fn
+    from blackjax.adaptation.step_size import dual_averaging_adaptation
+
     if algorithm == "mala":
         if dense_mass_matrix or parameters:
             raise ValueError(
@@ -274,6 +284,8 @@ class _AdaptiveState(NamedTuple):
 
 def _adaptive_mala(target: Target, target_acceptance_rate: float) -> Kernel:
     """MALA whose state carries the dual averaging of its own step size, so that ``run_chain`` can run it."""
+    from blackjax.adaptation.step_size import dual_averaging_adaptation
+
     start, update, _ = dual_averaging_adaptation(target_acceptance_rate)
     first_step_size = jnp.asarray(1.0)
 
