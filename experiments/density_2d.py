@@ -85,7 +85,8 @@ class Config:
     sample_steps: int = 500
     """Transitions of those."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ``ValueError`` naming the first setting that is unknown or out of range."""
         unknown = [name for name in self.densities if name not in TOY_DENSITIES]
         if unknown or not self.densities:
             raise ValueError(
@@ -281,6 +282,7 @@ def as_markdown(config: Config, cards: Mapping[str, dict[str, Any]]) -> str:
 def main(config: Config) -> dict[str, Any]:
     """Learns every density and writes the cards; returns them."""
     started = time.monotonic()
+    config.check()
     settings = as_json(config)
     flags = {"resume": config.resume, "overwrite": config.overwrite}
     run = open_run(config.output, settings, **flags)

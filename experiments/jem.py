@@ -129,7 +129,8 @@ class Config:
     sample_steps: tuple[int, ...] = (100, 1000)
     """Lengths, in Langevin steps, at which fresh chains are judged."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ``ValueError`` naming the first setting that is out of range or does not fit another."""
         for name in (
             "epochs",
             "batch_size",
@@ -167,6 +168,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Trains, evaluates and writes the run's folder; returns the card."""
     started = time.monotonic()
+    config.check()
     dataset = load_dataset(config.dataset, exclude_classes=config.exclude_classes)
     training = prepare(config, dataset)
     run = open_run(config.output, as_json(config), resume=config.resume, overwrite=config.overwrite)

@@ -113,7 +113,7 @@ def energy_histogram(path: Path, energies: Mapping[str, np.ndarray]) -> None:
     """
     values = np.concatenate([np.asarray(value, float) for value in energies.values()])
     low, high = np.quantile(values, [0.005, 0.995])
-    bins = list(np.linspace(low, high, 60))
+    bins = list(np.linspace(low, max(high, low + 1e-6), 60))
     figure, axes = plt.subplots(figsize=(6.4, 3.4))
     for index, (name, value) in enumerate(energies.items()):
         style = FILLED if index < 3 else OUTLINED  # model and data filled, so that all can be told apart
@@ -133,7 +133,7 @@ def score_histograms(
     for axis, (score, sets) in zip(axes[0], scores.items(), strict=True):
         values = np.concatenate([np.asarray(value, float) for value in sets.values()])
         low, high = np.quantile(values, [0.01, 0.995])
-        bins = list(np.linspace(low, high + 1e-9, 50))
+        bins = list(np.linspace(low, max(high, low + 1e-6), 50))
         for index, (name, value) in enumerate(sets.items()):
             auroc = aurocs[score].get(name)
             label = name if auroc is None else f"{name}  {auroc:.3f}"

@@ -34,7 +34,7 @@ def test_it_learns_a_density_and_writes_its_folder(tmp_path: Path):
         output=tmp_path / "run",
         progress=False,
         widths=(48, 48),
-        updates=600,
+        updates=1000,
         batch_size=128,
         num_chains=128,
         grid_points=120,
@@ -57,7 +57,7 @@ BAD = [{"densities": ("two_suns",)}, {"densities": ()}, {"sampler_step_size": 0.
 @pytest.mark.parametrize("changes", BAD)
 def test_bad_settings_are_refused(changes: dict):
     with pytest.raises(ValueError, match=next(iter(changes))):
-        density_2d.Config(**changes)
+        density_2d.Config(**changes).check()
 
 
 def test_the_energy_is_normalisable_before_training():

@@ -119,10 +119,16 @@ def test_a_finished_run_resumes_to_the_same_card(toy_run):
         {"negatives": "short-run", "initial": "gaussian"},
         {"negatives": "contrastive-divergence", "energy_l2": 0.1},
         {"chains": "conditional", "p_xy_weight": 0.5, "initial": "class-gaussian"},
-        {"labels_per_class": 7, "exclude_classes": (3, 8), "buffer_size": 160},
-        {"network": "convnet", "channels": (4, 4, 4), "norm": "batch"},
-        {"network": "convnet", "channels": (4, 4, 4), "norm": "group", "spectral_norm": True},
-        {"network": "wide-resnet", "depth": 10, "width": 1, "activation": "leaky_relu"},
+        {"labels_per_class": 7, "exclude_classes": (3, 8), "buffer_size": 160, "batch_size": 32},
+        {"network": "convnet", "channels": (4, 4), "norm": "batch"},
+        pytest.param(
+            {"network": "convnet", "channels": (4, 4), "norm": "group", "spectral_norm": True},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"network": "wide-resnet", "depth": 10, "width": 1, "activation": "leaky_relu"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda changes: "-".join(f"{value}" for value in changes.values()),
 )
@@ -192,7 +198,7 @@ def test_a_users_own_colour_images_of_odd_size(tmp_path: Path):
     image = (rng.integers(0, 60, (180, 7, 9, 3)) + 60 * label[:, None, None, None]).astype(np.uint8)
     np.savez(tmp_path / "mine.npz", image=image, label=label)
     mine = replace(TOY, dataset=f"npz:{tmp_path / 'mine.npz'}", output=tmp_path / "run")
-    card = jem.main(replace(mine, buffer_size=210, batch_size=32, epochs=8))
+    card = jem.main(replace(mine, buffer_size=210, batch_size=32, epochs=40, max_shift=0.0))
     assert card["accuracy"] > 0.8  # brightness alone tells the classes apart
 
 

@@ -2,8 +2,8 @@
 
 States and infos are BlackJAX's: every state has ``position``, every info ``acceptance_rate``.
 
-BlackJAX is imported where it is first used: importing it starts JAX's backend, and whoever imports this package
-may still have to choose devices or call ``jax.distributed.initialize``.
+BlackJAX is imported where it is first used: importing it starts JAX's backend, and whoever imports this
+package may still have to choose devices or call ``jax.distributed.initialize``.
 """
 
 from functools import partial
