@@ -80,8 +80,8 @@ class Config:
     input_noise: float = 0.03
     """Standard deviation of the Gaussian noise on training images, pixels in [-1, 1]."""
 
-    max_shift: float = 0.4
-    """Random translation of labelled images by up to this many pixels, for the cross-entropy only."""
+    max_shift: float = 0.25
+    """Random translation of training images by up to this many pixels, bilinear."""
 
     p_y_given_x_weight: float = 1.0
     """Weight of log p(y|x), the cross-entropy."""

@@ -185,12 +185,12 @@ def make_step(
         return jax.vmap(partial(random_translation, max_shift=config.max_shift))(keys, x)
 
     def take(rng_key: Array, data: Data, streams: Streams) -> tuple[Batch, Streams]:
-        keys = jax.random.split(rng_key, 5)
+        keys = jax.random.split(rng_key, 6)
         size = config.batch_size
         (images, labels), labelled = next_batch(keys[0], streams.labelled, data.labelled, size)
         unlabelled, rest = next_batch(keys[1], streams.images, data.images, size)
         x_labelled = noisy(keys[2], moved(keys[3], dataset.rescale(images)))
-        x_data = noisy(keys[4], dataset.rescale(unlabelled))
+        x_data = noisy(keys[4], moved(keys[5], dataset.rescale(unlabelled)))
         return Batch(x_labelled, labels, x_data), Streams(labelled, rest)
 
     def loss(params: Params, rng_key: Array, batch: Batch, samples: Negatives) -> tuple[Array, Metrics]:

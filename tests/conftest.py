@@ -2,8 +2,8 @@
 
 import os
 
-# Before JAX starts. Tests run on the CPU, in as many processes as there are cores: one thread each. Most of their
-# time is compilation of programs that run for milliseconds, so XLA optimises less.
+# Before JAX starts. Tests run on the CPU, in as many processes as there are cores: one thread each. Most of
+# their time is compilation of programs that run for milliseconds, so XLA optimises less.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("PJRT_NPROC", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
