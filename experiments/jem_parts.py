@@ -1,7 +1,7 @@
 """The parts of a JEM run, made from its configuration: data, network, sampler, optimiser, step, training."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,7 @@ from jaxebm.objectives import (
 from jaxebm.samplers import Initial, UniformInitial, fit_class_gaussians, fit_gaussian, sgld
 from jaxebm.training import FitResult, RunFolder, TrainState, TrainStep, fit, init_state, make_train_step
 from jaxebm.types import Array, LogitsFn, MakeKernel, Metrics, Params
-
-if TYPE_CHECKING:
-    from jem import Config
+from jem_config import Config
 
 __all__ = ["Training", "make_initial", "make_kernel", "prepare", "train"]
 
@@ -68,7 +66,7 @@ class Batch(NamedTuple):
 class Training(NamedTuple):
     """Everything that `train` needs; made, and so checked, before anything is compiled or written."""
 
-    config: "Config"
+    config: Config
     logits: LogitsFn
     step: TrainStep
     state: TrainState
@@ -76,7 +74,7 @@ class Training(NamedTuple):
     num_steps: int
 
 
-def make_network(config: "Config", num_classes: int) -> Any:
+def make_network(config: Config, num_classes: int) -> Any:
     """Returns the Flax module that maps one image to its logits."""
     if config.network == "mlp":
         return MLP(num_classes, widths=config.widths, activation=config.activation)
@@ -87,7 +85,7 @@ def make_network(config: "Config", num_classes: int) -> Any:
     return WideResNet(num_classes, depth=config.depth, width=config.width, **common)
 
 
-def make_data(config: "Config", dataset: Dataset) -> Data:
+def make_data(config: Config, dataset: Dataset) -> Data:
     """Puts the training split on the device, with ``labels_per_class`` labels where that is asked for."""
     images, labels = dataset.train
     rows = np.arange(len(labels))
@@ -109,7 +107,7 @@ def make_data(config: "Config", dataset: Dataset) -> Data:
     return Data((jnp.asarray(images[rows]), jnp.asarray(labels[rows])), jnp.asarray(images))
 
 
-def make_initial(config: "Config", dataset: Dataset) -> Initial:
+def make_initial(config: Config, dataset: Dataset) -> Initial:
     """Returns the distribution that new chains start from."""
     if config.initial == "uniform":
         return UniformInitial(*PIXELS, shape=dataset.image_shape)
@@ -119,7 +117,7 @@ def make_initial(config: "Config", dataset: Dataset) -> Initial:
     return fit_class_gaussians(images, dataset.train.label, dataset.num_classes, clamp=PIXELS)
 
 
-def make_kernel(config: "Config") -> MakeKernel:
+def make_kernel(config: Config) -> MakeKernel:
     """Returns the Langevin kernel, still to be bound to a target."""
     return partial(
         sgld,
@@ -130,7 +128,7 @@ def make_kernel(config: "Config") -> MakeKernel:
     )
 
 
-def make_negatives(config: "Config", dataset: Dataset) -> NegativeSampler:
+def make_negatives(config: Config, dataset: Dataset) -> NegativeSampler:
     """Returns where the model's samples come from."""
     if not config.generative:
         return no_negatives()
@@ -149,7 +147,7 @@ def make_negatives(config: "Config", dataset: Dataset) -> NegativeSampler:
     return persistent(kernel, capacity=config.buffer_size, restart_probability=restart, **chains)
 
 
-def make_optimizer(config: "Config", num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
     """AdamW with linear warm-up and cosine decay, on the parameters but not on running statistics."""
     peak = config.learning_rate
     warmup = min(config.warmup_steps, max(num_steps // 10, 1))
@@ -161,7 +159,7 @@ def make_optimizer(config: "Config", num_steps: int) -> optax.GradientTransforma
 
 
 def make_step(
-    config: "Config",
+    config: Config,
     dataset: Dataset,
     network: Any,
     optimizer: optax.GradientTransformation,
@@ -225,7 +223,7 @@ def make_step(
     )
 
 
-def prepare(config: "Config", dataset: Dataset) -> Training:
+def prepare(config: Config, dataset: Dataset) -> Training:
     """Makes every part of a run; bad settings are told here, before a folder is made or anything is compiled.
 
     Args:
