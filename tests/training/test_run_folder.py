@@ -232,3 +232,10 @@ class TestWritingAtomically:
             write_atomically(tmp_path / "file", "new")
         assert (tmp_path / "file").read_text() == "old"
         assert names(tmp_path) == ["file"]
+
+
+def test_checkpoints_without_a_configuration_are_not_resumed(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointMismatchError, match=r"no config\.json"):
+        open_run(tmp_path, {"seed": 0}, resume=True)
+    assert not (tmp_path / "config.json").exists()

@@ -181,6 +181,11 @@ def open_run(
     folder = RunFolder(path)
     if resume and (path / CONFIG).exists():
         _check_same_config(path, config)
+    elif resume and (path / CHECKPOINTS).exists():
+        raise CheckpointMismatchError(
+            f"--resume: {path} holds {CHECKPOINTS}/ but no {CONFIG}, so nobody can tell what they are of: put "
+            "the configuration back, or choose another --output."
+        )
     else:
         (path / METRICS).touch()
         folder.write_json(CONFIG, config)
