@@ -41,7 +41,11 @@ def quicken_small_networks_on_cpu() -> None:
 
 
 def run_experiment(
-    config_type: type[Config], main: Callable[[Config], Any], arguments: list[str] | None = None
+    config_type: type[Config],
+    main: Callable[[Config], Any],
+    arguments: list[str] | None = None,
+    *,
+    default: Config | None = None,
 ) -> None:
     """Parses the flags of ``config_type`` and runs ``main``.
 
@@ -53,8 +57,13 @@ def run_experiment(
       config_type: a frozen dataclass; the docstrings of its fields are the help texts.
       main: the experiment.
       arguments: instead of ``sys.argv[1:]``.
+      default: values of the flags that are not given; those of ``config_type`` itself if None.
     """
-    config = tyro.cli(config_type, args=arguments, config=(tyro.conf.AvoidSubcommands,))
+    settings = (tyro.conf.AvoidSubcommands,)
+    if default is None:
+        config = tyro.cli(config_type, args=arguments, config=settings)
+    else:
+        config = tyro.cli(config_type, args=arguments, default=default, config=settings)
     try:
         main(config)
     except TrainingInterrupted as stopped:

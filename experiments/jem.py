@@ -11,6 +11,7 @@ samples.npz and pictures. Expected figures, with their spread, seeds, time and d
 Reference: Grathwohl et al. 2020, "Your classifier is secretly an energy based model" (arXiv 1912.03263).
 """
 
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from command_line import as_json, quicken_small_networks_on_cpu, run_experiment
 from jaxebm.data import load_dataset
 from jaxebm.training import open_run
 from jem_card import ModelUnderTest, evaluate, write_card
-from jem_config import Config
+from jem_config import Config, recipe_for
 from jem_parts import make_initial, make_kernel, prepare, train
 
 
@@ -75,4 +76,4 @@ def start(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_experiment(Config, start)
+    run_experiment(Config, start, default=recipe_for(sys.argv[1:]))

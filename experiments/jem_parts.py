@@ -176,19 +176,19 @@ def make_step(
     def noisy(rng_key: Array, x: Array) -> Array:
         return x + config.input_noise * jax.random.normal(rng_key, x.shape, x.dtype)
 
-    def moved(rng_key: Array, x: Array) -> Array:
-        if config.max_shift == 0:
+    def moved(rng_key: Array, x: Array, max_shift: float) -> Array:
+        if max_shift == 0:
             return x
         keys = jax.random.split(rng_key, len(x))
-        return jax.vmap(partial(random_translation, max_shift=config.max_shift))(keys, x)
+        return jax.vmap(partial(random_translation, max_shift=max_shift))(keys, x)
 
     def take(rng_key: Array, data: Data, streams: Streams) -> tuple[Batch, Streams]:
         keys = jax.random.split(rng_key, 6)
         size = config.batch_size
         (images, labels), labelled = next_batch(keys[0], streams.labelled, data.labelled, size)
         unlabelled, rest = next_batch(keys[1], streams.images, data.images, size)
-        x_labelled = noisy(keys[2], moved(keys[3], dataset.rescale(images)))
-        x_data = noisy(keys[4], moved(keys[5], dataset.rescale(unlabelled)))
+        x_labelled = noisy(keys[2], moved(keys[3], dataset.rescale(images), config.max_shift))
+        x_data = noisy(keys[4], moved(keys[5], dataset.rescale(unlabelled), config.max_shift_p_x))
         return Batch(x_labelled, labels, x_data), Streams(labelled, rest)
 
     def loss(params: Params, rng_key: Array, batch: Batch, samples: Negatives) -> tuple[Array, Metrics]:

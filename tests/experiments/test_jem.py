@@ -17,6 +17,7 @@ import pytest
 import jem
 from command_line import run_experiment
 from jaxebm.training import CheckpointMismatchError
+from jem_config import RECIPES, recipe_for
 
 SCRIPT = Path(jem.__file__)
 TOY = jem.Config(
@@ -198,8 +199,21 @@ def test_a_users_own_colour_images_of_odd_size(tmp_path: Path):
     image = (rng.integers(0, 60, (180, 7, 9, 3)) + 60 * label[:, None, None, None]).astype(np.uint8)
     np.savez(tmp_path / "mine.npz", image=image, label=label)
     mine = replace(TOY, dataset=f"npz:{tmp_path / 'mine.npz'}", output=tmp_path / "run")
-    card = jem.main(replace(mine, buffer_size=210, batch_size=32, epochs=40, max_shift=0.0))
+    card = jem.main(
+        replace(mine, buffer_size=210, batch_size=32, epochs=40, max_shift=0.0, max_shift_p_x=0.0)
+    )
     assert card["accuracy"] > 0.8  # brightness alone tells the classes apart
+
+
+def test_one_flag_picks_the_recipe_of_a_network(capsys):
+    assert recipe_for([]) == recipe_for(["--seed", "3"]) == jem.Config()
+    assert recipe_for(["--seed", "3", "--network=convnet"]) == RECIPES["convnet"]
+    seen: list[jem.Config] = []
+    flags = ["--network", "convnet", "--epochs", "7"]
+    run_experiment(jem.Config, seen.append, flags, default=recipe_for(flags))
+    assert seen == [replace(RECIPES["convnet"], epochs=7)]
+    for recipe in RECIPES.values():
+        recipe.check()
 
 
 def arrays_of(output: Path) -> dict[str, np.ndarray]:

@@ -183,8 +183,8 @@ def open_run(
         _check_same_config(path, config)
     elif resume and (path / CHECKPOINTS).exists():
         raise CheckpointMismatchError(
-            f"--resume: {path} holds {CHECKPOINTS}/ but no {CONFIG}, so nobody can tell what they are of: put "
-            "the configuration back, or choose another --output."
+            f"--resume: {path} holds {CHECKPOINTS}/ but no {CONFIG}, so nobody can tell what they are of: "
+            "put the configuration back, or choose another --output."
         )
     else:
         (path / METRICS).touch()
