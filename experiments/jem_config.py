@@ -168,7 +168,7 @@ RECIPES = {
     ),
     "wide-resnet": Config(network="wide-resnet"),
 }
-"""The defaults of each ``--network``; those of `mlp` and `convnet` were chosen on the validation split of digits."""
+"""The defaults of each ``--network``; `mlp` and `convnet` were tuned on the validation split of digits."""
 
 
 def recipe_for(arguments: Sequence[str]) -> Config:
