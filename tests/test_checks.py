@@ -49,7 +49,9 @@ def test_numbers(check, accepted, refused, says):
         assert repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [None, "0.1", 1j, [], True, {"a": 1.0}, object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [None, "0.1", 1j, [], True, {"a": 1.0}, object()], ids=lambda value: type(value).__name__
+)
 @pytest.mark.parametrize("name", ["positive", "non_negative"])
 def test_what_is_no_number_is_a_type_error_with_a_name(name, value):
     if isinstance(value, list):
