@@ -70,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def start(config: Config) -> None:
     """Runs `main` in a process of its own, with XLA set for the size of the network."""
-    if config.network == "mlp":
+    if config.network == "mlp" or (config.network == "convnet" and config.dataset == "digits"):
         quicken_small_networks_on_cpu()
     main(config)
 
