@@ -1,12 +1,13 @@
 """JEM: train one network as classifier and energy-based model at once, and say honestly what it learnt.
 
-    python experiments/jem.py                       # real 8x8 digits, CPU, about a minute
-    python experiments/jem.py --network convnet
-    python experiments/jem.py --dataset mnist --network convnet
+    python experiments/jem.py                       # digits: 98.4% (sd .15), ECE .012, 60 s on 2 CPU cores
+    python experiments/jem.py --network convnet     # 98.9% (sd .20), ECE .014, 104 s on 2 CPU cores
+    python experiments/jem.py --dataset mnist --network convnet          # wants a GPU
     python experiments/jem.py --dataset npz:PATH    # your own arrays `image` and `label`
 
+Accuracies are of the test split over 5 seeds; all figures, with their spread, are in experiments/RESULTS.md.
 Writes a folder: config.json, metrics.jsonl, checkpoints/, card.json (schema in docs/card.md), card.md,
-samples.npz and pictures. Expected figures, with their spread, seeds, time and device: experiments/RESULTS.md.
+samples.npz and pictures.
 
 Reference: Grathwohl et al. 2020, "Your classifier is secretly an energy based model" (arXiv 1912.03263).
 """
