@@ -48,6 +48,10 @@ NEIGHBOURS = 5
 """k of precision, recall, density and coverage."""
 CLASSIFIER_IMAGES = 5000
 """At most this many training images teach the independent classifier."""
+REFERENCES_PER_CLASS = 500
+"""At most this many training images of each class, the first ones, are what samples are compared with."""
+TEST_IMAGES = 1000
+"""At most this many test images, the first ones, tell how far new images lie from the training images."""
 COLUMNS = 10
 """Samples of each class in the picture."""
 
@@ -256,8 +260,10 @@ def _judge_samples(
     images: np.ndarray, labels: np.ndarray, dataset: Dataset, train: np.ndarray, predict: Predict
 ) -> dict[str, Any]:
     """Class agreement, and how samples compare with the training images of their class, in pixel space."""
-    real, classes = _flat(train), dataset.num_classes
-    quality = prdc_by_class(real, dataset.train.label, _flat(images), labels, classes, k=NEIGHBOURS).mean
+    by_class = [np.flatnonzero(dataset.train.label == y) for y in range(dataset.num_classes)]
+    rows = np.concatenate([members[:REFERENCES_PER_CLASS] for members in by_class])
+    real, classes = _flat(train[rows]), dataset.train.label[rows]
+    quality = prdc_by_class(real, classes, _flat(images), labels, dataset.num_classes, k=NEIGHBOURS).mean
     return {
         "class_agreement": float(np.mean(predict(images) == labels)),
         "precision": float(quality.precision),
@@ -300,7 +306,7 @@ def _judge_neighbours(
     Those of samples beside those of test images tell copying from learning.
     """
     indices, distances = nearest_neighbours(_flat(samples), _flat(images["train"]))
-    _, test_distances = nearest_neighbours(_flat(images["test"]), _flat(images["train"]))
+    _, test_distances = nearest_neighbours(_flat(images["test"][:TEST_IMAGES]), _flat(images["train"]))
     first = np.concatenate([np.flatnonzero(labels == y)[:2] for y in range(dataset.num_classes)])
     pairs = np.stack([samples[first], images["train"][indices[first, 0]]], axis=1)
     sheet = np.asarray(dataset.restore(pairs.reshape(-1, *dataset.image_shape)))
