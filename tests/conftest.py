@@ -17,3 +17,12 @@ def _strict_shapes():
     """Silent broadcasting between ranks hides bugs: (n,) against (n, 1) gives (n, n)."""
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(scope="module")
+def cheap_compilation():
+    """Compiles without XLA's optimisations: where each program runs once, they cost more than they save."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

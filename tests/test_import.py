@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import jaxebm
 
-PACKAGES = ("samplers", "energies", "objectives", "evaluation", "training", "data")
+PACKAGES = ("samplers", "energies", "hopfield", "objectives", "evaluation", "training", "data")
 IMPORTS = "import sys, jaxebm, " + ", ".join(f"jaxebm.{name}" for name in PACKAGES)
 EXPERIMENTS_EXTRA = {
     "tensorflow_datasets",

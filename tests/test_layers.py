@@ -1,6 +1,6 @@
 """Imports run downward only.
 
-types, checks < energies, samplers, data < objectives, evaluation < training < experiments
+types, checks < energies, samplers, data < hopfield, objectives, evaluation < training < experiments
 """
 
 import ast
@@ -14,9 +14,9 @@ LAYERS = {
     "types": 0,
     "checks": 0,
     "energies": 1,
-    "hopfield": 1,
     "samplers": 1,
     "data": 1,
+    "hopfield": 2,
     "objectives": 2,
     "evaluation": 2,
     "training": 3,

@@ -5,9 +5,10 @@ live; p(x) = exp(-E(x)) / Z. Everything else here is a function of that function
 
 - `jaxebm.energies`: what is modelled, from analytic targets to classifiers (JEM) and Flax networks, and how
   to compose them.
+- `jaxebm.hopfield`: associative memories, classical to modern, as energies; retrieval, storage, Flax layers.
 - `jaxebm.samplers`: kernels (SGLD, MALA, HMC, NUTS), chains by ``lax.scan``, the replay buffer.
 - `jaxebm.objectives`: losses whose gradients learn an energy, and where their negatives come from.
-- `jaxebm.evaluation`: exact log Z, calibration, out-of-distribution scores, sample quality.
+- `jaxebm.evaluation`: log Z, calibration, out-of-distribution scores, sample quality.
 - `jaxebm.training`: the compiled step, the loop, checkpoints, the run's folder.
 - `jaxebm.data`: images and two-dimensional densities.
 

@@ -6,15 +6,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 
-@pytest.fixture(scope="module")
-def cheap_compilation():
-    """Compiles without XLA's optimisations: where each program runs once, they cost more than they save."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def _kolmogorov(samples, nodes, probabilities):
     values, index = np.unique(nodes, return_inverse=True)
     mass = np.bincount(index, weights=probabilities)

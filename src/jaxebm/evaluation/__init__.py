@@ -1,5 +1,6 @@
-"""What was learnt: exact log Z where it exists, calibration, out-of-distribution scores, sample quality."""
+"""What was learnt: log Z exact or between bounds, calibration, out-of-distribution scores, sample quality."""
 
+from jaxebm.evaluation.annealing import Base, anneal, linear_schedule, sigmoid_schedule
 from jaxebm.evaluation.calibration import (
     ReliabilityCurve,
     accuracy,
@@ -19,6 +20,15 @@ from jaxebm.evaluation.generation import (
     prdc,
     prdc_by_class,
     within_range,
+)
+from jaxebm.evaluation.likelihood import (
+    AISResult,
+    LogPartitionInterval,
+    annealed_importance_sampling,
+    bits_per_dimension,
+    log_likelihood,
+    log_partition_interval,
+    reverse_annealed_importance_sampling,
 )
 from jaxebm.evaluation.ood import (
     OOD_SCORES,
@@ -46,11 +56,17 @@ __all__ = [
     "OOD_SCORES",
     "OOD_SETS",
     "PRDC",
+    "AISResult",
+    "Base",
     "ClassPRDC",
+    "LogPartitionInterval",
     "NearestNeighbours",
     "ReliabilityCurve",
     "accuracy",
+    "anneal",
+    "annealed_importance_sampling",
     "auroc",
+    "bits_per_dimension",
     "brier_score",
     "class_agreement",
     "confidence_score",
@@ -64,9 +80,12 @@ __all__ = [
     "grid",
     "interpolations",
     "kl_divergence_on_grid",
+    "linear_schedule",
     "log_density_on_grid",
     "log_density_score",
+    "log_likelihood",
     "log_partition_by_enumeration",
+    "log_partition_interval",
     "log_partition_on_grid",
     "nearest_neighbours",
     "negative_log_likelihood",
@@ -74,6 +93,8 @@ __all__ = [
     "prdc",
     "prdc_by_class",
     "reliability_curve",
+    "reverse_annealed_importance_sampling",
+    "sigmoid_schedule",
     "uniform_noise",
     "within_range",
 ]

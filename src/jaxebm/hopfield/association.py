@@ -1,0 +1,225 @@
+r"""Store and retrieve, for many states, many heads and any leading batch axes: the mathematics of the layers.
+
+A head stores keys k_1..k_M, and a state xi has the energy of the modern (or, with alpha > 1, sparse) network
+
+    E(xi) = |xi|^2 / 2 - Phi(beta K xi) / beta,       Phi = entmax_conjugate, at alpha = 1 logsumexp - ln M.
+
+Its concave-convex step xi <- K^T entmax(beta K xi) never raises E, and is attention from xi to the keys.
+"""
+
+import math
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxebm import checks
+from jaxebm.hopfield.tsallis import entmax, entmax_conjugate, uniform_negentropy
+from jaxebm.types import Array
+
+__all__ = ["Implementation", "associate", "association_energy"]
+
+Implementation: TypeAlias = Literal["xla", "cudnn"] | None
+"""Of ``jax.nn.dot_product_attention``; ``None`` leaves the choice to JAX."""
+
+
+def associate(
+    states: Array,
+    keys: Array,
+    values: Array | None = None,
+    *,
+    beta: Array | float | None = None,
+    mask: Array | None = None,
+    alpha: float = 1.0,
+    num_steps: int = 1,
+    implementation: Implementation = None,
+) -> Array:
+    r"""Recalls from every state, by the update of the modern network; there are no weights.
+
+    .. math:: \xi \leftarrow K^T p(\beta K \xi) \;\text{(num_steps - 1 times)}, \qquad V^T p(\beta K \xi)
+
+    Args:
+      states: xi, ``(..., queries, heads, features)``.
+      keys: K, ``(..., memories, heads, features)``, with the same leading axes.
+      values: V, shaped like ``keys``: what the last step reads. ``None`` reads the keys.
+      beta: inverse temperature, ``()``, positive; ``None`` is 1 / sqrt(features).
+      mask: boolean, True where a memory may be recalled: ``(..., memories)``, or ``(..., heads, queries,
+        memories)`` with 1 for axes to be broadcast. The rank tells which.
+      alpha: 1 for softmax, above it ``entmax`` (1.5, or 2 for sparsemax): far memories weigh exactly 0.
+      num_steps: at least 1.
+      implementation: of ``jax.nn.dot_product_attention``, which computes the steps where alpha = 1.
+
+    Returns:
+      What was recalled, in the shape of ``states``. A query that a traced mask leaves nothing to recall gets
+      the plain mean of all memories, as in Flax.
+
+    Raises:
+      ValueError: for shapes that do not fit, beta not positive, alpha below 1, num_steps below 1, a query
+        with nothing to recall (where the mask can be looked at), or cuDNN with alpha > 1.
+      TypeError: if the mask is not boolean.
+
+    Example:
+      >>> memories = jnp.array([[1.0, 1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0]])[:, None]  # one head
+      >>> broken = jnp.array([[1.0, 1.0, -1.0, 0.0]])[:, None]
+      >>> recalled = associate(broken, memories, beta=4.0, num_steps=3)
+      >>> [round(float(value), 2) for value in recalled[0, 0]]
+      [1.0, 1.0, -1.0, -1.0]
+
+    Reference:
+      Ramsauer et al. 2020, Hopfield networks is all you need (arXiv:2008.02217), eq. 3 and 10; Hu et al. 2023
+      (arXiv:2309.12673) and Santos et al. 2024 (arXiv:2402.13725) for alpha > 1.
+    """
+    checks.positive_integer("num_steps", num_steps)
+    if implementation == "cudnn" and alpha != 1:
+        raise ValueError(f"implementation='cudnn' with alpha={alpha!r}: only alpha=1 has a fused kernel.")
+    beta, mask = _checked(states, keys, beta, mask)
+    if values is not None and values.shape != keys.shape:
+        raise ValueError(
+            f"values of shape {values.shape} for keys of shape {keys.shape}: they must be equal."
+        )
+    values = keys if values is None else values
+    dtype = jnp.result_type(states, keys, values, float)
+    states, keys, values = states.astype(dtype), keys.astype(dtype), values.astype(dtype)
+    batch = states.shape[:-3]
+    flat_keys, flat_values = _flatten(keys, batch), _flatten(values, batch)
+    if mask is not None:
+        mask = _flatten(jnp.broadcast_to(mask, (*batch, *mask.shape[-3:])), batch)
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], states.shape[-3], keys.shape[-3]))
+
+    def read(flat_states: Array, read_from: Array) -> Array:
+        if alpha != 1:
+            weights = entmax(_logits(flat_states, flat_keys, beta, mask), alpha)
+            return jnp.einsum("bhqm,bmhd->bqhd", weights.astype(read_from.dtype), read_from)
+        scale = 1.0
+        if isinstance(beta, float):
+            scale = beta
+        else:  # The kernel's scale is part of the program; a beta that is learnt scales the states.
+            flat_states = (flat_states.astype(_wide(flat_states)) * beta).astype(dtype)
+        return jax.nn.dot_product_attention(
+            flat_states, flat_keys, read_from, mask=mask, scale=scale, implementation=implementation
+        )
+
+    final = jax.lax.fori_loop(
+        0, num_steps - 1, lambda _, state: read(state, flat_keys), _flatten(states, batch)
+    )
+    return read(final, flat_values).reshape(states.shape)
+
+
+def association_energy(
+    states: Array,
+    keys: Array,
+    *,
+    beta: Array | float | None = None,
+    mask: Array | None = None,
+    alpha: float = 1.0,
+) -> Array:
+    r"""Energy of every state in every head's memory.
+
+    .. math:: E(\xi) = |\xi|^2 / 2 - \Phi(\beta K \xi) / \beta
+
+    Masked memories are left out altogether, of the normalisation of Phi too: with alpha = 1 and n memories to
+    recall, Phi = logsumexp - ln n, so that the energy is that of a network which never stored the others.
+
+    Args:
+      states: xi, ``(..., queries, heads, features)``.
+      keys: K, ``(..., memories, heads, features)``.
+      beta: as in ``associate``.
+      mask: as in ``associate``.
+      alpha: as in ``associate``.
+
+    Returns:
+      Energies, ``(..., heads, queries)``, float32 or wider. A query that a traced mask leaves nothing to
+      recall gets |xi|^2 / 2.
+
+    Raises:
+      ValueError: as in ``associate``.
+      TypeError: if the mask is not boolean.
+
+    Example:
+      One memory at distance 2 from the state, and |k|^2 = 4: E = |xi - k|^2 / 2 - |k|^2 / 2.
+
+      >>> association_energy(jnp.zeros((1, 1, 1)), jnp.full((1, 1, 1), 2.0)).shape
+      (1, 1)
+      >>> float(association_energy(jnp.ones((1, 1, 1)), jnp.full((1, 1, 1), 2.0))[0, 0])
+      -1.5
+
+    Reference:
+      Ramsauer et al. 2020 (arXiv:2008.02217), eq. 2, without its constant M^2 / 2.
+    """
+    beta, mask = _checked(states, keys, beta, mask)
+    dtype = jnp.result_type(states, keys, float)
+    states, keys = states.astype(dtype), keys.astype(dtype)
+    logits = _logits(states, keys, beta, mask)
+    phi = entmax_conjugate(logits, alpha)
+    if mask is not None:
+        num_memories = keys.shape[-3]
+        mask = jnp.broadcast_to(mask, (*mask.shape[:-1], num_memories))
+        count = jnp.sum(mask, axis=-1)
+        count = jnp.where(count > 0, count, num_memories)
+        phi = phi + uniform_negentropy(count, alpha) - uniform_negentropy(num_memories, alpha)
+    squares = jnp.sum(jnp.square(states.astype(_wide(states))), axis=-1)
+    return 0.5 * jnp.swapaxes(squares, -1, -2) - phi / beta
+
+
+def _wide(array: Array) -> Any:
+    return jnp.promote_types(array.dtype, jnp.float32)
+
+
+def _flatten(array: Array, batch: tuple[int, ...]) -> Array:
+    return array.reshape(math.prod(batch), *array.shape[len(batch) :])
+
+
+def _logits(states: Array, keys: Array, beta: Array | float, mask: Array | None) -> Array:
+    """beta K xi, ``(..., heads, queries, memories)``, -inf where masked and 0 where everything is."""
+    logits = beta * jnp.einsum("...qhd,...mhd->...hqm", states, keys, preferred_element_type=_wide(states))
+    if mask is None:
+        return logits
+    return jnp.where(jnp.any(mask, axis=-1, keepdims=True), jnp.where(mask, logits, -jnp.inf), 0.0)
+
+
+def _checked(
+    states: Array, keys: Array, beta: Array | float | None, mask: Array | None
+) -> tuple[Array | float, Array | None]:
+    """Returns beta and the mask as ``(..., heads, queries, memories)``, axes of 1 left for broadcasting."""
+    if min(states.ndim, keys.ndim) < 3 or (states.shape[:-3], states.shape[-2:]) != (
+        keys.shape[:-3],
+        keys.shape[-2:],
+    ):
+        raise ValueError(
+            f"states of shape {states.shape} and keys of shape {keys.shape}: (..., queries, heads, features) "
+            f"and (..., memories, heads, features) are needed, equal but for queries and memories."
+        )
+    if keys.shape[-3] == 0:
+        raise ValueError(f"keys of shape {keys.shape}: at least one memory is needed.")
+    if beta is None:
+        beta = 1 / math.sqrt(keys.shape[-1])
+    checks.positive("beta", beta)
+    if jnp.shape(beta) != ():
+        raise ValueError(f"beta of shape {jnp.shape(beta)}: beta must be one number, of shape ().")
+    full = (*keys.shape[:-3], keys.shape[-2], states.shape[-3], keys.shape[-3])
+    return beta if isinstance(beta, jax.Array) else float(beta), _checked_mask(mask, full)
+
+
+def _checked_mask(mask: Array | None, full: tuple[int, ...]) -> Array | None:
+    if mask is None:
+        return None
+    if jnp.asarray(mask).dtype != jnp.bool_:
+        raise TypeError(
+            f"mask has dtype {jnp.asarray(mask).dtype}: a boolean mask is needed, True = may be recalled."
+        )
+    if not checks.is_traced(mask) and not np.all(np.any(np.asarray(mask), axis=-1)):
+        raise ValueError("mask leaves some query no memory to recall: each needs at least one True.")
+    padding = (*full[:-3], full[-1])
+    mask = jnp.asarray(mask)
+    shape = mask.shape
+    if mask.ndim == len(padding):
+        mask = mask[..., None, None, :]
+    if mask.ndim != len(full) or any(
+        size not in (1, wanted) for size, wanted in zip(mask.shape, full, strict=True)
+    ):
+        raise ValueError(
+            f"mask of shape {shape}: {padding} (memories) or {full} (heads, queries, memories) is needed, "
+            f"with 1 for axes to be broadcast."
+        )
+    return mask

@@ -1,0 +1,256 @@
+r"""Entmax: from scores to probabilities, softmax to sparsemax, and the convex functions behind the maps.
+
+Over the simplex, with Tsallis' negentropy Omega_alpha (the sum of p log p at alpha = 1),
+
+    Omega_alpha(p) = (sum_i p_i^alpha - 1) / (alpha (alpha - 1)),
+    p(z)   = argmax_p  p.z - Omega_alpha(p),
+    Phi(z) =    max_p  p.z - Omega_alpha(p)  + Omega_alpha(uniform).
+
+The optimum is p_i = exp_alpha(z_i + u), with the deformed exponential exp_alpha(v) = [1 + (alpha - 1) v]_+ ^
+(1 / (alpha - 1)) and the one number u that makes the sum 1. It is softmax at alpha = 1 (u = -logsumexp z) and
+the Euclidean projection onto the simplex at alpha = 2. Above alpha = 1, scores that fall more than
+1 / (alpha - 1) behind the highest get probability exactly 0. Phi is convex and its gradient is p: as the
+Lagrangian of an associative memory it gives the sparse modern Hopfield network.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxebm import checks
+from jaxebm.types import Array
+
+__all__ = ["entmax", "entmax_conjugate", "uniform_negentropy"]
+
+
+def entmax(z: Array, alpha: float = 1.5, axis: int = -1) -> Array:
+    r"""Probabilities of scores; alpha = 1 is softmax, and above it low scores get exactly 0.
+
+    .. math:: p(z) = \arg\max_{p \in \Delta}\; p \cdot z - \Omega_\alpha(p)
+
+    Exact by sorting at alpha = 2 (sparsemax) and alpha = 1.5, by bisection down to neighbouring floats at
+    other alphas. The Jacobian is exact: diag(s) - s s^T / sum(s), s_i = p_i^(2 - alpha) on the support and 0
+    elsewhere.
+
+    Args:
+      z: scores, ``(..., K, ...)``; entries of -inf are masked and get probability 0. A row that is -inf
+        throughout has no answer and gives NaN.
+      alpha: at least 1, a plain number: it chooses the program.
+      axis: the axis of length K that is normalised.
+
+    Returns:
+      Probabilities in the shape and dtype of ``z``; narrow dtypes are computed in float32.
+
+    Raises:
+      TypeError: if alpha is traced.
+      ValueError: if alpha is below 1, or if ``z`` has no such axis or nothing along it.
+
+    Example:
+      >>> scores = jnp.array([-2.0, 0.0, 0.5])
+      >>> [[round(float(p), 3) for p in entmax(scores, alpha)] for alpha in (1.0, 1.5, 2.0)]
+      [[0.049, 0.359, 0.592], [0.0, 0.326, 0.674], [0.0, 0.25, 0.75]]
+
+    Reference:
+      Martins & Astudillo 2016 (sparsemax, arXiv:1602.02068), algorithm 1; Peters, Niculae & Martins 2019
+      (arXiv:1905.05702), algorithms 1 and 2 and proposition 2.
+    """
+    z, alpha = _checked(z, alpha, axis)
+    wide = jnp.moveaxis(z, axis, -1).astype(jnp.promote_types(z.dtype, jnp.float32))
+    return jnp.moveaxis(_entmax(wide, alpha), -1, axis).astype(z.dtype)
+
+
+def entmax_conjugate(z: Array, alpha: float = 1.5, axis: int = -1) -> Array:
+    r"""The convex function whose gradient is ``entmax``, zero at z = 0.
+
+    .. math:: \Phi(z) = \max_{p \in \Delta}\; p \cdot z - \Omega_\alpha(p) \; + \Omega_\alpha(1/K, \dots, 1/K)
+
+    At alpha = 1 it is logsumexp(z) - ln K. It lies between mean(z) and max(z), and Phi(z + c) = Phi(z) + c.
+
+    Args:
+      z: scores, ``(..., K, ...)``; entries of -inf cannot be chosen, but still count in K.
+      alpha: at least 1, a plain number.
+      axis: the axis of length K that is reduced.
+
+    Returns:
+      Phi, the shape of ``z`` without ``axis``, in the dtype of ``z``. Its gradient is ``entmax`` and its
+      Hessian the Jacobian of ``entmax``, both exact.
+
+    Raises:
+      TypeError: if alpha is traced.
+      ValueError: if alpha is below 1, or if ``z`` has no such axis or nothing along it.
+
+    Example:
+      >>> [round(float(entmax_conjugate(jnp.array([-2.0, 0.0, 0.5]), alpha)), 3) for alpha in (1.0, 1.5, 2.0)]
+      [-0.075, 0.121, 0.229]
+
+    Reference:
+      Blondel, Martins & Niculae 2020, Learning with Fenchel-Young losses (arXiv:1901.02324), section 4.
+    """
+    z, alpha = _checked(z, alpha, axis)
+    wide = jnp.moveaxis(z, axis, -1).astype(jnp.promote_types(z.dtype, jnp.float32))
+    return _conjugate(wide, alpha).astype(z.dtype)
+
+
+def uniform_negentropy(count: Array | float, alpha: float = 1.5) -> Array:
+    r"""Tsallis' negentropy of the uniform distribution over ``count`` outcomes.
+
+    .. math:: \Omega_\alpha(1/n, \dots, 1/n) = \frac{n^{1 - \alpha} - 1}{\alpha (\alpha - 1)}, \qquad
+              \Omega_1 = -\ln n
+
+    Args:
+      count: n, at least 1, of any shape; it may be traced.
+      alpha: at least 1, a plain number.
+
+    Returns:
+      Omega in the shape of ``count``.
+
+    Raises:
+      TypeError: if alpha is traced.
+      ValueError: if alpha is below 1 or the count is not positive.
+
+    Example:
+      >>> float(uniform_negentropy(2, alpha=2.0))
+      -0.25
+    """
+    alpha = _checked_alpha(alpha)
+    checks.positive("count", count)
+    return _deformed_log(-jnp.log(jnp.asarray(count, jnp.result_type(count, float))), alpha) / alpha
+
+
+def _checked_alpha(alpha: float) -> float:
+    if checks.is_traced(alpha):
+        raise TypeError(
+            f"alpha={alpha!r} is traced: alpha chooses the program, so it must be a plain number (give it to "
+            f"jax.jit as static, or close over it)."
+        )
+    if np.ndim(alpha) != 0 or not (math.isfinite(alpha) and alpha >= 1):
+        raise ValueError(f"alpha={alpha!r}: alpha must be a finite number of at least 1.")
+    return float(alpha)
+
+
+def _checked(z: Array, alpha: float, axis: int) -> tuple[Array, float]:
+    alpha = _checked_alpha(alpha)
+    z = jnp.asarray(z, jnp.result_type(z, float))
+    if not -z.ndim <= axis < z.ndim or z.shape[axis] == 0:
+        raise ValueError(
+            f"axis={axis} of an array of shape {z.shape}: an axis with at least one entry is needed."
+        )
+    return z, alpha
+
+
+def _deformed_log(log_p: Array, alpha: float) -> Array:
+    """(p^(alpha - 1) - 1) / (alpha - 1), the inverse of exp_alpha; it goes to log p as alpha goes to 1."""
+    return log_p if alpha == 1 else jnp.expm1((alpha - 1) * log_p) / (alpha - 1)
+
+
+def _negentropy(p: Array, alpha: float) -> Array:
+    # Because the p sum to 1, sum p^alpha - 1 = sum p (p^(alpha - 1) - 1): no cancellation near alpha = 1.
+    log_p = jnp.log(jnp.where(p > 0, p, 1.0))
+    return jnp.sum(p * _deformed_log(log_p, alpha), axis=-1) / alpha
+
+
+# Entmax along the last axis. The derivatives are given, so nothing below them is ever differentiated.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _entmax(z: Array, alpha: float) -> Array:
+    z = z - jnp.max(z, axis=-1, keepdims=True)
+    if alpha == 1:
+        p = jnp.exp(z)
+    else:
+        # The highest probability is at most 1, so u <= 0 and scores at or below this bound get exactly 0.
+        bound = -1 / (alpha - 1)
+        within = z > bound
+        solve = {2.0: _sparsemax, 1.5: _entmax15}.get(alpha, functools.partial(_bisect, alpha=alpha))
+        p = jnp.where(within, solve(jnp.maximum(z, bound)), 0.0)
+    return p / jnp.sum(p, axis=-1, keepdims=True)
+
+
+@_entmax.defjvp
+def _entmax_jvp(alpha: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (z,), (z_dot,) = primals, tangents
+    p = _entmax(z, alpha)
+    support = p > 0
+    # The inner where keeps the derivative of the power finite at p = 0, for those who differentiate again.
+    slope = jnp.where(support, jnp.where(support, p, 1.0) ** (2 - alpha), 0.0)
+    mean = jnp.sum(slope * z_dot, axis=-1, keepdims=True) / jnp.sum(slope, axis=-1, keepdims=True)
+    return p, slope * (z_dot - mean)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _conjugate(z: Array, alpha: float) -> Array:
+    highest = jnp.max(z, axis=-1, keepdims=True)
+    p = _entmax(z, alpha)
+    gap = jnp.sum(jnp.where(p > 0, p * (z - highest), 0.0), axis=-1)
+    omega = _negentropy(p, alpha) - uniform_negentropy(z.shape[-1], alpha).astype(z.dtype)
+    return jnp.squeeze(highest, -1) + (gap - omega)
+
+
+@_conjugate.defjvp
+def _conjugate_jvp(alpha: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (z,), (z_dot,) = primals, tangents
+    # Danskin's theorem: the gradient of a maximum is the gradient at the maximiser, held still.
+    return _conjugate(z, alpha), jnp.sum(_entmax(z, alpha) * z_dot, axis=-1)
+
+
+# Solvers. Each takes scores whose highest is 0 and whose lowest are clipped to -1 / (alpha - 1).
+
+
+def _sparsemax(z: Array) -> Array:
+    ordered = -jnp.sort(-z, axis=-1)
+    sums = jnp.cumsum(ordered, axis=-1)
+    sizes = _sizes(z)
+    size = jnp.sum((1 + sizes * ordered > sums) & (ordered > -1), axis=-1, keepdims=True)
+    threshold = (jnp.take_along_axis(sums, size - 1, axis=-1) - 1) / size
+    return jnp.maximum(z - threshold, 0.0)
+
+
+def _entmax15(z: Array) -> Array:
+    half = z / 2
+    ordered = -jnp.sort(-half, axis=-1)
+    sizes = _sizes(z)
+    means = jnp.cumsum(ordered, axis=-1) / sizes
+    scatter = jnp.cumsum(ordered**2, axis=-1) - sizes * means**2
+    thresholds = means - jnp.sqrt(jnp.maximum((1 - scatter) / sizes, 0.0))
+    size = jnp.sum((thresholds <= ordered) & (ordered > -1), axis=-1, keepdims=True)
+    return jnp.maximum(half - jnp.take_along_axis(thresholds, size - 1, axis=-1), 0.0) ** 2
+
+
+def _sizes(z: Array) -> Array:
+    return jax.lax.broadcasted_iota(z.dtype, z.shape, z.ndim - 1) + 1
+
+
+def _bisect(z: Array, alpha: float) -> Array:
+    """Halves the bracket of u, the deformed log of the highest probability, down to neighbouring floats."""
+
+    def probabilities(u: Array) -> Array:
+        base = (alpha - 1) * (z + u)
+        inside = base > -1
+        return jnp.where(inside, jnp.exp(jnp.log1p(jnp.where(inside, base, 0.0)) / (alpha - 1)), 0.0)
+
+    def total(p: Array) -> Array:
+        return jnp.sum(p, axis=-1, keepdims=True)
+
+    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        enough = total(probabilities(middle)) >= 1
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    # The highest probability lies between 1/K and 1.
+    high = jnp.zeros_like(z[..., :1])
+    low = jnp.full_like(high, _lowest_u(z.shape[-1], alpha))
+    low, high = jax.lax.fori_loop(0, jnp.finfo(z.dtype).nmant + 8, halve, (low, high))
+    # Above alpha = 2 an entry at the edge of the support rises from 0 to far more than an ulp between two
+    # neighbouring floats; the mean of both sides that sums to 1 is taken.
+    p_low, p_high = probabilities(low), probabilities(high)
+    gap = total(p_high) - total(p_low)
+    weight = jnp.where(gap > 0, (1 - total(p_low)) / jnp.where(gap > 0, gap, 1.0), 0.0)
+    return p_low + jnp.clip(weight, 0.0, 1.0) * (p_high - p_low)
+
+
+def _lowest_u(count: int, alpha: float) -> float:
+    return math.expm1(-(alpha - 1) * math.log(count)) / (alpha - 1)
