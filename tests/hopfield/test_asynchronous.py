@@ -167,6 +167,9 @@ def test_running_out_of_sweeps_is_reported(random_spins):
     cut = retrieve_asynchronously(memory, query, max_sweeps=1)
     assert int(cut.steps) == 1
     assert not bool(cut.converged)
+    weights = np.asarray(memory.weights, np.float64)
+    once, _, _ = plain_walk(lambda x: -0.5 * x @ weights @ x, query, -1.0, np.arange(60), max_sweeps=1)
+    np.testing.assert_array_equal(cut.state, once)
 
 
 def test_new_memories_of_one_shape_do_not_retrace(random_spins):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxebm import checks
 from jaxebm.hopfield.family import LEVELS, PatternMemory
@@ -65,7 +66,7 @@ def retrieve_asynchronously(
     query = check_query(memory, query, clamped)
     free = jnp.ones(query.shape, bool) if clamped is None else ~jnp.asarray(clamped)
     low, high = LEVELS[memory.states]
-    unknown = checks.is_traced(query) or bool(jnp.any((query != low) & (query != high)))
+    unknown = checks.is_traced(query) or not np.all(np.isin(np.asarray(query), (low, high)))
     order, rank = _visiting_order(order, memory.dimension)
     if isinstance(memory, PairwiseMemory):
         return _flip_discontented(memory, query, order, rank, max_sweeps, free, unknown)
@@ -77,9 +78,9 @@ def _visiting_order(order: Any, dimension: int) -> tuple[Array, Array]:
     if order is None:
         return jnp.arange(dimension), jnp.arange(dimension, dtype=jnp.uint32)
     vector("order", order, dimension, "a permutation of the coordinates")
-    order = jnp.asarray(order, jnp.int32)
-    if not checks.is_traced(order) and not bool(jnp.all(jnp.sort(order) == jnp.arange(dimension))):
+    if not checks.is_traced(order) and not np.array_equal(np.sort(np.asarray(order)), np.arange(dimension)):
         raise ValueError(f"order must hold each of 0..{dimension - 1} once, to visit every coordinate.")
+    order = jnp.asarray(order, jnp.int32)
     return order, jnp.argsort(order).astype(jnp.uint32)
 
 
@@ -114,10 +115,16 @@ def _flip_discontented(
 
     # A coordinate is content if side and pull agree in sign: side = x - middle, and pull, the field without
     # the part of the coordinate's own coupling, does not change when it flips. Clamped ones have no side.
+
+    def resolve(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x, fields, _ = carry
+        x = _resolve(memory.states, x, memory.preferences(fields, x), free)
+        return x, memory.carry(x), jnp.zeros((), bool)
+
     x, fields = query, memory.carry(query)
-    if unknown:
-        x = _resolve(memory.states, query, memory.preferences(fields, query), free)
-        fields = memory.carry(x)
+    if unknown:  # a loop of one round or none, because a cond under vmap would do both sides for all
+        at_a_level = (query == low) | (query == high) | ~free
+        x, fields, _ = jax.lax.while_loop(lambda carry: carry[2], resolve, (x, fields, ~jnp.all(at_a_level)))
     pull = memory.preferences(fields, x) / (high - low)
     side = jnp.where(free, x - middle, 0.0)
     # Pulls are carried through the flips. What is smaller than their rounding error is a tie; otherwise a
@@ -129,8 +136,9 @@ def _flip_discontented(
         return _least(jnp.where(side * pull < -slack, rank - place, never))
 
     def go_on(carry: tuple[Array, Array, Array, Array, Array]) -> Array:
-        _, _, _, sweeps, wait = carry
-        return (wait != never) & (sweeps < max_sweeps)
+        _, _, place, sweeps, wait = carry
+        begins_a_sweep = (place + wait < place).astype(jnp.int32)
+        return (wait != never) & (sweeps + begins_a_sweep <= max_sweeps)
 
     def flip(
         carry: tuple[Array, Array, Array, Array, Array],

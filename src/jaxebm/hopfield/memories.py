@@ -147,9 +147,13 @@ def exponential(patterns: Any, beta: Any = 1.0) -> PatternMemory:
     return PatternMemory(matrix, _beta(beta, matrix), None, offsets, Exponential(), "spins")
 
 
-def _zero_level(patterns: Array, equal_weights: bool) -> Array:
+def _zero_level(patterns: Array, equal_weights: bool, bias: Array | None) -> Array:
     """Offsets that put the energy's zero where it is published, or that give all memories the same mass."""
     squared = jnp.sum(patterns**2, axis=1)
+    if (
+        equal_weights and bias is not None
+    ):  # the bias moves the memories, and the masses are of where they are
+        squared = jnp.sum((patterns + bias[None, :]) ** 2, axis=1)
     return -0.5 * (squared if equal_weights else jnp.full_like(squared, jnp.max(squared)))
 
 
@@ -168,7 +172,7 @@ def modern(patterns: Any, beta: Any, *, equal_weights: bool = False, bias: Any =
     Args:
       patterns: Xi, shape (K, D), any real numbers.
       beta: inverse temperature, positive.
-      equal_weights: whether offsets -|xi_mu|^2 / 2 make the masses equal. Where all norms are equal it
+      equal_weights: whether offsets -|xi_mu + b|^2 / 2 make the masses equal. Where all norms are equal it
         changes nothing.
       bias: b, shape (D,), or None; it moves every memory by b.
 
@@ -187,8 +191,9 @@ def modern(patterns: Any, beta: Any, *, equal_weights: bool = False, bias: Any =
       Ramsauer et al. 2020, "Hopfield networks is all you need" (arXiv 2008.02217), eq. 2-3.
     """
     matrix = pattern_matrix("patterns", patterns)
-    offsets = _zero_level(matrix, equal_weights)
-    return PatternMemory(matrix, _beta(beta, matrix), _bias(bias, matrix), offsets, Softmax())
+    bias = _bias(bias, matrix)
+    offsets = _zero_level(matrix, equal_weights, bias)
+    return PatternMemory(matrix, _beta(beta, matrix), bias, offsets, Softmax())
 
 
 def sparse(
@@ -222,10 +227,9 @@ def sparse(
       modern Hopfield model" (arXiv 2309.12673).
     """
     matrix = pattern_matrix("patterns", patterns)
-    offsets = _zero_level(matrix, equal_weights)
-    return PatternMemory(
-        matrix, _beta(beta, matrix), _bias(bias, matrix), offsets, Entmax(float(alpha)), "reals"
-    )
+    bias = _bias(bias, matrix)
+    offsets = _zero_level(matrix, equal_weights, bias)
+    return PatternMemory(matrix, _beta(beta, matrix), bias, offsets, Entmax(float(alpha)))
 
 
 def epanechnikov(patterns: Any, beta: Any, *, epsilon: float = 1e-6) -> PatternMemory:

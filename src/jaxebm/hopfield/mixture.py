@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxebm import checks
 from jaxebm.energies.analytic import GaussianMixtureParams, gaussian_mixture
@@ -219,7 +220,7 @@ class MaskedMemory:
         memory = self.memory
         missing_mass = 0.5 * (_centres(memory) ** 2 @ (1.0 - self.observed))
         offsets = missing_mass if memory.offsets is None else missing_mass + memory.offsets
-        return memory.beta * (memory.patterns @ (self.observed * x) + offsets)
+        return memory.beta * (jnp.where(self.observed > 0, x, 0.0) @ memory.patterns.T + offsets)
 
     def weights(self, x: Array) -> Array:
         """Returns p(mu | x_o), shape (K,): how probable each memory is, given what is observed."""
@@ -227,7 +228,7 @@ class MaskedMemory:
 
     def energy(self, x: Array) -> Array:
         """Returns -ln p(x_o) / beta up to a constant, shape ()."""
-        seen = self.observed * x
+        seen = jnp.where(self.observed > 0, x, 0.0)
         value = 0.5 * jnp.sum(seen**2) - self.memory.lagrangian.value(self.scores(x)) / self.memory.beta
         return value if self.memory.bias is None else value - self.memory.bias @ seen
 
@@ -275,7 +276,7 @@ def marginalise(memory: PatternMemory, observed: Any) -> MaskedMemory:
     mask = jnp.asarray(observed)
     if mask.dtype != bool:
         raise TypeError(f"observed has dtype {mask.dtype}: booleans are needed.")
-    if not checks.is_traced(mask) and not bool(jnp.any(mask)):
+    if not checks.is_traced(observed) and not np.any(np.asarray(observed)):
         raise ValueError(
             "observed is False everywhere: at least one coordinate must be known to recall from."
         )
@@ -325,8 +326,8 @@ def reverse_diffusion(
     levels = jnp.asarray(noise_levels, matrix.dtype)
     if levels.ndim != 1 or levels.size < 2:
         raise ValueError(f"noise_levels has shape {levels.shape}: (T,) with T >= 2 is needed.")
-    checks.non_negative("noise_levels", levels)
-    if not checks.is_traced(levels) and not bool(jnp.all(jnp.diff(levels) < 0)):
+    checks.non_negative("noise_levels", noise_levels)
+    if not checks.is_traced(noise_levels) and not np.all(np.diff(noise_levels) < 0):
         raise ValueError(f"noise_levels={noise_levels!r}: every level must be below the one before it.")
 
     def step(x: Array, at: tuple[Array, Array, Array]) -> tuple[Array, None]:

@@ -58,8 +58,9 @@ def check_query(memory: AssociativeMemory, query: Any, clamped: Any) -> Array:
 
 
 def _step(memory: AssociativeMemory, x: Array, step_size: Array | float, free: Array | None) -> Array:
-    target = memory.update(x)
-    following = x + step_size * (target - x) if memory.states == "reals" else target
+    following = memory.update(x)
+    if memory.states == "reals":
+        following = (1 - step_size) * x + step_size * following  # exact at step 1, however large x is
     return following if free is None else jnp.where(free, following, x)
 
 

@@ -49,6 +49,8 @@ def _check(memory: Any, temperature: Any) -> None:
             f"memory is a {type(memory).__name__} of real states: spins or bits are needed. Real states are "
             f"sampled by jaxebm.samplers on jaxebm.hopfield.density_energy."
         )
+    if jnp.ndim(temperature) != 0:
+        raise ValueError(f"temperature has shape {jnp.shape(temperature)}: a scalar, shape (), is needed.")
     checks.positive("temperature", temperature)
 
 

@@ -13,7 +13,10 @@ from jaxebm.training.checkpoint import CheckpointMismatchError
 __all__ = ["RunFolder", "open_run", "write_atomically"]
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
-PICTURES = ("density", "energies", "neighbours", "ood", "reliability", "samples", "training")
+PICTURES = (
+    *("density", "energies", "neighbours", "ood", "reliability", "samples", "training"),
+    *("accuracy", "attention", "recall", "energy", "masked", "diffusion", "landscape", "capacity"),
+)
 RESULTS = ("card.json", "card.md", "samples.npz", *(f"{name}.png" for name in PICTURES))
 """What a run writes beside those; ``overwrite`` removes no others, so that a person's own pictures stay."""
 UNCOMPARED = frozenset({"output", "resume", "overwrite", "progress"})
