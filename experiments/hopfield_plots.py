@@ -119,9 +119,9 @@ def energy_landscapes(
     """Draws energies (n, n) over the square, dark where low, with the memories as dots."""
     figure, axes = plt.subplots(1, len(energies), figsize=(3.0 * len(energies), 3.2))
     for axis, (name, values) in zip(axes, energies.items(), strict=True):
-        extent = (-half_width, half_width, -half_width, half_width)
-        axis.imshow(values, origin="lower", extent=extent, cmap="viridis")
-        axis.contour(values, levels=12, extent=extent, colors="white", linewidths=0.4, alpha=0.6)
+        side = np.linspace(-half_width, half_width, len(values))
+        axis.contourf(side, side, values, levels=24, cmap="viridis")
+        axis.set_aspect("equal")
         axis.plot(*memories.T, "o", color=PALETTE[1], markersize=4)
         axis.set(xticks=[], yticks=[], title=name)
     figure.tight_layout()
