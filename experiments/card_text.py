@@ -1,14 +1,14 @@
 """The card on paper: card.json for machines, whose schema docs/card.md documents, and card.md for readers."""
 
 import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from command_line import publish_card
 from jaxebm.evaluation import OOD_SCORES
-from jaxebm.training import RunFolder, write_atomically
+from jaxebm.training import RunFolder
 
 __all__ = ["SAMPLE_MEASURES", "write_card"]
 
@@ -26,10 +26,7 @@ def write_card(run: RunFolder, card: Card) -> None:
       ValueError: if a number outside ``config`` is not finite.
     """
     _check_finite("", {name: value for name, value in card.items() if name != "config"})
-    run.write_json("card.json", card)
-    text = _markdown(card)
-    write_atomically(run.path / "card.md", text)
-    sys.stdout.write(f"{text}\nwritten to {run.path}\n")
+    publish_card(run, card, _markdown(card))
 
 
 def _check_finite(path: str, value: Any) -> None:

@@ -4,15 +4,15 @@ import dataclasses
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-from jaxebm.training import DivergenceError, TrainingInterrupted
+from jaxebm.training import DivergenceError, RunFolder, TrainingInterrupted, write_atomically
 
-__all__ = ["as_json", "quicken_small_networks_on_cpu", "run_experiment"]
+__all__ = ["as_json", "quicken_small_networks_on_cpu", "run_experiment", "publish_card"]
 
 ACCELERATORS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin", "libtpu")
 SMALL_NETWORKS = {"PJRT_NPROC": "1", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
@@ -40,12 +40,20 @@ def quicken_small_networks_on_cpu() -> None:
         os.environ.setdefault(name, value)
 
 
+def publish_card(run: RunFolder, card: Mapping[str, Any], text: str) -> None:
+    """Writes the card for machines and for readers, and prints the latter and where they are."""
+    run.write_json("card.json", card)
+    write_atomically(run.path / "card.md", text)
+    print(f"{text}\nwritten to {run.path}")
+
+
 def run_experiment(
     config_type: type[Config],
     main: Callable[[Config], Any],
     arguments: list[str] | None = None,
     *,
     default: Config | None = None,
+    small_networks: Callable[[Config], bool] = lambda config: False,
 ) -> None:
     """Parses the flags of ``config_type`` and runs ``main``.
 
@@ -58,22 +66,25 @@ def run_experiment(
       main: the experiment.
       arguments: instead of ``sys.argv[1:]``.
       default: values of the flags that are not given; those of ``config_type`` itself if None.
+      small_networks: whether a configuration wants `quicken_small_networks_on_cpu`.
     """
     settings = (tyro.conf.AvoidSubcommands,)
     if default is None:
         config = tyro.cli(config_type, args=arguments, config=settings)
     else:
         config = tyro.cli(config_type, args=arguments, default=default, config=settings)
+    if small_networks(config):
+        quicken_small_networks_on_cpu()
     try:
         main(config)
     except TrainingInterrupted as stopped:
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted; what was trained up to the last checkpoint can be resumed with --resume.",
-            file=sys.stderr,
-        )
+        again = "what was done up to the last checkpoint can be resumed with --resume."
+        if not hasattr(config, "resume"):
+            again = "start it again with --overwrite."
+        print(f"\ninterrupted; {again}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         # RuntimeError covers DivergenceError, DatasetNotAvailableError and JAX's own out-of-memory errors.

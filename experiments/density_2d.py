@@ -26,14 +26,14 @@ import numpy as np
 import optax
 
 import plots
-from command_line import as_json, quicken_small_networks_on_cpu, run_experiment
+from command_line import as_json, publish_card, run_experiment
 from jaxebm import checks
 from jaxebm.data import TOY_DENSITIES, ToyDensity
 from jaxebm.energies import MLP, gaussian_log_reference, tilt
 from jaxebm.evaluation import grid, kl_divergence_on_grid, log_density_on_grid
 from jaxebm.objectives import NegativeSampler, contrastive_loss, persistent
 from jaxebm.samplers import Initial, UniformInitial, mala, sample
-from jaxebm.training import RunFolder, fit, init_state, make_train_step, open_run, write_atomically
+from jaxebm.training import RunFolder, fit, init_state, make_train_step, open_run
 from jaxebm.types import Array, EnergyFn, Kernel, Metrics, Params, Target
 
 
@@ -139,7 +139,7 @@ def local_and_global(target: Target, step_size: Array | float, low: float, high:
     def anywhere(rng_key: Array) -> Array:
         return jax.random.uniform(rng_key, (2,), minval=low, maxval=high)
 
-    import blackjax  # not at the top: importing it starts JAX, and `start` has settings to make before
+    import blackjax  # not at the top: importing it starts JAX, and XLA's settings come before that
 
     local = mala(target, step_size)
     jump = blackjax.irmh(lambda x: -target(x), anywhere)
@@ -300,18 +300,9 @@ def main(config: Config) -> dict[str, Any]:
         "seconds": time.monotonic() - started,
         "config": settings,
     }
-    run.write_json("card.json", card)
-    text = as_markdown(config, cards)
-    write_atomically(run.path / "card.md", text)
-    print(text)
+    publish_card(run, card, as_markdown(config, cards))
     return card
 
 
-def start(config: Config) -> None:
-    """Runs `main` in a process of its own, with XLA set for small networks."""
-    quicken_small_networks_on_cpu()
-    main(config)
-
-
 if __name__ == "__main__":
-    run_experiment(Config, start)
+    run_experiment(Config, main, small_networks=lambda config: True)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import hopfield_capacity as capacity
 import hopfield_plots as plots
-from command_line import as_json, quicken_small_networks_on_cpu, run_experiment
+from command_line import as_json, publish_card, run_experiment
 from hopfield_parts import (
     METRICS,
     NETWORKS,
@@ -44,7 +44,7 @@ from hopfield_text import as_markdown
 from jaxebm import checks
 from jaxebm.data import load_dataset
 from jaxebm.hopfield import modern, reverse_diffusion
-from jaxebm.training import RunFolder, open_run, write_atomically
+from jaxebm.training import RunFolder, open_run
 
 LEVELS: dict[str, tuple[float, ...]] = {
     "flips": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4),
@@ -295,18 +295,9 @@ def main(config: Config) -> dict[str, Any]:
         "seconds": time.monotonic() - started,
         "config": as_json(config),
     }
-    run.write_json("card.json", card)
-    text = as_markdown(card)
-    write_atomically(run.path / "card.md", text)
-    print(text)
+    publish_card(run, card, as_markdown(card))
     return card
 
 
-def start(config: Config) -> None:
-    """Runs `main` in a process of its own, with XLA set for small networks."""
-    quicken_small_networks_on_cpu()
-    main(config)
-
-
 if __name__ == "__main__":
-    run_experiment(Config, start)
+    run_experiment(Config, main, small_networks=lambda config: True)

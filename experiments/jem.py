@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from command_line import as_json, quicken_small_networks_on_cpu, run_experiment
+from command_line import as_json, run_experiment
 from jaxebm.data import load_dataset
 from jaxebm.training import open_run
 from jem_card import ModelUnderTest, evaluate, write_card
@@ -69,12 +69,10 @@ def main(config: Config) -> dict[str, Any]:
     return card
 
 
-def start(config: Config) -> None:
-    """Runs `main` in a process of its own, with XLA set for the size of the network."""
-    if config.network == "mlp" or (config.network == "convnet" and config.dataset == "digits"):
-        quicken_small_networks_on_cpu()
-    main(config)
+def has_small_network(config: Config) -> bool:
+    """Whether XLA's settings for small networks suit it."""
+    return config.network == "mlp" or (config.network == "convnet" and config.dataset == "digits")
 
 
 if __name__ == "__main__":
-    run_experiment(Config, start, default=recipe_for(sys.argv[1:]))
+    run_experiment(Config, main, default=recipe_for(sys.argv[1:]), small_networks=has_small_network)

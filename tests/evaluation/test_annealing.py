@@ -15,6 +15,8 @@ from jaxebm.evaluation.quadrature import enumerate_states
 from jaxebm.samplers import LangevinState, mala, nuts
 from jaxebm.types import Kernel
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 NORMAL = gaussian([0.0], [[1.0]])
 SPINS = 6
 
@@ -80,7 +82,7 @@ def weight_moments(schedule, energies, num_steps):
 @pytest.mark.parametrize("num_steps", [1, 4])
 def test_both_moments_of_the_weights_are_those_of_the_enumerated_walk(backward, num_steps):
     """Within 4 standard errors. The second moment depends on the kernel and on weighing before moving."""
-    n, params, states = 50_000, boltzmann_params(), enumerate_states(SPINS)
+    n, params, states = 20_000, boltzmann_params(), enumerate_states(SPINS)
     energies = np.asarray(jax.vmap(boltzmann_energy, (None, 0))(params, states), np.float64)
     schedule = np.array([0.0, 0.2, 0.5, 1.0])[:: -1 if backward else 1]
     start = states[
@@ -138,11 +140,10 @@ def shifted_energy(params, x):
     return NORMAL.energy(NORMAL.params, x) + params
 
 
-@pytest.mark.parametrize("num_temperatures", [1_000, 30_000])
-def test_rounding_does_not_grow_with_the_schedule(num_temperatures):
-    """An energy raised by a constant has just this log weight; a plain float32 sum is 0.005 to 0.1 off."""
+def test_rounding_does_not_grow_with_the_schedule():
+    """An energy raised by a constant has just this log weight; a plain float32 sum is 0.1 off."""
     start, kernel = jnp.zeros((2, 1)), partial(mala, step_size=0.1)
-    schedule = linear_schedule(num_temperatures)
+    schedule = linear_schedule(30_000)
     log_weights, _ = anneal(
         jax.random.key(0), shifted_energy, jnp.asarray(500.3), NORMAL, kernel, schedule, start
     )

@@ -37,10 +37,9 @@ def heads_of(states, keys, values, mask):
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize("num_steps", [1, 3])
-def test_recall_is_the_update_iterated(alpha, num_steps):
+def test_recall_is_the_update_iterated(alpha):
     states, keys, values, mask = inputs()
-    beta = 1.3
+    beta, num_steps = 1.3, 3
     recalled = np.asarray(
         recall(states, keys, values, beta=beta, mask=mask, alpha=alpha, num_steps=num_steps)
     )
@@ -93,7 +92,7 @@ def test_the_step_subtracts_the_gradient_of_the_energy(alpha):
     np.testing.assert_allclose(recall(states, keys, **options), states - slope, atol=2e-6)
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
 def test_every_step_descends(alpha):
     states, keys, _, mask = inputs(3)
     now = np.asarray(energy(states, keys, beta=3.0, mask=mask, alpha=alpha))
@@ -116,10 +115,16 @@ def test_masked_memories_have_no_influence(alpha):
             states, keys, **options
         )
 
-    run = jax.jit(run)
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def run_and_slopes(pair):
+        parts = run(*pair)
+        return sum(part.sum() for part in parts), parts
+
     hidden = ~padding[:, :, None, None]
-    chex.assert_trees_all_equal(run(keys, values), run(keys + 9.0 * hidden, values - 50.0 * hidden))
-    slopes = jax.jit(jax.grad(lambda pair: sum(part.sum() for part in run(*pair))))((keys, values))
+    slopes, parts = run_and_slopes((keys, values))
+    _, other_parts = run_and_slopes((keys + 9.0 * hidden, values - 50.0 * hidden))
+    chex.assert_trees_all_equal(parts, other_parts)
     for slope in map(np.asarray, slopes):
         assert np.all(np.isfinite(slope))
         assert not slope[~padding].any()
@@ -179,7 +184,7 @@ def test_beta_may_be_traced_and_both_kernels_agree():
     np.testing.assert_allclose(default, recall(states, keys, values, implementation="xla"), atol=1e-7)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 2.0])
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
 def test_nothing_to_recall_is_refused_or_harmless(alpha):
     states, keys, values, mask = inputs()
     mask[0, 1, 2] = False

@@ -29,16 +29,12 @@ pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 CONVEX = [
     Quadratic(),
-    Power(2),
     Power(3),
     Power(4, rectified=False),
     Exponential(),
-    Softmax(),
     Tempered(Softmax(), beta=4.0),
     Softplus(),
     Entmax(1.5),
-    Entmax(2.0),
-    LogCosh(),
     LogCosh(gain=3.0),
     Spherical(epsilon=0.1),
     LayerNormalisation(),
@@ -78,12 +74,13 @@ def _three_layers(first, second, third):
 
 ARCHITECTURES = [
     # A layer whose activation grows without bound is kept within bounds by the layer that drives it.
-    *(_two_layers(LogCosh(), other, recurrent="visible") for other in CONVEX),
+    _two_layers(LogCosh(), Exponential(), recurrent="visible"),
+    _two_layers(LogCosh(gain=3.0), Power(4, rectified=False), recurrent="visible"),
+    _two_layers(Spherical(epsilon=0.1), Softplus(), recurrent="visible"),
     _two_layers(Quadratic(), Tempered(Softmax(), beta=3.0), recurrent="hidden"),
     _two_layers(Power(3), Entmax(1.5), recurrent="hidden"),
     _three_layers(Quadratic(), LogCosh(), Tempered(Softmax(), beta=5.0)),
     _three_layers(LayerNormalisation(), Softplus(), Entmax(2.0)),
-    _three_layers(LogCosh(gain=2.0), Spherical(epsilon=0.1), Softmax()),
 ]
 
 
