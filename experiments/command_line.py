@@ -12,7 +12,7 @@ import tyro
 
 from jaxebm.training import DivergenceError, RunFolder, TrainingInterrupted, write_atomically
 
-__all__ = ["as_json", "quicken_small_networks_on_cpu", "run_experiment", "publish_card"]
+__all__ = ["as_json", "publish_card", "quicken_small_networks_on_cpu", "run_experiment"]
 
 ACCELERATORS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin", "libtpu")
 SMALL_NETWORKS = {"PJRT_NPROC": "1", "XLA_FLAGS": "--xla_backend_optimization_level=1"}

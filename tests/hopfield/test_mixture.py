@@ -194,7 +194,7 @@ def test_marginal_weights_are_those_of_the_marginal_mixture(options):
 
     parts, network_updates, network_energies = recall(memory, masks, jnp.asarray(x, jnp.float32))
     centres = patterns + bias
-    log_mass = beta * np.sum(centres**2, axis=1) / 2 - equal * beta * np.sum(patterns**2, axis=1) / 2
+    log_mass = 0.0 if equal else beta * np.sum(centres**2, axis=1) / 2
     for mask, weights, updates, energies, residuals in zip(masks, *parts, strict=True):
         seen = (x[:, None, :] - centres)[:, :, mask]
         log_joint = log_mass - beta * np.sum(seen**2, axis=2) / 2
