@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 __all__ = [
     "density_panels",
+    "dots_with_spread",
     "energy_histogram",
     "image_grid",
     "image_grids",
@@ -21,6 +22,7 @@ __all__ = [
     "save",
     "score_histograms",
     "training_curves",
+    "weighted_images",
 ]
 
 INK, ACCENT, SECOND = "#1f2933", "#0b6e99", "#d9730d"
@@ -193,5 +195,49 @@ def density_panels(
     for axis, name in zip(axes, ("true density", "learnt density", "samples"), strict=True):
         axis.set(xlim=(low, high), ylim=(low, high), xticks=[], yticks=[], aspect="equal", title=name)
     figure.suptitle(title)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def dots_with_spread(path: Path, values: Mapping[str, Sequence[float]], *, ylabel: str) -> None:
+    """Draws a column of values for each name, with mean and standard deviation (n - 1)."""
+    figure, axis = plt.subplots(figsize=(1.2 * len(values) + 1.2, 3.2))
+    for place, column in enumerate(values.values()):
+        mean, sd = float(np.mean(column)), np.std(column, ddof=1) if len(column) > 1 else 0.0
+        axis.plot([place - 0.15] * len(column), column, "o", color=INK, alpha=0.35, markersize=4)
+        axis.errorbar(place + 0.1, mean, sd, fmt="o", color=ACCENT, capsize=5, markersize=7)
+        axis.annotate(f"{mean:.3f}", (place + 0.2, mean), color=ACCENT, va="center")
+    axis.set(xlim=(-0.5, len(values) - 0.2), ylabel=ylabel, title="Seeds, mean and standard deviation")
+    axis.set_xticks(range(len(values)), [name.replace("_", "\n") for name in values])
+    save(figure, path)
+
+
+def weighted_images(
+    path: Path, images: np.ndarray, weights: Mapping[str, np.ndarray], marked: np.ndarray
+) -> None:
+    """Draws images (n, H, W, C) in [0, 1] in a row and, under each, its bar in every named set of weights.
+
+    Images where ``marked`` (n,) is True stand out by colour. A dashed line shows equal weights.
+    """
+    count = len(images)
+    rows = len(weights)
+    figure, axes = plt.subplots(
+        *(1 + rows, 1),
+        figsize=(0.34 * count + 1, 0.9 + 1.1 * rows),
+        height_ratios=[0.5] + [1] * rows,
+        sharex=True,
+        squeeze=False,
+    )
+    top = axes[0, 0]
+    for place, image in enumerate(images):
+        shown = image if image.shape[2] == 3 else image.mean(axis=2)
+        top.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(place - 0.47, place + 0.47, 0, 0.94))
+    top.set(xlim=(-0.6, count - 0.4), ylim=(0, 1), aspect="equal", anchor="S")
+    top.set_axis_off()
+    for axis, (name, weight) in zip(axes[1:, 0], weights.items(), strict=True):
+        axis.bar(range(count), weight, 0.8, color=[SECOND if mark else ACCENT for mark in marked])
+        axis.axhline(1 / count, color=INK, linewidth=0.8, linestyle="--")
+        axis.set(xticks=[], ylabel="weight")
+        axis.set_title(name.replace("_", " "), loc="left")
     figure.tight_layout()
     save(figure, path)

@@ -1,0 +1,319 @@
+"""Multiple-instance learning: does a bag of digits hold a 9? Hopfield pooling against mean, max, attention.
+
+    python experiments/hopfield_mil.py                                  # five poolings, five seeds
+    python experiments/hopfield_mil.py --target 8 --poolings hopfield max
+
+A bag has a label, its images have none; a positive bag holds the target digit (by default once), a negative
+one never. All poolings share encoder, value and output maps, optimiser, bags and batches, and differ in how
+they weigh the images of a bag. Learning rate, weight decay and number of updates are chosen for each pooling
+by its mean accuracy over the seeds on validation bags; only then is it trained again with the choice and
+judged on test bags. Bags for training, validation and test come from those splits of the data set, and each
+seed draws its own.
+
+Writes config.json, metrics.jsonl (a line a trial), card.json, card.md, accuracy.png and attention.png (the
+first positive test bag of the first seed, with its weights). Figures are in experiments/RESULTS.md.
+"""
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import plots
+from command_line import as_json, publish_card, run_experiment
+from hopfield_mil_parts import (
+    BagClassifier,
+    Bags,
+    Pooling,
+    Trial,
+    draw_bags,
+    instance_weights,
+    make_trial,
+    within_bag_auroc,
+)
+from jaxebm import checks
+from jaxebm.data import Dataset, load_dataset
+from jaxebm.evaluation import auroc
+from jaxebm.training import Progress, RunFolder, make_progress, open_run
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare poolings of bags of digits on multiple-instance learning."""
+
+    poolings: tuple[Pooling, ...] = get_args(Pooling)
+    """Which to compare; hopfield_sparse weighs by 1.5-entmax, attention is gated."""
+    dataset: str = "digits"
+    """digits (embedded), mnist, fashion_mnist, or another that jaxebm.data.load_dataset knows."""
+    target: int = 9
+    """The class that makes a bag positive."""
+    output: Path = Path("runs/hopfield_mil")
+    """Folder of this run."""
+    resume: bool = False
+    """Go on with the run in the folder: finished trials of the grid are not repeated."""
+    overwrite: bool = False
+    """Replace the run in the folder."""
+    progress: bool = True
+    """Show a progress bar over trials (lines of text where there is no terminal)."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Each has its own bags, initial weights and batches."""
+
+    train_bags: int = 150
+    """Bags to learn from, half of them positive."""
+    judged_bags: int = 500
+    """Validation bags, and as many test bags."""
+    bag_size: tuple[int, int] = (16, 40)
+    """Fewest and most images of a bag, all sizes equally likely."""
+    max_targets: int = 1
+    """Most targets of a positive bag; 1..max_targets are equally likely."""
+
+    widths: tuple[int, ...] = (64, 16)
+    """Of the encoder's layers."""
+    num_heads: int = 8
+    """Of the Hopfield poolings."""
+    beta: float = 0.2
+    """Inverse temperature of the Hopfield poolings; small, so that they start near the mean."""
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    """Of AdamW, constant; one is chosen."""
+    weight_decays: tuple[float, ...] = (0.03, 0.3, 1.0)
+    """Of the kernels, decoupled, times the learning rate; one is chosen."""
+    updates: int = 1000
+    """The most, a multiple of stops."""
+    stops: int = 5
+    """Numbers of updates to choose from, evenly spaced up to the most."""
+    batch_size: int = 16
+    """Bags an update."""
+
+    def check(self) -> None:
+        """Raises ``ValueError`` naming the first setting that is unknown or out of range."""
+        for name in ("train_bags", "judged_bags", "max_targets", "updates", "stops", "batch_size"):
+            checks.positive_integer(name, getattr(self, name))
+        for name in ("poolings", "seeds", "learning_rates", "weight_decays"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}={values}: at least one value is needed, and each once.")
+        unknown = [name for name in self.poolings if name not in get_args(Pooling)]
+        if unknown:
+            raise ValueError(f"poolings: unknown {unknown}; choose among {', '.join(get_args(Pooling))}.")
+        for name in ("widths", "num_heads"):
+            for value in np.atleast_1d(getattr(self, name)):
+                checks.positive_integer(name, value)
+        for name in ("learning_rates", "beta"):
+            checks.positive(name, getattr(self, name))
+        checks.non_negative("seeds", self.seeds)
+        checks.non_negative("weight_decays", self.weight_decays)
+        low, high = self.bag_size
+        if not self.max_targets < low <= high:
+            raise ValueError(
+                f"bag_size={self.bag_size}: sizes above max_targets={self.max_targets} are needed."
+            )
+        if not self.widths or self.widths[-1] % self.num_heads:
+            raise ValueError(f"widths={self.widths}: num_heads={self.num_heads} must divide the last.")
+        if self.updates % self.stops:
+            raise ValueError(f"updates={self.updates}: a multiple of stops={self.stops} is needed.")
+        if self.judged_bags < 2:
+            raise ValueError(f"judged_bags={self.judged_bags}: at least 2, one of each kind, are needed.")
+        if self.batch_size > self.train_bags:
+            raise ValueError(
+                f"batch_size={self.batch_size}: at most train_bags={self.train_bags} is possible."
+            )
+
+    @property
+    def grid(self) -> list[tuple[float, float]]:
+        """The pairs of learning rate and weight decay."""
+        return list(itertools.product(self.learning_rates, self.weight_decays))
+
+
+def draw_all_bags(config: Config, dataset: Dataset) -> dict[int, tuple[Bags, Bags, Bags]]:
+    """Returns the training, validation and test bags of every seed."""
+    bags = {}
+    parts = (dataset.train, dataset.validation, dataset.test)
+    images = [jnp.asarray(dataset.rescale(part.image)) for part in parts]
+    for seed in config.seeds:
+        bags[seed] = tuple(
+            draw_bags(
+                (seed, number),
+                images[number],
+                part.label,
+                config.train_bags if number == 0 else config.judged_bags,
+                target=config.target,
+                bag_size=config.bag_size,
+                max_targets=config.max_targets,
+            )
+            for number, part in enumerate(parts)
+        )
+    return bags
+
+
+def select(
+    config: Config,
+    pooling: str,
+    trial: Trial,
+    bags: Mapping[int, tuple[Bags, Bags, Bags]],
+    run: RunFolder,
+    shown: Progress,
+) -> dict[str, Any]:
+    """Runs the grid for one pooling and returns the setting of highest mean accuracy on validation bags.
+
+    Finished trials are read from metrics.jsonl, not run again; of equal settings the first is chosen.
+    """
+    done = {record["trial"]: record["validation_accuracy"] for record in run.read_metrics()}
+    grid = config.grid
+    accuracies = np.zeros((len(grid), len(config.seeds), config.stops))
+    step = config.poolings.index(pooling) * len(grid) * len(config.seeds)
+    for place, column in np.ndindex(accuracies.shape[:2]):
+        seed, setting = config.seeds[column], grid[place]
+        name = f"{pooling} {seed} {setting}"
+        step += 1
+        if name not in done:
+            train, validation, _ = bags[seed]
+            done[name] = np.asarray(trial(seed, train, validation, *setting)[1], float).tolist()
+            run.append_metrics({"step": step, "trial": name, "validation_accuracy": done[name]})
+            shown.update(step, {})
+        accuracies[place, column] = done[name]
+    means = accuracies.mean(axis=1)
+    place, stop = (int(index) for index in np.unravel_index(np.argmax(means), means.shape))
+    return {
+        "learning_rate": grid[place][0],
+        "weight_decay": grid[place][1],
+        "updates": (stop + 1) * config.updates // config.stops,
+        "validation_accuracy": float(means[place, stop]),
+    }
+
+
+def judge(
+    config: Config,
+    model: BagClassifier,
+    trial: Trial,
+    bags: Mapping[int, tuple[Bags, Bags, Bags]],
+    chosen: Mapping[str, Any],
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Trains again with the chosen setting; returns figures on test bags, and the first seed's weights."""
+    stop = chosen["updates"] * config.stops // config.updates - 1
+    values: dict[str, list[float]] = {"accuracy": [], "auroc": []}
+    first_weights = params = None
+    predict: Any = jax.jit(model.apply)
+    weigh: Any = jax.jit(partial(instance_weights, model))
+    for seed, (train, validation, test) in bags.items():
+        stages, _ = trial(seed, train, validation, chosen["learning_rate"], chosen["weight_decay"])
+        params = jax.tree.map(lambda leaf: leaf[stop], stages)
+        logits = np.asarray(predict(params, test.image[test.member], test.mask))
+        positive = np.asarray(test.label) == 1
+        values["accuracy"].append(float(np.mean((logits > 0) == positive)))
+        values["auroc"].append(auroc(logits[positive], logits[~positive]))
+        weights = weigh(params, test)
+        if weights is not None:
+            weights = np.asarray(weights)
+            values.setdefault("instance_auroc", []).append(within_bag_auroc(weights, test))
+            first_weights = weights if first_weights is None else first_weights
+    card: dict[str, Any] = {name: spread(by_seed) for name, by_seed in values.items()}
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return card | {"parameters": num_parameters, "chosen": chosen}, first_weights
+
+
+def spread(by_seed: Sequence[float]) -> dict[str, Any]:
+    """Returns mean, standard deviation (n - 1; none for a single seed) and the values themselves."""
+    sd = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
+    return {"mean": float(np.mean(by_seed)), "sd": sd, "by_seed": list(by_seed)}
+
+
+def compare(cards: Mapping[str, dict[str, Any]]) -> None:
+    """Adds to each card by how much the first pooling's accuracy is higher, seed by seed."""
+    first, *others = cards.values()
+    for card in others:
+        pairs = zip(first["accuracy"]["by_seed"], card["accuracy"]["by_seed"], strict=True)
+        card["below_first"] = spread([ahead - behind for ahead, behind in pairs])
+
+
+def draw(
+    run: RunFolder, cards: Mapping[str, Any], test: Bags, image: np.ndarray, weights: Mapping[str, np.ndarray]
+) -> None:
+    """Draws the accuracies and, where a pooling has weights, the first positive test bag with them."""
+    accuracies = {name: card["accuracy"]["by_seed"] for name, card in cards.items()}
+    plots.dots_with_spread(run.path / "accuracy.png", accuracies, ylabel="accuracy on test bags")
+    if weights:
+        bag = int(np.argmax(test.label))
+        inside = np.asarray(test.mask[bag])
+        plots.weighted_images(
+            run.path / "attention.png",
+            image[np.asarray(test.member[bag])[inside]],
+            {name: weight[bag][inside] for name, weight in weights.items()},
+            np.asarray(test.is_target[bag])[inside],
+        )
+
+
+def as_markdown(config: Config, cards: Mapping[str, dict[str, Any]]) -> str:
+    """Returns the card for a reader."""
+
+    def cell(card: Mapping[str, Any], name: str) -> str:
+        if name not in card:
+            return ""
+        sd = card[name]["sd"]
+        return f"{card[name]['mean']:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
+
+    lines = [
+        f"# Bags of {config.dataset}, target {config.target}, seeds {', '.join(map(str, config.seeds))}",
+        "",
+        "Test bags, mean ± standard deviation over seeds. Below first: how much higher the accuracy of the",
+        "first pooling is on the same bags. The AUROC of the weights is the chance that a target weighs more",
+        "than another image of its bag. Chosen on validation bags: learning rate, weight decay, updates.",
+        "",
+        "| pooling | accuracy | below first | AUROC | AUROC of weights | parameters | validation | chosen |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, card in cards.items():
+        quantities = ("accuracy", "below_first", "auroc", "instance_auroc")
+        cells = [name, *(cell(card, quantity) for quantity in quantities)]
+        chosen = card["chosen"]
+        setting = ", ".join(str(chosen[part]) for part in ("learning_rate", "weight_decay", "updates"))
+        cells += [str(card["parameters"]), f"{chosen['validation_accuracy']:.4f}", setting]
+        lines.append(f"| {' | '.join(cells)} |")
+    pictures = ["accuracy"] + ["attention"] * any("instance_auroc" in card for card in cards.values())
+    return "\n".join([*lines, "", *(f"![{name}]({name}.png)" for name in pictures), ""])
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Compares the poolings and writes the card; returns it."""
+    started = time.monotonic()
+    config.check()
+    dataset = load_dataset(config.dataset)
+    bags = draw_all_bags(config, dataset)
+    settings = as_json(config)
+    run = open_run(config.output, settings, resume=config.resume, overwrite=config.overwrite)
+    total = len(config.poolings) * len(config.grid) * len(config.seeds)
+    run.truncate_metrics(total)  # to whole lines: a kill may have cut the last one short
+    cards, weights = {}, {}
+    with make_progress(config.progress, first=len(run.read_metrics()), total=total) as shown:
+        for pooling in config.poolings:
+            model = BagClassifier(pooling, config.widths, config.num_heads, config.beta)
+            trial = make_trial(
+                model, updates=config.updates, stops=config.stops, batch_size=config.batch_size
+            )
+            chosen = select(config, pooling, trial, bags, run, shown)
+            cards[pooling], first_weights = judge(config, model, trial, bags, chosen)
+            if first_weights is not None:
+                weights[pooling] = first_weights
+    compare(cards)
+    test = bags[config.seeds[0]][2]
+    draw(run, cards, test, dataset.restore(np.asarray(test.image)), weights)
+    card = {
+        "schema": 1,
+        "experiment": "hopfield_mil",
+        "seeds": list(config.seeds),
+        "poolings": cards,
+        "seconds": time.monotonic() - started,
+        "config": settings,
+    }
+    publish_card(run, card, as_markdown(config, cards))
+    return card
+
+
+if __name__ == "__main__":
+    run_experiment(Config, main, small_networks=lambda config: True)
