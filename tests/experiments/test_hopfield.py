@@ -17,7 +17,7 @@ from jaxebm.data import load_dataset
 
 SMALL = hopfield.Config(
     progress=False,
-    networks=("hebb", "modern"),
+    networks=("modern",),
     num_memories=4,
     memory_counts=(2,),
     shown_memories=2,

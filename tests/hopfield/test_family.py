@@ -67,7 +67,8 @@ def plain_lagrangian(lagrangian, z: np.ndarray) -> float:
         case Softplus():
             return np.sum(np.log1p(np.exp(z)))
         case LogSumRelu(epsilon):
-            return np.log(epsilon + np.sum(np.maximum(1 + z, 0)))
+            with np.errstate(divide="ignore"):  # no memory is near
+                return np.log(epsilon + np.sum(np.maximum(1 + z, 0)))
         case Entmax(alpha):
             # Maximise p.z - Omega(p) by bisection on the multiplier of sum p = 1.
             def weights(u):
