@@ -256,7 +256,7 @@ def killed_and_resumed(tmp_path: Path, epochs: str, stops: list[tuple[int, int]]
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.slow  # whole processes, twice over; tests/training/test_loop.py kills and interrupts `fit` itself
+@pytest.mark.slow  # whole processes, twice; tests/training/test_loop.py kills and interrupts `fit` itself
 def test_a_killed_and_an_interrupted_run_resume_bit_for_bit(tmp_path: Path):
     # 30 epochs are 570 updates, 72 lines: enough that neither signal can come too late.
     killed_and_resumed(tmp_path, "30", [(5, signal.SIGKILL), (20, signal.SIGINT)])
