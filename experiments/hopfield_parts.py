@@ -25,6 +25,7 @@ from jaxebm.hopfield import (
     retrieve_asynchronously,
     sparse,
     storkey,
+    trajectory,
 )
 from jaxebm.types import Array
 
@@ -247,16 +248,12 @@ def landscapes(half_width: float = 1.6, points: int = 161) -> tuple[np.ndarray, 
 
 def path_of_recall(network: Network, memory: Any, query: Array, num_steps: int) -> tuple[Array, Array]:
     """Returns the states after 0, 1, .. steps or sweeps, (num_steps + 1, D), and their energies."""
-    if network.recall is _one_by_one:
-        later = [
-            retrieve_asynchronously(memory, query, max_sweeps=sweeps).state
-            for sweeps in range(1, num_steps + 1)
-        ]
-    else:
-        settings = {"step_size": 0.3} if network.recall is _continuous else {}
-        later = [
-            retrieve(memory, query, max_steps=steps, **settings).state for steps in range(1, num_steps + 1)
-        ]
+    if network.recall is not _one_by_one:
+        continuous = network.recall is _continuous
+        states, energies = trajectory(memory, query, num_steps, step_size=0.3 if continuous else 1.0)
+        return (memory.activations(states) if continuous else states), energies
+    later = [
+        retrieve_asynchronously(memory, query, max_sweeps=sweeps).state for sweeps in range(1, num_steps + 1)
+    ]
     states = jnp.stack([query, *later])
-    energies = jax.vmap(energy, (None, 0))(memory, states)
-    return (memory.activations(states) if network.recall is _continuous else states), energies
+    return states, jax.vmap(energy, (None, 0))(memory, states)

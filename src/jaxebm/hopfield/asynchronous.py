@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.hopfield.family import LEVELS, PatternMemory
+from jaxebm.hopfield.family import LEVELS, PatternMemory, settle
 from jaxebm.hopfield.pairwise import PairwiseMemory
 from jaxebm.hopfield.retrieval import Retrieval, check_query
 from jaxebm.hopfield.validation import vector
@@ -165,7 +165,6 @@ def _flip_discontented(
 def _walk(
     memory: PatternMemory, query: Array, order: Array, max_sweeps: Array | int, free: Array, unknown: bool
 ) -> Retrieval:
-    low, high = LEVELS[memory.states]
     columns = memory.columns()
 
     def preference(overlaps: Array, x: Array, index: Array) -> Array:
@@ -175,7 +174,7 @@ def _walk(
         x, overlaps, moved = carry
         index = order[place]
         prefers = preference(overlaps, x, index)
-        wanted = jnp.where(prefers > 0, high, jnp.where(prefers < 0, low, x[index]))
+        wanted = settle(memory.states, x[index], prefers)
         change = jnp.where(free[index], wanted - x[index], 0.0).astype(x.dtype)
         return (
             x.at[index].add(change),

@@ -59,13 +59,7 @@ class Lagrangian(Protocol):
 
 
 class _Lagrangian:
-    """What most have in common: the gradient by differentiation, and no symmetry to use."""
-
-    def value(self, z: Array) -> Array:
-        raise NotImplementedError
-
-    def gradient(self, z: Array) -> Array:
-        return jax.grad(self.value)(z)
+    """What most have in common: no symmetry to use."""
 
     def rescale(self, z: Array) -> Array:
         return z

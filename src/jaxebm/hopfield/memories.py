@@ -17,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxebm import checks
+from jaxebm.energies.target import check_shape
 from jaxebm.hopfield.family import PatternMemory
 from jaxebm.hopfield.lagrangians import Entmax, Exponential, LogSumRelu, Power, Quadratic, Softmax, Softplus
 from jaxebm.hopfield.validation import pattern_matrix, spins, vector
@@ -49,8 +50,7 @@ def _bias(bias: Any, patterns: Array) -> Array | None:
 
 
 def _beta(beta: Any, patterns: Array) -> Array:
-    if jnp.ndim(beta) != 0:
-        raise ValueError(f"beta has shape {jnp.shape(beta)}: a scalar, shape (), is needed.")
+    check_shape("beta", beta, (), "a scalar, shape (),")
     checks.positive("beta", beta)
     return jnp.asarray(beta, patterns.dtype)
 

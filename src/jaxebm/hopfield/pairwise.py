@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.energies.target import check_shape
 from jaxebm.hopfield.family import LEVELS, States, settle
 from jaxebm.hopfield.lagrangians import LogCosh
 from jaxebm.hopfield.validation import pattern_matrix, vector
@@ -229,7 +230,6 @@ def graded(weights: Any, bias: Any = None, *, gain: Any = 1.0) -> GradedMemory:
       two-state neurons", eq. 5 and 7.
     """
     matrix = _symmetric(weights)
-    if jnp.ndim(gain) != 0:
-        raise ValueError(f"gain has shape {jnp.shape(gain)}: a scalar, shape (), is needed.")
+    check_shape("gain", gain, (), "a scalar, shape (),")
     checks.positive("gain", gain)
     return GradedMemory(matrix, _bias(bias, matrix), jnp.asarray(gain, matrix.dtype))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
+from jaxebm.energies.target import check_shape
 from jaxebm.hopfield.family import LEVELS, PatternMemory
 from jaxebm.hopfield.lagrangians import Quadratic
 from jaxebm.hopfield.pairwise import PairwiseMemory
@@ -49,8 +50,7 @@ def _check(memory: Any, temperature: Any) -> None:
             f"memory is a {type(memory).__name__} of real states: spins or bits are needed. Real states are "
             f"sampled by jaxebm.samplers on jaxebm.hopfield.density_energy."
         )
-    if jnp.ndim(temperature) != 0:
-        raise ValueError(f"temperature has shape {jnp.shape(temperature)}: a scalar, shape (), is needed.")
+    check_shape("temperature", temperature, (), "a scalar, shape (),")
     checks.positive("temperature", temperature)
 
 
