@@ -18,7 +18,6 @@ from jaxebm.energies.analytic import (
     AnalyticTarget,
     funnel,
     gaussian,
-    gaussian_mixture,
     skewed,
 )
 
@@ -49,6 +48,16 @@ def _skewed_grid(target):
     return np.stack([nodes[:, 0], shear * nodes[:, 0] ** 2 + width * nodes[:, 1]], axis=1), volumes * width
 
 
+def _rosenbrock_grid(target):
+    curvature, centre, temperature = (float(value) for value in target.params)
+    wide, narrow = np.sqrt(temperature / 2), np.sqrt(temperature / 2 / curvature)
+    nodes, volumes = _product_grid(
+        (-8, 8, 161), (-8, 8, 161)
+    )  # (v, u), x_0 = a + wide v, x_1 = x_0^2 + narrow u
+    first = centre + wide * nodes[:, 0]
+    return np.stack([first, first**2 + narrow * nodes[:, 1]], axis=1), volumes * wide * narrow
+
+
 GRIDS = {
     "gaussian": lambda _: _product_grid((-9, 11, 201), (-8, 7, 201)),
     "gaussian_mixture": lambda _: _product_grid((-7, 8, 241), (-6, 8, 241)),
@@ -57,6 +66,10 @@ GRIDS = {
     "double_well": lambda _: _product_grid((-4, 4, 2001)),
     "tilted_double_well": lambda _: _product_grid((-4, 4, 241), (-8, 8, 161)),
     "skewed": _skewed_grid,
+    "rosenbrock": _rosenbrock_grid,
+    "mueller_brown": lambda _: _product_grid((-3.7, 1.7, 217), (-1.7, 3.7, 217)),
+    "many_well": lambda _: _product_grid((-3.2, 3.2, 257), (-7, 7, 85)),
+    "random_mixture": lambda _: _product_grid((-6.5, 6.5, 201), (-6.5, 6.5, 201)),
 }
 
 
@@ -229,6 +242,37 @@ def _skewed_score(params, x):
     return np.array([shape - np.exp(x[0]) + 2 * shear * x[0] * bend, -bend])
 
 
+def _rosenbrock_score(params, x):
+    curvature, centre, temperature = params
+    bend = 2 * curvature * (x[1] - x[0] ** 2) / temperature
+    return np.array([2 * x[0] * bend - 2 * (x[0] - centre) / temperature, -bend])
+
+
+def _mueller_brown_score(params, x):
+    """The surface as it was printed, in scalars."""
+    terms = zip(
+        (-200.0, -100.0, -170.0, 15.0),
+        (-1.0, -1.0, -6.5, 0.7),
+        (0.0, 0.0, 11.0, 0.6),
+        (-10.0, -10.0, -6.5, 0.7),
+        (1.0, 0.0, -0.5, -1.0),
+        (0.0, 0.5, 1.5, 1.0),
+        strict=True,
+    )
+    score = np.zeros(2)
+    for amplitude, a, b, c, centre_x, centre_y in terms:
+        dx, dy = x[0] - centre_x, x[1] - centre_y
+        height = amplitude * np.exp(a * dx**2 + b * dx * dy + c * dy**2)
+        score -= height * np.array([2 * a * dx + b * dy, b * dx + 2 * c * dy])
+    return score / params[0]
+
+
+def _many_well_score(params, x):
+    barrier, separation, tilt = params
+    u = 2 * x[0] / separation
+    return np.array([-(4 * barrier * u * (u**2 - 1) - tilt / 2) * 2 / separation, -x[1]])
+
+
 SCORES = {
     "gaussian": lambda params, x: -params[1] @ (x - params[0]),
     "gaussian_mixture": _mixture_score,
@@ -237,6 +281,10 @@ SCORES = {
     "double_well": _double_well_score,
     "tilted_double_well": _double_well_score,
     "skewed": _skewed_score,
+    "rosenbrock": _rosenbrock_score,
+    "mueller_brown": _mueller_brown_score,
+    "many_well": _many_well_score,
+    "random_mixture": _mixture_score,
 }
 
 
@@ -299,13 +347,6 @@ def test_neals_funnel_in_ten_dimensions():
     assert abs(samples[:, 0].mean()) < 5 * 3 / np.sqrt(NUM_SAMPLES)
 
 
-def test_mixture_is_stable_far_away():
-    target = gaussian_mixture([1.0, 1.0], [[-1.0], [1.0]], [0.1, 0.1])
-    energy, score = jax.jit(lambda x: (target.target(x), target.score(x)))(jnp.array([1e3]))
-    assert np.isfinite(float(energy))
-    np.testing.assert_allclose(score, [-(1e3 - 1.0) / 0.01], rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -320,16 +361,6 @@ def test_mixture_is_stable_far_away():
         (lambda: gaussian([0.0, 0.0], [1.0, 1.0]), r"covariance has shape \(2,\)"),
         (lambda: gaussian(0.0, [[1.0]]), r"mean has shape \(\)"),
         (lambda: gaussian([np.nan], [[1.0]]), "mean holds 1 non-finite"),
-        (
-            lambda: gaussian_mixture([1.0, -1.0], [[0.0], [1.0]], [1.0, 1.0]),
-            "weights must be finite and greater",
-        ),
-        (
-            lambda: gaussian_mixture([1.0, 1.0], [[0.0], [1.0]], [1.0, 0.0]),
-            "scales must be finite and greater",
-        ),
-        (lambda: gaussian_mixture([1.0], [[0.0], [1.0]], [1.0, 1.0]), r"weights has shape \(1,\)"),
-        (lambda: gaussian_mixture([1.0], [0.0], [1.0]), r"means has shape \(1,\)"),
         (lambda: funnel(dimension=1), "dimension must be at least 2"),
         (lambda: funnel(scale=-3.0), "scale must be finite and greater than 0"),
         (lambda: skewed(shape=0.0), "shape must be finite and greater than 0"),

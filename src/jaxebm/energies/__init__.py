@@ -1,12 +1,6 @@
 """What is modelled: every public function here is an energy or makes one."""
 
-from jaxebm.energies.analytic import (
-    ANALYTIC_TARGETS,
-    funnel,
-    gaussian,
-    gaussian_mixture,
-    skewed,
-)
+from jaxebm.energies.analytic import ANALYTIC_TARGETS, funnel, gaussian, skewed
 from jaxebm.energies.classifier import (
     class_conditional_target,
     joint_energy,
@@ -31,6 +25,16 @@ from jaxebm.energies.convolution import (
     convolve_patches,
     extract_patches,
 )
+from jaxebm.energies.many_modes import (
+    GaussianMixtureParams,
+    gaussian_mixture,
+    many_well,
+    mode_probabilities,
+    nearest_mode,
+    random_mixture,
+    responsibilities,
+    right_hand_probability,
+)
 from jaxebm.energies.networks import (
     ACTIVATIONS,
     MLP,
@@ -41,6 +45,8 @@ from jaxebm.energies.networks import (
     trainable,
     training_apply,
 )
+from jaxebm.energies.reparametrise import Bijection, box_transform, funnel_transform, reparametrise
+from jaxebm.energies.surfaces import mueller_brown, rosenbrock
 from jaxebm.energies.target import AnalyticTarget
 from jaxebm.energies.wells import double_well, ring
 
@@ -50,10 +56,13 @@ __all__ = [
     "MLP",
     "NORMS",
     "AnalyticTarget",
+    "Bijection",
     "ConvNet",
     "Convolution",
+    "GaussianMixtureParams",
     "Padding",
     "WideResNet",
+    "box_transform",
     "clamp",
     "class_conditional_target",
     "convolve",
@@ -63,17 +72,27 @@ __all__ = [
     "extract_patches",
     "fill",
     "funnel",
+    "funnel_transform",
     "gaussian",
     "gaussian_log_reference",
     "gaussian_mixture",
     "joint_energy",
     "log_class_probability",
+    "many_well",
     "marginal_energy",
     "mixture",
+    "mode_probabilities",
+    "mueller_brown",
+    "nearest_mode",
     "negation",
     "product",
+    "random_mixture",
     "refresh_statistics",
+    "reparametrise",
+    "responsibilities",
+    "right_hand_probability",
     "ring",
+    "rosenbrock",
     "skewed",
     "tempered",
     "tilt",

@@ -5,7 +5,8 @@ functions of ``(params, x)`` with all numbers in ``params``, and are *not* norma
 that an estimator that forgets it is found out. The constructors take concrete numbers and check them; to
 differentiate or to sweep, trace ``params`` through ``energy``, ``log_partition``, ``sample`` or ``moments``.
 
-``skewed`` and a tilted ``double_well`` have no symmetry, so a wrong sign shows in their means.
+``skewed`` and a tilted ``double_well`` have no symmetry, so a wrong sign shows in their means. The families
+are ``wells``, ``many_modes`` and ``surfaces``; this module adds the single ones, and the table of them all.
 """
 
 import functools
@@ -18,6 +19,8 @@ import numpy as np
 from jax.scipy.special import digamma, gammaln, polygamma
 
 from jaxebm import checks
+from jaxebm.energies.many_modes import GaussianMixtureParams, gaussian_mixture, many_well, random_mixture
+from jaxebm.energies.surfaces import mueller_brown, rosenbrock
 from jaxebm.energies.target import LOG_TWO_PI, AnalyticTarget, array, check_shape, compiled_sampler, scalar
 from jaxebm.energies.wells import double_well, ring
 from jaxebm.types import Array
@@ -25,11 +28,16 @@ from jaxebm.types import Array
 __all__ = [
     "ANALYTIC_TARGETS",
     "AnalyticTarget",
+    "GaussianMixtureParams",
     "double_well",
     "funnel",
     "gaussian",
     "gaussian_mixture",
+    "many_well",
+    "mueller_brown",
+    "random_mixture",
     "ring",
+    "rosenbrock",
     "skewed",
 ]
 
@@ -100,82 +108,6 @@ def gaussian(mean: Any, covariance: Any) -> AnalyticTarget:
     params = GaussianParams(array(mean), array(np.linalg.inv(covariance)))
     return AnalyticTarget(
         _gaussian_energy, params, _gaussian_log_partition, _gaussian_sample, _gaussian_moments, mean.size
-    )
-
-
-# Mixture of Gaussians
-
-
-class GaussianMixtureParams(NamedTuple):
-    """``log_weights`` (K,), normalised or not, ``means`` (K, d) and standard deviations ``scales`` (K,)."""
-
-    log_weights: Array
-    means: Array
-    scales: Array
-
-
-def _mixture_energy(params: GaussianMixtureParams, x: Array) -> Array:
-    dimension = params.means.shape[1]
-    check_shape("x", x, (dimension,), f"({dimension},)")
-    squared_distances = jnp.sum((x[None, :] - params.means) ** 2, axis=1)
-    log_normal = -0.5 * squared_distances / params.scales**2 - dimension * (
-        jnp.log(params.scales) + 0.5 * LOG_TWO_PI
-    )
-    return -jax.nn.logsumexp(params.log_weights + log_normal)
-
-
-def _mixture_log_partition(params: GaussianMixtureParams) -> Array:
-    return jax.nn.logsumexp(params.log_weights)
-
-
-@compiled_sampler
-def _mixture_sample(rng_key: Array, params: GaussianMixtureParams, num_samples: int) -> Array:
-    component_key, normal_key = jax.random.split(rng_key)
-    component = jax.random.categorical(component_key, params.log_weights, shape=(num_samples,))
-    normal = jax.random.normal(normal_key, (num_samples, params.means.shape[1]))
-    return params.means[component] + params.scales[component][:, None] * normal
-
-
-def _mixture_moments(params: GaussianMixtureParams) -> tuple[Array, Array]:
-    weights = jax.nn.softmax(params.log_weights)
-    mean = weights @ params.means
-    offsets = params.means - mean[None, :]
-    between = (weights[:, None] * offsets).T @ offsets
-    return mean, between + jnp.eye(mean.size) * jnp.sum(weights * params.scales**2)
-
-
-def gaussian_mixture(weights: Any, means: Any, scales: Any) -> AnalyticTarget:
-    """Returns a mixture of K isotropic normals.
-
-    E(x) = -log sum_k w_k N(x; mean_k, scale_k^2 I), log Z = log sum_k w_k.
-
-    Args:
-      weights: w, shape (K,), positive; they need not sum to one, and log Z tells what they sum to.
-      means: shape (K, d).
-      scales: standard deviations, shape (K,), positive.
-
-    Returns:
-      The target; its params are ``(log_weights, means, scales)``.
-
-    Raises:
-      ValueError: if the shapes disagree, or a weight or scale is not positive.
-
-    Example:
-      >>> target = gaussian_mixture([1.0, 2.0], [[0.0], [3.0]], [1.0, 0.5])
-      >>> mean, covariance = target.moments(target.params)
-      >>> round(float(mean[0]), 3), round(float(covariance[0, 0]), 3)
-      (2.0, 2.5)
-    """
-    weights, means, scales = (np.asarray(value, np.float64) for value in (weights, means, scales))
-    check_shape("means", means, (None, None), "(K, d)")
-    check_shape("weights", weights, means.shape[:1], f"{means.shape[:1]}, one for each mean,")
-    check_shape("scales", scales, means.shape[:1], f"{means.shape[:1]}, one for each mean,")
-    checks.finite("means", means)
-    checks.positive("weights", weights)
-    checks.positive("scales", scales)
-    params = GaussianMixtureParams(array(np.log(weights)), array(means), array(scales))
-    return AnalyticTarget(
-        _mixture_energy, params, _mixture_log_partition, _mixture_sample, _mixture_moments, means.shape[1]
     )
 
 
@@ -336,5 +268,11 @@ ANALYTIC_TARGETS: dict[str, Callable[[], AnalyticTarget]] = {
     "double_well": double_well,
     "tilted_double_well": functools.partial(double_well, tilt=1.0, dimension=2),
     "skewed": skewed,
+    "rosenbrock": functools.partial(rosenbrock, curvature=4.0, temperature=1.0),
+    "mueller_brown": mueller_brown,
+    "many_well": functools.partial(many_well, dimension=2),
+    "random_mixture": functools.partial(
+        random_mixture, num_modes=6, extent=3.0, scale=0.5, weights="uneven", seed=1
+    ),
 }
 """Every target by name with numbers that a sampler can manage, so that one table parametrises a test."""
