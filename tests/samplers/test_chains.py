@@ -1,6 +1,7 @@
 """Runners: fresh states, no memory unless asked, one trace, and BlackJAX in both directions."""
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import blackjax
 import chex
@@ -14,6 +15,8 @@ from jaxebm.samplers.chains import run_annealed_chain, run_chain, run_chains, sa
 from jaxebm.samplers.langevin import LangevinState, sgld
 from jaxebm.samplers.metropolis import hmc, mala, nuts
 from jaxebm.types import BATCH_AXIS, Kernel
+
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 
 def energy(params, x):
@@ -191,6 +194,44 @@ def test_an_annealed_chain_refreshes_what_the_kernel_caches():
         collect=lambda state, info: info.acceptance_rate,
     )
     assert float(acceptance.min()) > 0.3
+
+
+class CountingState(NamedTuple):
+    position: Any
+    count: Any
+
+
+def counting(step_size):
+    """sgld that counts its steps in its state."""
+    kernel = sgld(TARGET, step_size)
+
+    def step(rng_key, state):
+        moved, info = kernel.step(rng_key, LangevinState(state.position))
+        return CountingState(moved.position, state.count + 1), info
+
+    return Kernel(lambda position, rng_key=None: CountingState(position, jnp.array(0)), step)
+
+
+def test_a_kept_state_is_handed_on_and_a_fresh_one_is_not():
+    schedule = jnp.array([0.1, 0.2, 0.3, 0.4])
+    run = partial(run_annealed_chain, jax.random.key(2), counting, schedule, jnp.zeros(2))
+    fresh, kept = run()[0], run(keep_state=True)[0]
+    assert int(fresh.count) == 1
+    assert int(kept.count) == 4
+    np.testing.assert_allclose(kept.position, fresh.position, rtol=1e-6)  # the same noise, either way
+
+
+def test_a_kept_cache_is_stale_where_the_target_changes():
+    # What the docstring warns of, and the default saves from: the same 100 a step as above.
+    _, acceptance = run_annealed_chain(
+        jax.random.key(0),
+        lambda offset: mala(lambda x: 0.5 * jnp.sum(x**2) + offset, 0.05),
+        100.0 * jnp.arange(50),
+        jnp.zeros(2),
+        collect=lambda state, info: info.acceptance_rate,
+        keep_state=True,
+    )
+    assert float(acceptance[1:].max()) < 1e-6
 
 
 def test_annealing_ends_in_the_last_target():

@@ -46,6 +46,32 @@ def test_a_pair_samples_at_its_temperature(step_size, noise_scale):
     assert abs(np.mean(x**2) - variance) < 5 * variance * np.sqrt(2 / NUM_CHAINS)
 
 
+def test_the_temperature_at_a_curvature_is_exact_on_that_quadratic():
+    # The same closed form as above, read as a temperature: variance = T / stiffness at every step.
+    for stiffness, step_size, noise_scale in ((1.0, 1.5, 0.7), (4.0, 0.25, 0.1), (0.5, 0.2, 2.0)):
+        variance = noise_scale**2 / (1 - (1 - step_size * stiffness) ** 2)
+        temperature = langevin_temperature(step_size, noise_scale, stiffness)
+        assert float(temperature) == pytest.approx(variance * stiffness, rel=1e-5)
+    spectrum = langevin_temperature(0.1, np.sqrt(0.2), np.array([0.0, 1.0, 10.0]))
+    np.testing.assert_allclose(spectrum, [1.0, 1 / 0.95, 2.0], rtol=1e-5)
+    assert float(jax.jit(langevin_temperature)(0.1, 0.2, 3.0)) == pytest.approx(0.2 / 0.85)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((0.0, 1.0), "step_size"),
+        ((0.1, -1.0), "noise_scale"),
+        ((0.1, 1.0, -1.0), "curvature"),
+        ((0.1, 1.0, 20.0), r"curvature=20\.0 at step_size=0\.1.*below 2"),
+        ((0.1, 1.0, np.array([1.0, 30.0])), r"is 3 and must be below 2"),
+    ],
+)
+def test_a_temperature_that_does_not_exist_is_refused(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        langevin_temperature(*arguments)
+
+
 def test_no_noise_scale_means_temperature_one():
     start = LangevinState(jnp.arange(3.0))
     implicit, _ = sgld(quadratic, 0.3).step(jax.random.key(2), start)

@@ -1,6 +1,8 @@
 """How states are drawn: kernels, the chains that run them, where chains start and where they rest."""
 
+from jaxebm.samplers.annealed import LevelEnergyFn, annealed_langevin, geometric_levels
 from jaxebm.samplers.chains import Collect, run_annealed_chain, run_chain, run_chains, sample
+from jaxebm.samplers.conventions import CONVENTIONS, Convention, LangevinNumbers, from_convention
 from jaxebm.samplers.initial import (
     ClassGaussianInitial,
     GaussianInitial,
@@ -9,34 +11,69 @@ from jaxebm.samplers.initial import (
     fit_class_gaussians,
     fit_gaussian,
 )
+from jaxebm.samplers.ladders import Ladder, tune_ladder
 from jaxebm.samplers.langevin import LangevinInfo, LangevinState, langevin_temperature, scalar_target, sgld
 from jaxebm.samplers.metropolis import hmc, mala, nuts, warm_up
+from jaxebm.samplers.preconditioned import PreconditionedState, preconditioned_sgld
+from jaxebm.samplers.proximal import Proximal, box, projected, proximal_sgld, ridge, soft_threshold
 from jaxebm.samplers.replay import BufferDraw, ReplayBuffer, draw, init_buffer, write
+from jaxebm.samplers.sequential import SMCResult, sequential_monte_carlo
+from jaxebm.samplers.step_schedules import cyclical_schedule, polynomial_schedule
+from jaxebm.samplers.tempering import TemperingInfo, TemperingState, check_ladder, parallel_tempering
+from jaxebm.samplers.underdamped import UnderdampedInfo, UnderdampedState, underdamped
 
 __all__ = [
+    "CONVENTIONS",
     "BufferDraw",
     "ClassGaussianInitial",
     "Collect",
+    "Convention",
     "GaussianInitial",
     "Initial",
+    "Ladder",
     "LangevinInfo",
+    "LangevinNumbers",
     "LangevinState",
+    "LevelEnergyFn",
+    "PreconditionedState",
+    "Proximal",
     "ReplayBuffer",
+    "SMCResult",
+    "TemperingInfo",
+    "TemperingState",
+    "UnderdampedInfo",
+    "UnderdampedState",
     "UniformInitial",
+    "annealed_langevin",
+    "box",
+    "check_ladder",
+    "cyclical_schedule",
     "draw",
     "fit_class_gaussians",
     "fit_gaussian",
+    "from_convention",
+    "geometric_levels",
     "hmc",
     "init_buffer",
     "langevin_temperature",
     "mala",
     "nuts",
+    "parallel_tempering",
+    "polynomial_schedule",
+    "preconditioned_sgld",
+    "projected",
+    "proximal_sgld",
+    "ridge",
     "run_annealed_chain",
     "run_chain",
     "run_chains",
     "sample",
     "scalar_target",
+    "sequential_monte_carlo",
     "sgld",
+    "soft_threshold",
+    "tune_ladder",
+    "underdamped",
     "warm_up",
     "write",
 ]

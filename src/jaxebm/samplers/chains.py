@@ -112,8 +112,17 @@ def run_annealed_chain(
     position: Position,
     *,
     collect: Collect = _nothing,
+    keep_state: bool = False,
 ) -> tuple[Any, Any]:
     """Runs one chain whose kernel changes at every step: annealing, tempering, decaying step sizes.
+
+    By default each step starts from a position alone, with a state made afresh by its own kernel: right for
+    every kernel and every target, because nothing cached of the last target can be stale. It also forgets
+    what a state is meant to remember: the momenta of ``underdamped``, the square average of
+    ``preconditioned_sgld``. ``keep_state=True`` hands the state on from kernel to kernel instead. That is
+    right where the target stays the same along the schedule (step sizes, noise, friction), and where the
+    state caches nothing of it. It is wrong for ``mala``, ``hmc``, ``nuts`` and ``underdamped`` on a target
+    that changes: they would use the energy or the gradient of the last one.
 
     Args:
       rng_key: one key.
@@ -122,6 +131,7 @@ def run_annealed_chain(
       schedule: pytree with leaves ``(num_steps, ...)``, or one array.
       position: where the chain starts, without a batch axis.
       collect: as in ``run_chain``.
+      keep_state: whether a step takes over the last step's state, rather than its position only.
 
     Returns:
       ``(state, history)``: the last state, made by the last kernel, and leaves ``(num_steps, ...)``.
@@ -147,8 +157,9 @@ def run_annealed_chain(
         index, schedule_slice = at
         kernel = kernel_at(schedule_slice)
         state_key, step_key = jax.random.split(jax.random.fold_in(steps_key, index))
-        # The target has changed, so whatever the last kernel cached of it is stale.
-        state, info = kernel.step(step_key, kernel.init(state.position, rng_key=state_key))
+        if not keep_state:  # the target may have changed, so whatever the last kernel cached of it is stale
+            state = kernel.init(state.position, rng_key=state_key)
+        state, info = kernel.step(step_key, state)
         return state, collect(state, info)
 
     first = kernel_at(jax.tree.map(lambda leaf: leaf[0], schedule))
