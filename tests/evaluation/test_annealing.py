@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jaxebm.energies import gaussian
-from jaxebm.evaluation.annealing import Base, anneal, linear_schedule, sigmoid_schedule
+from jaxebm.evaluation.annealing import Base, anneal
 from jaxebm.evaluation.quadrature import enumerate_states
+from jaxebm.evaluation.schedules import linear_schedule, sigmoid_schedule
 from jaxebm.samplers import LangevinState, mala, nuts
 from jaxebm.types import Kernel
 
@@ -199,36 +200,6 @@ def test_integers_of_a_partial_are_compiled_in():
         jax.random.key(0), NORMAL.energy, NORMAL.params, NORMAL, kernel, linear_schedule(3), jnp.ones((2, 1))
     )
     chex.assert_trees_all_close(log_weights, jnp.zeros(2), atol=1e-6)
-
-
-@pytest.mark.parametrize("num_temperatures", [2, 9, 1_000])
-@pytest.mark.parametrize("make", [linear_schedule, sigmoid_schedule])
-def test_schedules_run_from_0_to_1_and_are_symmetric(make, num_temperatures):
-    schedule = np.asarray(make(num_temperatures))
-    assert schedule.shape == (num_temperatures,)
-    assert schedule[0] == 0
-    assert schedule[-1] == 1
-    assert np.all(np.diff(schedule) > 0)
-    np.testing.assert_allclose(schedule + schedule[::-1], 1.0, atol=1e-6)
-
-
-def test_sigmoid_schedule_is_its_formula():
-    sigmoid = 1 / (1 + np.exp(-3.0 * (2 * np.arange(11) / 10 - 1)))
-    expected = (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
-    np.testing.assert_allclose(sigmoid_schedule(11, steepness=3.0), expected, atol=1e-7)
-    np.testing.assert_allclose(sigmoid_schedule(11, steepness=1e-3), linear_schedule(11), atol=1e-6)
-
-
-@pytest.mark.parametrize("wrong", [1, 0, -3, 2.0, True, None])
-@pytest.mark.parametrize("make", [linear_schedule, sigmoid_schedule])
-def test_schedules_refuse_fewer_than_two_temperatures(make, wrong):
-    with pytest.raises(ValueError, match=r"num_temperatures=.*at least 2"):
-        make(wrong)
-
-
-def test_sigmoid_schedule_refuses_a_steepness_that_is_not_positive():
-    with pytest.raises(ValueError, match="steepness=0"):
-        sigmoid_schedule(5, steepness=0.0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from jaxebm.energies import gaussian, gaussian_mixture, skewed
-from jaxebm.evaluation.annealing import Base, linear_schedule, sigmoid_schedule
+from jaxebm.evaluation.annealing import Base
 from jaxebm.evaluation.likelihood import (
     annealed_importance_sampling,
     bits_per_dimension,
@@ -20,6 +20,7 @@ from jaxebm.evaluation.likelihood import (
     reverse_annealed_importance_sampling,
 )
 from jaxebm.evaluation.quadrature import enumerate_states, log_partition_by_enumeration
+from jaxebm.evaluation.schedules import linear_schedule, sigmoid_schedule
 from jaxebm.samplers import LangevinState, hmc, mala
 from jaxebm.types import Kernel
 

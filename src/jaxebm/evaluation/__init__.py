@@ -1,6 +1,7 @@
-"""What was learnt: log Z exact or between bounds, calibration, out-of-distribution scores, sample quality."""
+"""What was learnt: log Z exact or between bounds, convergence, calibration, strangeness, sample quality."""
 
-from jaxebm.evaluation.annealing import Base, anneal, linear_schedule, sigmoid_schedule
+from jaxebm.evaluation.annealing import Base, anneal
+from jaxebm.evaluation.bounded import BoxProblem, restrict_to_box
 from jaxebm.evaluation.calibration import (
     ReliabilityCurve,
     accuracy,
@@ -9,6 +10,24 @@ from jaxebm.evaluation.calibration import (
     fit_temperature,
     negative_log_likelihood,
     reliability_curve,
+)
+from jaxebm.evaluation.chain_probe import ChainProbe, LongRunDrift, long_run_drift, probe_chains
+from jaxebm.evaluation.convergence import (
+    ChainSummary,
+    effective_sample_size,
+    integrated_autocorrelation_time,
+    monte_carlo_standard_error,
+    r_hat,
+    rank_normalised_r_hat,
+    summarise_chains,
+)
+from jaxebm.evaluation.dequantisation import dequantised_log_likelihood
+from jaxebm.evaluation.discrepancy import (
+    KolmogorovSmirnov,
+    energy_distance,
+    kolmogorov_smirnov,
+    maximum_mean_discrepancy,
+    median_bandwidth,
 )
 from jaxebm.evaluation.generation import (
     PRDC,
@@ -26,6 +45,7 @@ from jaxebm.evaluation.likelihood import (
     LogPartitionInterval,
     annealed_importance_sampling,
     bits_per_dimension,
+    interval_of_bounds,
     log_likelihood,
     log_partition_interval,
     reverse_annealed_importance_sampling,
@@ -51,35 +71,57 @@ from jaxebm.evaluation.quadrature import (
     log_partition_by_enumeration,
     log_partition_on_grid,
 )
+from jaxebm.evaluation.schedules import AnnealingPath, fit_annealing_path, linear_schedule, sigmoid_schedule
+from jaxebm.evaluation.stein import SteinDiscrepancy, kernel_stein_discrepancy
+from jaxebm.evaluation.telemetry import BufferSummary, EnergyGap, buffer_summary, energy_gap, make_telemetry
 
 __all__ = [
     "OOD_SCORES",
     "OOD_SETS",
     "PRDC",
     "AISResult",
+    "AnnealingPath",
     "Base",
+    "BoxProblem",
+    "BufferSummary",
+    "ChainProbe",
+    "ChainSummary",
     "ClassPRDC",
+    "EnergyGap",
+    "KolmogorovSmirnov",
     "LogPartitionInterval",
+    "LongRunDrift",
     "NearestNeighbours",
     "ReliabilityCurve",
+    "SteinDiscrepancy",
     "accuracy",
     "anneal",
     "annealed_importance_sampling",
     "auroc",
     "bits_per_dimension",
     "brier_score",
+    "buffer_summary",
     "class_agreement",
     "confidence_score",
     "constant_images",
+    "dequantised_log_likelihood",
+    "effective_sample_size",
+    "energy_distance",
+    "energy_gap",
     "enumerate_states",
     "expected_calibration_error",
     "false_positive_rate",
+    "fit_annealing_path",
     "fit_independent_classifier",
     "fit_temperature",
     "gradient_norm_score",
     "grid",
+    "integrated_autocorrelation_time",
     "interpolations",
+    "interval_of_bounds",
+    "kernel_stein_discrepancy",
     "kl_divergence_on_grid",
+    "kolmogorov_smirnov",
     "linear_schedule",
     "log_density_on_grid",
     "log_density_score",
@@ -87,14 +129,24 @@ __all__ = [
     "log_partition_by_enumeration",
     "log_partition_interval",
     "log_partition_on_grid",
+    "long_run_drift",
+    "make_telemetry",
+    "maximum_mean_discrepancy",
+    "median_bandwidth",
+    "monte_carlo_standard_error",
     "nearest_neighbours",
     "negative_log_likelihood",
     "permute_pixels",
     "prdc",
     "prdc_by_class",
+    "probe_chains",
+    "r_hat",
+    "rank_normalised_r_hat",
     "reliability_curve",
+    "restrict_to_box",
     "reverse_annealed_importance_sampling",
     "sigmoid_schedule",
+    "summarise_chains",
     "uniform_noise",
     "within_range",
 ]

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxebm import checks
 from jaxebm.energies.target import AnalyticTarget
+from jaxebm.samplers.binding import StaticKernel, unbind
 from jaxebm.samplers.chains import run_annealed_chain, run_chain
 from jaxebm.samplers.langevin import scalar_target
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, Kernel, Params, Position, Target
 
-__all__ = ["Base", "anneal", "linear_schedule", "sigmoid_schedule"]
+__all__ = ["Base", "anneal"]
 
 
 class Base(NamedTuple):
@@ -36,46 +36,6 @@ class Base(NamedTuple):
     params: Params
     log_partition: Callable[[Params], Array]
     sample: Callable[[Array, Params, int], Position]
-
-
-def linear_schedule(num_temperatures: int) -> Array:
-    """Returns t_k = k / (T - 1), shape ``(num_temperatures,)``, for T of at least 2.
-
-    Example:
-      >>> linear_schedule(5).tolist()
-      [0.0, 0.25, 0.5, 0.75, 1.0]
-    """
-    return jnp.asarray(
-        np.linspace(0.0, 1.0, _at_least_two("num_temperatures", num_temperatures)), dtype=float
-    )
-
-
-def sigmoid_schedule(num_temperatures: int, steepness: float = 4.0) -> Array:
-    r"""Returns a schedule whose steps are short near both ends, where distributions change fast.
-
-    .. math:: t_k = \frac{s_k - s_0}{s_{T-1} - s_0}, \qquad s_k = \mathrm{sigmoid}(\delta (2 k / (T - 1) - 1))
-
-    Args:
-      num_temperatures: T, at least 2.
-      steepness: delta > 0; toward 0 the schedule is linear.
-
-    Returns:
-      t, shape ``(num_temperatures,)``, from 0 to 1.
-
-    Raises:
-      ValueError: if num_temperatures is not an integer of at least 2, or the steepness is not positive.
-
-    Example:
-      >>> [round(t, 3) for t in sigmoid_schedule(5).tolist()]
-      [0.0, 0.105, 0.5, 0.895, 1.0]
-
-    Reference:
-      Grosse, Ghahramani & Adams 2015 (arXiv:1511.02543), whose released code has delta = 4.
-    """
-    checks.positive("steepness", steepness)
-    along = np.linspace(-1.0, 1.0, _at_least_two("num_temperatures", num_temperatures))
-    curve = np.tanh(0.5 * steepness * along)  # 2 sigmoid - 1, which the normalisation does not see
-    return jnp.asarray((curve - curve[0]) / (curve[-1] - curve[0]), dtype=float)
 
 
 def anneal(
@@ -124,6 +84,7 @@ def anneal(
 
     Example:
       >>> from jaxebm.energies import gaussian
+      >>> from jaxebm.evaluation.schedules import linear_schedule
       >>> from jaxebm.samplers import mala
       >>> base, wide = gaussian([0.0], [[1.0]]), gaussian([0.0], [[4.0]])
       >>> log_weights, positions = anneal(
@@ -149,18 +110,34 @@ def anneal(
             )
     first = jax.tree.map(lambda leaf: leaf[0], varying)
     make_kernel(functools.partial(energy, params), **first)  # its own checks, while the numbers can be seen
-    function, static, traced = _unbind(make_kernel)
+    static, numbers = unbind(make_kernel)
     ends = _anneal(
         rng_key,
-        (base.params, params, traced, varying),
+        (base.params, params, numbers, varying),
         jnp.asarray(schedule, dtype=float),
         positions,
         energies=(base.energy, energy),
-        make_kernel=function,
-        static=static,
+        make_kernel=static,
         num_steps=num_steps_per_temperature,
     )
     return ends.log_weight, ends.position
+
+
+def geometric_path(
+    energies: tuple[EnergyFn, EnergyFn], base_params: Params, params: Params
+) -> tuple[Callable[[Array], Target], Target]:
+    """Returns ``t -> E_t`` as a target, and x -> E_0(x) - E_1(x), in float32 or wider."""
+    begin = scalar_target(functools.partial(energies[0], base_params))
+    end = scalar_target(functools.partial(energies[1], params))
+    default = jnp.zeros(()).dtype
+
+    def wide(value: Array) -> Array:
+        return jnp.asarray(value, default)  # an energy may be bfloat16, or the constant 0
+
+    def target_at(t: Array) -> Target:
+        return lambda x: (1 - t) * wide(begin(x)) + t * wide(end(x))
+
+    return target_at, lambda x: wide(begin(x)) - wide(end(x))
 
 
 class _Weighted(NamedTuple):
@@ -197,7 +174,7 @@ def _weighted(kernel: Kernel, log_weight_increment: Target, num_steps: int) -> K
     return Kernel(init, step)
 
 
-@functools.partial(jax.jit, static_argnames=("energies", "make_kernel", "static", "num_steps"))
+@functools.partial(jax.jit, static_argnames=("energies", "make_kernel", "num_steps"))
 def _anneal(
     rng_key: Array,
     parameters: tuple[Params, Params, dict[str, Any], dict[str, Any]],
@@ -205,26 +182,17 @@ def _anneal(
     positions: Position,
     *,
     energies: tuple[EnergyFn, EnergyFn],
-    make_kernel: Callable[..., Kernel],
-    static: tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]],
+    make_kernel: StaticKernel,
     num_steps: int,
 ) -> _Weighted:
     base_params, params, constant, varying = parameters
-    begin = scalar_target(functools.partial(energies[0], base_params))
-    end = scalar_target(functools.partial(energies[1], params))
-    arguments, keywords = static
-
-    def wide(value: Array) -> Array:
-        return jnp.asarray(value, schedule.dtype)  # an energy may be bfloat16, or the constant 0
+    target_at, difference = geometric_path(energies, base_params, params)
 
     def kernel_at(at: dict[str, Any]) -> Kernel:
-        def target(x: Position) -> Array:
-            return (1 - at["t"]) * wide(begin(x)) + at["t"] * wide(end(x))
-
         def log_weight_increment(x: Position) -> Array:
-            return (at["t"] - at["previous_t"]) * (wide(begin(x)) - wide(end(x)))
+            return (at["t"] - at["previous_t"]) * difference(x)
 
-        kernel = make_kernel(target, *arguments, **dict(keywords), **constant, **at["varying"])
+        kernel = make_kernel.bind(target_at(at["t"]), constant, at["varying"])
         return _weighted(kernel, log_weight_increment, num_steps)
 
     def one_chain(chain_key: Array, position: Position) -> _Weighted:
@@ -236,25 +204,3 @@ def _anneal(
     steps = {"previous_t": schedule[:-1], "t": schedule[1:], "varying": varying}
     rng_keys = jax.random.split(rng_key, checks.batch_length("positions", positions))
     return jax.vmap(one_chain, axis_name=BATCH_AXIS)(rng_keys, positions)
-
-
-def _unbind(make_kernel: Callable[..., Kernel]) -> tuple[Callable[..., Kernel], Any, dict[str, Any]]:
-    """Takes a ``functools.partial`` apart: what is compiled in, and the keywords that hold numbers alone."""
-    if not isinstance(make_kernel, functools.partial):
-        return make_kernel, ((), ()), {}
-
-    def holds_numbers(value: Any) -> bool:
-        leaves = jax.tree.leaves(value)
-        return bool(leaves) and all(
-            isinstance(leaf, float | np.ndarray | np.generic | jax.Array) for leaf in leaves
-        )
-
-    traced = {name: value for name, value in make_kernel.keywords.items() if holds_numbers(value)}
-    rest = tuple(item for item in make_kernel.keywords.items() if item[0] not in traced)
-    return make_kernel.func, (make_kernel.args, rest), traced
-
-
-def _at_least_two(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 2:
-        raise ValueError(f"{name}={value!r}: {name} must be an integer of at least 2.")
-    return int(value)

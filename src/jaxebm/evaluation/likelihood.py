@@ -25,6 +25,7 @@ __all__ = [
     "LogPartitionInterval",
     "annealed_importance_sampling",
     "bits_per_dimension",
+    "interval_of_bounds",
     "log_likelihood",
     "log_partition_interval",
     "reverse_annealed_importance_sampling",
@@ -102,7 +103,7 @@ def annealed_importance_sampling(
 
     Example:
       >>> from jaxebm.energies import gaussian
-      >>> from jaxebm.evaluation.annealing import linear_schedule
+      >>> from jaxebm.evaluation.schedules import linear_schedule
       >>> from jaxebm.samplers import mala
       >>> energy = lambda params, x: 0.5 * jnp.sum(params * x**2)  # log Z = 1/2 log(2 pi / 4)
       >>> result = annealed_importance_sampling(
@@ -173,7 +174,7 @@ def reverse_annealed_importance_sampling(
 
     Example:
       >>> from jaxebm.energies import gaussian
-      >>> from jaxebm.evaluation.annealing import linear_schedule
+      >>> from jaxebm.evaluation.schedules import linear_schedule
       >>> from jaxebm.samplers import mala
       >>> model = gaussian([1.0], [[0.25]])
       >>> samples = model.sample(jax.random.key(1), model.params, 1000)
@@ -214,7 +215,7 @@ def log_partition_interval(
     exact_samples: Position,
     num_steps_per_temperature: int = 1,
     *,
-    coverage: float = 0.95,
+    coverage: float = 0.99,
     kernel_schedule: Mapping[str, Any] | None = None,
 ) -> LogPartitionInterval:
     r"""An interval for log Z by bidirectional Monte Carlo: both runs, widened by their standard errors.
@@ -248,7 +249,7 @@ def log_partition_interval(
 
     Example:
       >>> from jaxebm.energies import gaussian
-      >>> from jaxebm.evaluation.annealing import sigmoid_schedule
+      >>> from jaxebm.evaluation.schedules import sigmoid_schedule
       >>> from jaxebm.samplers import hmc
       >>> model, base = gaussian([1.0], [[0.25]]), gaussian([0.0], [[1.0]])
       >>> samples = model.sample(jax.random.key(1), model.params, 1000)
@@ -262,14 +263,30 @@ def log_partition_interval(
     Reference:
       Grosse, Ghahramani & Adams 2015 (arXiv:1511.02543).
     """
-    if not 0 < coverage < 1:
-        raise ValueError(f"coverage={coverage!r}: coverage must be strictly between 0 and 1.")
+    _check_coverage(coverage)
     _check_several("num_chains", num_chains)  # here as well, for the reverse run may be long
     forward_key, reverse_key = jax.random.split(rng_key)
     problem = (energy, params, base, make_kernel, schedule)
     steps = {"num_steps_per_temperature": num_steps_per_temperature, "kernel_schedule": kernel_schedule}
     reverse = reverse_annealed_importance_sampling(reverse_key, *problem, exact_samples, **steps)
     forward = annealed_importance_sampling(forward_key, *problem, num_chains, **steps)
+    return interval_of_bounds(forward, reverse, coverage=coverage)
+
+
+def interval_of_bounds(
+    forward: AISResult, reverse: AISResult, *, coverage: float = 0.99
+) -> LogPartitionInterval:
+    """Returns the interval of two runs that were made one by one, as ``log_partition_interval`` defines it.
+
+    Args:
+      forward: from ``annealed_importance_sampling``.
+      reverse: from ``reverse_annealed_importance_sampling``.
+      coverage: probability in (0, 1).
+
+    Raises:
+      ValueError: if coverage is not strictly between 0 and 1.
+    """
+    _check_coverage(coverage)
     z = jax.scipy.special.ndtri((1 + coverage) / 2)
     low = forward.log_partition - z * forward.standard_error
     return LogPartitionInterval(low, reverse.log_partition + z * reverse.standard_error, forward, reverse)
@@ -342,6 +359,11 @@ def _result(log_partition: Array, sign: int, log_weights: Array, positions: Posi
         log_weights,
         positions,
     )
+
+
+def _check_coverage(coverage: float) -> None:
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage={coverage!r}: coverage must be strictly between 0 and 1.")
 
 
 def _check_several(name: str, count: int) -> None:
