@@ -39,8 +39,18 @@ def _check_finite(path: str, value: Any) -> None:
 
 def _markdown(card: Card) -> str:
     """The card for a reader: the same numbers, the questions that they answer, and the pictures."""
-    sections = (_heading, _classes, _out_of_distribution, _samples, _neighbours, _training, _configuration)
-    return "\n".join(line for section in sections for line in (*section(card), ""))
+    sections = (
+        _heading,
+        _classes,
+        _likelihood,
+        _out_of_distribution,
+        _samples,
+        _neighbours,
+        _training,
+        _configuration,
+    )
+    written = [lines for section in sections if (lines := section(card))]
+    return "\n".join(line for lines in written for line in (*lines, ""))
 
 
 def _row(name: str, *values: Any) -> str:
@@ -67,6 +77,41 @@ def _classes(card: Card) -> list[str]:
         *(_row(label, card[name], twin[name]) for name, label in CLASS_MEASURES.items()),
         "",
         "![reliability](reliability.png)",
+    ]
+
+
+def _likelihood(card: Card) -> list[str]:
+    likelihood = card["likelihood"]
+    if likelihood is None:
+        return []
+    header = (
+        "| T | bits per dimension | nats an image | log Z | effective weights | R-hat of the reverse starts |"
+    )
+
+    def between(entry: Mapping[str, float]) -> str:
+        return f"{entry['low']:.4g} to {entry['high']:.4g}"
+
+    def row(temperature: str, entry: Mapping[str, Any]) -> str:
+        bounds = [between(entry[name]) for name in ("bits_per_dimension", "nats", "log_partition")]
+        if not entry["consistent"]:
+            bounds[0] += " (the bounds contradict each other: not converged)"
+        weights = entry["effective_sample_size"]
+        return _row(
+            temperature,
+            *bounds,
+            f"{weights['forward']:.0f} and {weights['reverse']:.0f} of {likelihood['chains']}",
+            entry["r_hat_of_reverse_starts"],
+        )
+
+    return [
+        "## Likelihood of the test images under exp(-E / T), on the box of their cells",
+        "",
+        header,
+        "|---|---|---|---|---|---|",
+        *(row(temperature, entry) for temperature, entry in likelihood["by_temperature"].items()),
+        "",
+        f"Annealed importance sampling over {likelihood['steps']} temperatures, forward and reverse; uniform "
+        f"noise costs {likelihood['uniform_bits_per_dimension']:.3f} bits.",
     ]
 
 
@@ -111,8 +156,8 @@ def _neighbours(card: Card) -> list[str]:
 
 
 def _training(card: Card) -> list[str]:
-    del card
-    return ["## Energies and training", "", "![energies](energies.png)", "", "![training](training.png)"]
+    lines = ["## Energies and training", "", "![energies](energies.png)", "", "![training](training.png)"]
+    return [*lines, "", "![telemetry](telemetry.png)"] if card["telemetry"] else lines
 
 
 def _configuration(card: Card) -> list[str]:

@@ -30,9 +30,17 @@ from command_line import as_json, publish_card, run_experiment
 from jaxebm import checks
 from jaxebm.data import TOY_DENSITIES, ToyDensity
 from jaxebm.energies import MLP, gaussian_log_reference, tilt
-from jaxebm.evaluation import grid, kl_divergence_on_grid, log_density_on_grid
+from jaxebm.evaluation import (
+    fit_annealing_path,
+    grid,
+    kl_divergence_on_grid,
+    log_density_on_grid,
+    log_partition_interval,
+    log_partition_on_grid,
+    restrict_to_box,
+)
 from jaxebm.objectives import NegativeSampler, contrastive_loss, persistent
-from jaxebm.samplers import Initial, UniformInitial, mala, sample
+from jaxebm.samplers import Initial, UniformInitial, hmc, mala, sample
 from jaxebm.training import RunFolder, fit, init_state, make_train_step, open_run
 from jaxebm.types import Array, EnergyFn, Kernel, Metrics, Params, Target
 
@@ -84,6 +92,10 @@ class Config:
     """Samples in the picture, from new chains."""
     sample_steps: int = 500
     """Transitions of those."""
+    annealing_steps: int = 100
+    """Temperatures of annealed importance sampling, whose interval for log Z is held against quadrature."""
+    annealing_chains: int = 500
+    """Chains of it in each direction."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is unknown or out of range."""
@@ -94,7 +106,7 @@ class Config:
             )
         for name in ("updates", "batch_size", "num_chains", "sampler_steps"):
             checks.positive_integer(name, getattr(self, name))
-        for name in ("grid_points", "num_samples", "sample_steps"):
+        for name in ("grid_points", "num_samples", "sample_steps", "annealing_steps", "annealing_chains"):
             checks.positive_integer(name, getattr(self, name))
         for name in ("learning_rate", "sampler_step_size"):
             checks.positive(name, getattr(self, name))
@@ -234,12 +246,48 @@ def judge(
         np.asarray(draw_samples(rng_key, config, density, energy, params)),
         title=f"{density.name}: KL(data || model) = {kl:.3f} nats",
     )
+    log_partition = float(log_partition_on_grid(energy, params, points, log_cell))
+    key = jax.random.fold_in(rng_key, 2)
+    bounds = bound_log_partition(key, config, density, energy, params, points, log_model)
     return {
         "density": density.name,
         "kl": kl,
         "reverse_kl": reverse_kl,
+        "log_partition": {"quadrature": log_partition} | bounds,
         "mass_at_edge": float(jnp.sum(jnp.where(at_edge, jnp.exp(log_model + log_cell), 0.0))),
     }
+
+
+def bound_log_partition(
+    rng_key: Array,
+    config: Config,
+    density: ToyDensity,
+    energy: EnergyFn,
+    params: Params,
+    points: Array,
+    log_model: Array,
+) -> dict[str, float]:
+    """Returns the interval for log Z over the square by annealed importance sampling, at 99% coverage.
+
+    The reverse chains start from samples of the grid's own cells.
+    """
+    low, high = window(density)
+    keys = jax.random.split(rng_key, 4)
+    box = restrict_to_box(energy, (2,), low, high)
+    cells = jax.random.categorical(keys[0], log_model, shape=(config.annealing_chains,))
+    jitter = jax.random.uniform(keys[1], (len(cells), 2), minval=-0.5, maxval=0.5)
+    samples = points[cells] + jitter * (high - low) / config.grid_points
+    problem = (box.energy, params, box.base, partial(hmc, num_integration_steps=5))
+    path = fit_annealing_path(keys[2], *problem, config.annealing_steps, step_size=0.3)
+    interval = log_partition_interval(
+        keys[3],
+        *problem,
+        path.schedule,
+        config.annealing_chains,
+        box.transform.inverse(None, samples),
+        kernel_schedule=path.kernel_schedule,
+    )
+    return {"low": float(interval.low), "high": float(interval.high)}
 
 
 def draw_samples(
@@ -264,14 +312,27 @@ def draw_samples(
     )
 
 
+def _row(name: str, card: Mapping[str, Any]) -> str:
+    log_z = card["log_partition"]
+    interval = f"{log_z['low']:.3f} to {log_z['high']:.3f}"
+    cells = (
+        name,
+        f"{card['kl']:.4f}",
+        f"{log_z['quadrature']:.3f}",
+        interval,
+        f"{card['seconds_training']:.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def as_markdown(config: Config, cards: Mapping[str, dict[str, Any]]) -> str:
     """Returns the card of all densities for a reader."""
     lines = [
         f"# Two-dimensional densities, seed {config.seed}",
         "",
-        "| density | KL(data, model), nats | training, s |",
-        "|---|---|---|",
-        *(f"| {name} | {card['kl']:.4f} | {card['seconds_training']:.0f} |" for name, card in cards.items()),
+        "| density | KL(data, model), nats | log Z, quadrature | log Z, annealing, 99% | training, s |",
+        "|---|---|---|---|---|",
+        *(_row(name, card) for name, card in cards.items()),
         "",
         *(f"![{name}]({name}/density.png)" for name in cards),
         "",

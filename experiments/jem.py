@@ -22,6 +22,7 @@ from jaxebm.data import load_dataset
 from jaxebm.training import open_run
 from jem_card import ModelUnderTest, evaluate, write_card
 from jem_config import Config, recipe_for
+from jem_likelihood import LikelihoodSettings
 from jem_parts import make_initial, make_kernel, prepare, train
 
 
@@ -55,6 +56,9 @@ def main(config: Config) -> dict[str, Any]:
         seed=config.seed,
         samples_per_class=config.samples_per_class,
         sample_steps=config.sample_steps,
+        likelihood=LikelihoodSettings(
+            config.likelihood_temperatures, config.likelihood_steps, config.likelihood_chains
+        ),
     )
     card |= {
         "experiment": "jem",

@@ -38,6 +38,8 @@ from jaxebm.objectives import run_labelled_chains
 from jaxebm.samplers import Initial, ReplayBuffer
 from jaxebm.training import RunFolder, write_atomically
 from jaxebm.types import Array, LogitsFn, MakeKernel, Params
+from jem_likelihood import LikelihoodSettings, judge_likelihood
+from jem_parts import TELEMETRY
 
 __all__ = ["ModelUnderTest", "evaluate", "write_card"]
 
@@ -52,6 +54,11 @@ REFERENCES_PER_CLASS = 500
 """At most this many training images of each class, the first ones, are what samples are compared with."""
 TEST_IMAGES = 1000
 """At most this many test images, the first ones, tell how far new images lie from the training images."""
+WATCHED = (
+    *("energy_gap", "chain_distance", "gradient_norm_last", "buffer_age_mean"),
+    *("long_run_energy_change", "long_run_gradient_ratio", "mmd_squared", "ksd_squared"),
+)
+"""Telemetry in the picture; card.json has the last of all."""
 COLUMNS = 10
 """Samples of each class in the picture."""
 
@@ -89,6 +96,7 @@ def evaluate(
     seed: int,
     samples_per_class: int,
     sample_steps: Sequence[int],
+    likelihood: LikelihoodSettings,
 ) -> dict[str, Any]:
     """Evaluates on the test split, draws the pictures, and returns the card's entries.
 
@@ -99,6 +107,7 @@ def evaluate(
       seed: of the fresh chains and the out-of-distribution sets.
       samples_per_class: fresh chains a class.
       sample_steps: increasing lengths at which they are judged.
+      likelihood: what the bounds of log Z may cost.
 
     Returns:
       A dictionary as documented in docs/card.md.
@@ -109,6 +118,10 @@ def evaluate(
 
     # What it knows of classes.
     card |= _judge_classes(run, model, dataset, images)
+
+    # How likely it finds what it should find likely.
+    key = jax.random.fold_in(jax.random.key(seed), 2)
+    card["likelihood"] = judge_likelihood(key, model.logits, model.params, dataset, likelihood)
 
     # What it finds strange.
     card["ood"], scores = _judge_scores(np.random.default_rng(seed), model, dataset, images["test"])
@@ -128,7 +141,11 @@ def evaluate(
 
     # What it took.
     metrics = ("loss", "cross_entropy", "energy_gap", "gradient_norm")
-    plots.training_curves(run.path / "training.png", run.read_metrics(), metrics)
+    records = run.read_metrics()
+    plots.training_curves(run.path / "training.png", records, metrics)
+    telemetry = sorted({name for record in records for name in record if name.startswith(TELEMETRY)})
+    plots.training_curves(run.path / "telemetry.png", records, [TELEMETRY + name for name in WATCHED])
+    card["telemetry"] = {name.removeprefix(TELEMETRY): records[-1].get(name) for name in telemetry} or None
     card["parameters"] = sum(int(leaf.size) for leaf in jax.tree.leaves(model.params))
     card["environment"] = {
         "jaxebm": jaxebm.__version__,

@@ -111,12 +111,23 @@ class Config:
     checkpoint_every: int = 1000
     """Updates between checkpoints."""
 
+    telemetry_every: int = 200
+    """Updates between looks at the chains: energy gap on validation data, drift at ten times the length, MMD,
+    KSD, buffer age; 0 takes none."""
+
     twin: bool = True
     """Also train the same network by cross-entropy alone, for comparison."""
     samples_per_class: int = 140
     """Fresh class-conditional chains of the evaluation."""
     sample_steps: tuple[int, ...] = (100, 1000)
     """Lengths, in Langevin steps, at which fresh chains are judged."""
+
+    likelihood_temperatures: tuple[float, ...] = (1.0,)
+    """T of exp(-E / T), for each of which the test images' likelihood is bounded; 1 is the model itself."""
+    likelihood_steps: int = 500
+    """Temperatures of the annealing between noise and model that log Z comes from; 0 leaves it out."""
+    likelihood_chains: int = 64
+    """Annealed chains in each direction."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is out of range or does not fit another."""
@@ -129,11 +140,12 @@ class Config:
             "samples_per_class",
         ):
             checks.positive_integer(name, getattr(self, name))
-        for name in ("learning_rate", "sampler_step_size"):
+        for name in ("learning_rate", "sampler_step_size", "likelihood_temperatures"):
             checks.positive(name, getattr(self, name))
         for name in (
             "sampler_noise",
             "input_noise",
+            "telemetry_every",
             "max_shift",
             "max_shift_p_x",
             "weight_decay",
@@ -148,6 +160,11 @@ class Config:
             raise ValueError(
                 f"buffer_size={self.buffer_size} is smaller than num_chains={self.num_chains}: every chain "
                 f"needs a slot of its own; use a buffer_size of at least {self.num_chains}."
+            )
+        if self.likelihood_steps < 0 or self.likelihood_steps == 1 or self.likelihood_chains < 2:
+            raise ValueError(
+                f"likelihood_steps={self.likelihood_steps}, likelihood_chains={self.likelihood_chains}: 0 "
+                f"steps (no likelihood) or at least 2, and at least 2 chains, are needed."
             )
         steps = list(self.sample_steps)
         if not steps or steps != sorted(set(steps)) or steps[0] < 1:

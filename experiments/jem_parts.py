@@ -20,6 +20,7 @@ from jaxebm.energies import (
     trainable,
     training_apply,
 )
+from jaxebm.evaluation import make_telemetry
 from jaxebm.objectives import (
     Negatives,
     NegativeSampler,
@@ -30,8 +31,17 @@ from jaxebm.objectives import (
     persistent,
     short_run,
 )
-from jaxebm.samplers import Initial, UniformInitial, fit_class_gaussians, fit_gaussian, sgld
-from jaxebm.training import FitResult, RunFolder, TrainState, TrainStep, fit, init_state, make_train_step
+from jaxebm.samplers import Initial, ReplayBuffer, UniformInitial, fit_class_gaussians, fit_gaussian, sgld
+from jaxebm.training import (
+    FitResult,
+    Observe,
+    RunFolder,
+    TrainState,
+    TrainStep,
+    fit,
+    init_state,
+    make_train_step,
+)
 from jaxebm.types import Array, LogitsFn, MakeKernel, Metrics, Params
 from jem_config import Config
 
@@ -63,6 +73,10 @@ class Batch(NamedTuple):
     x_data: Array
 
 
+TELEMETRY = "telemetry_"
+"""What the names of its metrics begin with, so that they are told from those of the training step."""
+
+
 class Training(NamedTuple):
     """Everything that `train` needs; made, and so checked, before anything is compiled or written."""
 
@@ -72,6 +86,7 @@ class Training(NamedTuple):
     state: TrainState
     data: Data
     num_steps: int
+    observe: Observe | None
 
 
 def make_network(config: Config, num_classes: int) -> Any:
@@ -223,6 +238,40 @@ def make_step(
     )
 
 
+def make_observe(
+    config: Config, dataset: Dataset, logits: LogitsFn, negatives: NegativeSampler
+) -> Observe | None:
+    """Returns what looks at the chains now and then: `make_telemetry` on p(x), against validation images.
+
+    The samples are the replay buffer's where there is one, else what the sampler would train on next.
+    """
+    if not (config.generative and config.telemetry_every):
+        return None
+    images, labels = jnp.asarray(dataset.rescale(dataset.validation.image)), dataset.validation.label
+    energy, joint = marginal_energy(logits), joint_energy(logits)
+    telemetry = make_telemetry(energy, make_kernel(config), images, num_steps=config.sampler_steps)
+    start = images[: config.batch_size], jnp.asarray(labels[: config.batch_size], jnp.int32)
+
+    def conditional_or_marginal(params: Params, x: Array, label: Array) -> Array:
+        return joint(params, x, label) if config.chains == "conditional" else energy(params, x)
+
+    @jax.jit
+    def draw(rng_key: Array, params: Params) -> Array:
+        return negatives.draw(rng_key, conditional_or_marginal, params, *start, ())[0].positions
+
+    def observe(state: TrainState) -> Metrics:
+        # Training's own keys are fold_in(rng_key, step): these are others, of a step that no run reaches.
+        other_key = jax.random.fold_in(state.rng_key, jnp.iinfo(jnp.uint32).max)
+        keys = jax.random.split(jax.random.fold_in(other_key, state.step))
+        if isinstance(state.memory, ReplayBuffer):
+            found = telemetry(keys[0], state.params, state.memory.positions, state.memory.ages)
+        else:
+            found = telemetry(keys[0], state.params, draw(keys[1], state.params))
+        return {TELEMETRY + name: value for name, value in found.items()}
+
+    return observe
+
+
 def prepare(config: Config, dataset: Dataset) -> Training:
     """Makes every part of a run; bad settings are told here, before a folder is made or anything is compiled.
 
@@ -251,7 +300,8 @@ def prepare(config: Config, dataset: Dataset) -> Training:
 
     state = start(jax.random.key(config.seed))
     step = make_step(config, dataset, network, optimizer, negatives)
-    return Training(config, network.apply, step, state, data, num_steps)
+    observe = make_observe(config, dataset, network.apply, negatives)
+    return Training(config, network.apply, step, state, data, num_steps, observe)
 
 
 def train(training: Training, run: RunFolder | None = None) -> FitResult:
@@ -267,4 +317,6 @@ def train(training: Training, run: RunFolder | None = None) -> FitResult:
         run=run,
         checkpoint_every=config.checkpoint_every,
         progress=config.progress and run is not None,
+        observe=training.observe,
+        observe_every=max(config.telemetry_every, 1),
     )

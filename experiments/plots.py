@@ -150,16 +150,22 @@ def score_histograms(
 
 
 def training_curves(path: Path, records: Sequence[Mapping[str, float]], names: Sequence[str]) -> None:
-    """Draws the named metrics against the update."""
-    present = [name for name in names if records and name in records[0]]
+    """Draws the named metrics against the update, each from the records that have it."""
+    measured = {name: [record for record in records if name in record] for name in names}
+    present = [name for name in names if measured[name]]
     if not present:
         return
-    figure, axes = plt.subplots(1, len(present), figsize=(3.0 * len(present), 2.5), squeeze=False)
-    steps = [record["step"] for record in records]
-    for axis, name in zip(axes[0], present, strict=True):
-        axis.plot(steps, [record[name] for record in records], color=ACCENT, linewidth=1)
-        axis.set(title=name.replace("_", " "), xlabel="update")
-        if name == "energy_gap":
+    columns = min(len(present), 4)
+    rows = -(-len(present) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.0 * columns, 2.5 * rows), squeeze=False)
+    for axis in axes.flat[len(present) :]:
+        axis.axis("off")
+    for axis, name in zip(axes.flat, present, strict=False):
+        steps = [record["step"] for record in measured[name]]
+        values = [record[name] for record in measured[name]]
+        axis.plot(steps, values, color=ACCENT, linewidth=1, marker="." if len(steps) < 30 else None)
+        axis.set(title=name.removeprefix("telemetry_").replace("_", " "), xlabel="update")
+        if name.endswith(("energy_gap", "energy_change")):
             axis.axhline(0, color=INK, linewidth=0.8, linestyle="--")
     figure.tight_layout()
     save(figure, path)

@@ -67,6 +67,15 @@ class Dataset:
         height, width, channels = self.train.image.shape[1:]
         return height, width, channels
 
+    @property
+    def num_levels(self) -> int | None:
+        """How many values a raw pixel can take: 17 in digits, 256 in bytes; None where pixels are continuous.
+
+        Continuous pixels, of a user's own file, lie in [0, 1] or [-1, 1]; levels are further apart.
+        """
+        low, high = self.value_range
+        return int(high - low) + 1 if high - low > 2 else None
+
     def rescale(self, image: Any) -> Any:
         """Maps raw pixels to [-1, 1]: 2 * (image - low) / (high - low) - 1.
 

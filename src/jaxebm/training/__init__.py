@@ -2,7 +2,7 @@
 
 from jaxebm.training.checkpoint import CheckpointMismatchError, Checkpoints
 from jaxebm.training.health import DivergenceError, check_metrics, check_state
-from jaxebm.training.loop import FitResult, TrainingInterrupted, fit
+from jaxebm.training.loop import FitResult, Observe, TrainingInterrupted, fit
 from jaxebm.training.progress import Progress, make_progress
 from jaxebm.training.run_folder import RunFolder, open_run, write_atomically
 from jaxebm.training.state import TrainState, init_state
@@ -15,6 +15,7 @@ __all__ = [
     "DivergenceError",
     "FitResult",
     "NextBatch",
+    "Observe",
     "Progress",
     "RunFolder",
     "TrainState",

@@ -3,11 +3,11 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
@@ -20,7 +20,11 @@ from jaxebm.training.state import TrainState
 from jaxebm.training.step import TrainStep, compile_steps
 from jaxebm.types import Metrics
 
-__all__ = ["FitResult", "TrainingInterrupted", "fit"]
+__all__ = ["FitResult", "Observe", "TrainingInterrupted", "fit"]
+
+
+Observe: TypeAlias = Callable[[TrainState], Metrics]
+"""What to measure now and then, beside the metrics of the step itself."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -83,6 +87,8 @@ def fit(
     run: RunFolder | None = None,
     checkpoint_every: int = 1000,
     progress: bool = False,
+    observe: Observe | None = None,
+    observe_every: int = 1000,
 ) -> FitResult:
     """Runs updates until ``state.step`` is ``num_steps``.
 
@@ -103,6 +109,11 @@ def fit(
       run: the run's folder, or None to keep nothing.
       checkpoint_every: updates between checkpoints; rounded up to whole dispatches.
       progress: show a bar (or lines where there is no terminal).
+      observe: ``state -> metrics``, scalars that join the line of the dispatch after which they were measured
+        (`jaxebm.evaluation.make_telemetry` makes them). It must keep no reference to the state's arrays,
+        which the next dispatch consumes. Its numbers may be non-finite: they stop nothing.
+      observe_every: updates between observations; rounded up to whole dispatches. The last update is observed
+        too.
 
     Returns:
       A `FitResult`.
@@ -136,9 +147,13 @@ def fit(
         ("num_steps", num_steps),
         ("steps_per_dispatch", steps_per_dispatch),
         ("checkpoint_every", checkpoint_every),
+        ("observe_every", observe_every),
     ):
         checks.positive_integer(name, value)
-    settings = (num_steps, steps_per_dispatch, samples_per_step, checkpoint_every, progress)
+    settings = (
+        *(num_steps, steps_per_dispatch, samples_per_step, checkpoint_every, progress),
+        *(observe or _nothing, observe_every),
+    )
     if run is None:
         return _run_updates(train_step, state, data, None, None, *settings)
     with Checkpoints(run.checkpoints) as checkpoints:
@@ -146,6 +161,11 @@ def fit(
             state = checkpoints.restore(state)
         run.truncate_metrics(int(state.step))
         return _run_updates(train_step, state, data, run, checkpoints, *settings)
+
+
+def _nothing(state: TrainState) -> Metrics:
+    del state
+    return {}
 
 
 def _wait(metrics: Metrics) -> None:
@@ -166,6 +186,8 @@ def _run_updates(
     samples_per_step: int,
     checkpoint_every: int,
     progress: bool,
+    observe: Observe,
+    observe_every: int,
 ) -> FitResult:
     compiled: dict[int, TrainStep] = {}
     step = saved = int(state.step)
@@ -184,6 +206,9 @@ def _run_updates(
             step += length
 
             check_metrics(step, values)
+            if step == num_steps or step // observe_every > (step - length) // observe_every:
+                observed = jax.device_get(observe(state))
+                values |= {name: float(value) for name, value in sorted(observed.items())}
             if samples_per_step:
                 values["samples_per_second"] = samples_per_step * length / seconds
             if run is not None:

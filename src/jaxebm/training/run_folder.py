@@ -14,8 +14,9 @@ __all__ = ["RunFolder", "open_run", "write_atomically"]
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 PICTURES = (
-    *("density", "energies", "neighbours", "ood", "reliability", "samples", "training"),
+    *("density", "energies", "neighbours", "ood", "reliability", "samples", "training", "telemetry"),
     *("accuracy", "attention", "recall", "energy", "masked", "diffusion", "landscape", "capacity"),
+    *("intervals", "errors", "trajectories", "marginals"),
 )
 RESULTS = ("card.json", "card.md", "samples.npz", *(f"{name}.png" for name in PICTURES))
 """What a run writes beside those; ``overwrite`` removes no others, so that a person's own pictures stay."""

@@ -1,0 +1,156 @@
+"""How likely the test images are under a classifier read as a density: an interval in bits per dimension.
+
+The density is exp(-E(x) / T) with E = -logsumexp f(x), on the box of the pixels' cells and normalised there.
+log Z comes from annealed importance sampling between the uniform density and this one, in both directions.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from jaxebm.data import Dataset
+from jaxebm.energies import marginal_energy
+from jaxebm.evaluation import (
+    annealed_importance_sampling,
+    bits_per_dimension,
+    dequantised_log_likelihood,
+    fit_annealing_path,
+    interval_of_bounds,
+    rank_normalised_r_hat,
+    restrict_to_box,
+    reverse_annealed_importance_sampling,
+)
+from jaxebm.samplers import hmc, sample
+from jaxebm.types import Array, EnergyFn, LogitsFn, Params
+
+__all__ = ["LikelihoodSettings", "judge_likelihood"]
+
+KERNEL = partial(hmc, num_integration_steps=5)
+SETTLING_STEPS = 200
+"""Transitions of the reverse chains on the model itself, before they are annealed back."""
+DRAWS = 20
+"""Places within each image's cell over which its mass is averaged."""
+COVERAGE = 0.99
+
+
+class LikelihoodSettings(NamedTuple):
+    """What the estimate costs.
+
+    Attributes:
+      temperatures: T of exp(-E / T), each judged by itself; 1 is the model as it is defined.
+      steps: temperatures of the annealing path; 0 leaves the likelihood out.
+      chains: annealed chains in each direction.
+    """
+
+    temperatures: Sequence[float]
+    steps: int
+    chains: int
+
+
+def judge_likelihood(
+    rng_key: Array, logits: LogitsFn, params: Params, dataset: Dataset, settings: LikelihoodSettings
+) -> dict[str, Any] | None:
+    """Returns the card's entry on the likelihood of the test images, or None where it is not asked for.
+
+    Images whose pixels are no levels (a user's own floating-point ones) have no cells, and get None as well.
+
+    Args:
+      rng_key: one key.
+      logits: f(params, x) of one image.
+      params: its parameters.
+      dataset: its test split is judged.
+      settings: how much to spend.
+
+    Returns:
+      The entry ``likelihood`` of docs/card.md.
+    """
+    levels = dataset.num_levels
+    if settings.steps == 0 or levels is None:
+        return None
+    started = time.monotonic()
+    bin_width = 2.0 / (levels - 1)
+    marginal = marginal_energy(logits)
+
+    def heated(at: tuple[Params, Array], x: Array) -> Array:
+        return marginal(at[0], x) / at[1]
+
+    images = jnp.asarray(dataset.rescale(dataset.test.image))
+    judge = partial(_judge_temperature, energy=heated, images=images, bin_width=bin_width, settings=settings)
+    return {
+        "by_temperature": {
+            f"{temperature:g}": judge(
+                jax.random.fold_in(rng_key, index), at=(params, jnp.asarray(temperature, float))
+            )
+            for index, temperature in enumerate(settings.temperatures)
+        },
+        "uniform_bits_per_dimension": math.log2(levels),
+        "steps": settings.steps,
+        "chains": settings.chains,
+        "coverage": COVERAGE,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _judge_temperature(
+    rng_key: Array,
+    *,
+    energy: EnergyFn,
+    at: tuple[Params, Array],
+    images: Array,
+    bin_width: float,
+    settings: LikelihoodSettings,
+) -> dict[str, Any]:
+    """Both bounds of log Z at one temperature, and with them those of the images' mean likelihood."""
+    keys = jax.random.split(rng_key, 6)
+    shape = cast(tuple[int, ...], images.shape[1:])
+    box = restrict_to_box(energy, shape, -1.0 - bin_width / 2, 1.0 + bin_width / 2)
+    problem = (box.energy, at, box.base, KERNEL)
+    path = fit_annealing_path(
+        keys[0],
+        *problem,
+        settings.steps,
+        step_size=0.1,
+        num_chains=settings.chains,
+        num_steps_per_temperature=3,
+    )
+    forward = annealed_importance_sampling(
+        keys[1], *problem, path.schedule, settings.chains, kernel_schedule=path.kernel_schedule
+    )
+    # No exact samples are to be had: the reverse chains start where long chains from the weighted ends are.
+    chosen = jax.random.categorical(keys[2], forward.log_weights, shape=(settings.chains,))
+    settled, energies = sample(
+        keys[3], box.energy, at, forward.positions[chosen], SETTLING_STEPS,
+        kernel=hmc, num_integration_steps=5, step_size=path.kernel_schedule["step_size"][-1],
+        collect=_log_density,
+    )  # fmt: skip
+    reverse = reverse_annealed_importance_sampling(
+        keys[4], *problem, path.schedule, settled, kernel_schedule=path.kernel_schedule
+    )
+    interval = interval_of_bounds(forward, reverse, coverage=COVERAGE)
+    masses = dequantised_log_likelihood(keys[5], energy, at, images, 0.0, bin_width, num_draws=DRAWS)
+    mean, dimension = float(jnp.mean(masses)), math.prod(shape)
+    low, high = float(interval.low), float(interval.high)
+    return {
+        "log_partition": {"low": low, "high": high},
+        "consistent": low <= high,
+        "effective_sample_size": {
+            "forward": float(forward.effective_sample_size),
+            "reverse": float(reverse.effective_sample_size),
+        },
+        "r_hat_of_reverse_starts": float(rank_normalised_r_hat(energies)),
+        "nats": {"low": mean - high, "high": mean - low},
+        "bits_per_dimension": {
+            "low": float(bits_per_dimension(mean - low, dimension)),
+            "high": float(bits_per_dimension(mean - high, dimension)),
+        },
+    }
+
+
+def _log_density(state: Any, info: Any) -> Array:
+    del info
+    return state.logdensity

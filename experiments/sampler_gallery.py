@@ -1,0 +1,156 @@
+"""Every sampler on every analytic target, against exact answers: moments, marginals, log Z, cost.
+
+    python experiments/sampler_gallery.py          # 15 minutes on 2 CPU cores, most of it compilation
+    python experiments/sampler_gallery.py --targets skewed ring --samplers mala hmc
+
+All chains start from one exact sample, so that a sampler which cannot travel shows it. MALA, HMC and NUTS
+tune themselves (`warm_up`, one chain); SGLD and its relatives take a fixed part of the step that these found.
+Each chain may spend the same number of gradients, and the first quarter of its steps is not looked at. Times
+are of this machine, compilation left out.
+
+Writes card.json, card.md and pictures: trajectories, marginals, and a map of all errors.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import sampler_plots
+from command_line import as_json, publish_card, run_experiment
+from jaxebm import checks
+from jaxebm.training import open_run
+from sampler_gallery_parts import SAMPLERS, TARGETS, Budget, Judgement, Setting, judge, make_setting
+
+
+@dataclass(frozen=True)
+class Config:
+    """Run every sampler on every analytic target and compare with the exact answers."""
+
+    targets: tuple[str, ...] = tuple(TARGETS)
+    """Which targets, by the names in the table."""
+    samplers: tuple[str, ...] = SAMPLERS
+    """Which of sgld, preconditioned_sgld, underdamped, proximal_sgld, mala, hmc, nuts, parallel_tempering,
+    sequential_monte_carlo."""
+    chains: int = 64
+    """Chains of each sampler."""
+    gradients: int = 4000
+    """Gradient evaluations a chain (NUTS decides for itself: as many transitions as HMC has)."""
+    output: Path = Path("runs/sampler_gallery")
+    """Folder of this run."""
+    overwrite: bool = False
+    """Replace the run in the folder."""
+    progress: bool = True
+    """Say what is being done."""
+    seed: int = 0
+    """Of everything."""
+
+    def check(self) -> None:
+        """Raises ``ValueError`` naming the first setting that is unknown or out of range."""
+        for name, known in (("targets", TARGETS), ("samplers", SAMPLERS)):
+            chosen = getattr(self, name)
+            unknown = [one for one in chosen if one not in known]
+            if unknown or not chosen:
+                raise ValueError(f"{name}={chosen}: unknown {unknown}; choose among {', '.join(known)}.")
+        checks.positive_integer("chains", self.chains)
+        checks.positive_integer("gradients", self.gradients)
+        if self.chains < 2 or self.gradients < 100:
+            raise ValueError(
+                f"chains={self.chains}, gradients={self.gradients}: at least 2 chains of 100 gradients "
+                "are needed."
+            )
+
+
+def as_entry(judgement: Judgement) -> dict[str, Any]:
+    """Returns the numbers of a judgement for JSON; None for what is not finite, as where a chain diverged."""
+    numbers = {name: value for name, value in judgement._asdict().items() if name not in ("samples", "path")}
+    entry = {
+        name: None if value is None or not np.isfinite(value) else float(value)
+        for name, value in numbers.items()
+    }
+    effective, seconds = entry["effective_samples"], judgement.seconds
+    known = effective is not None
+    entry["diverged"] = not np.isfinite(judgement.mean_error)
+    entry["effective_samples_per_1000_gradients"] = 1000 * effective / judgement.gradients if known else None
+    entry["effective_samples_per_second"] = effective / seconds if known else None
+    return entry
+
+
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "mean_error": ("mean, off by sd", ".3f"),
+    "deviation_error": ("sd, off by", ".1%"),
+    "kolmogorov": ("Kolmogorov-Smirnov", ".3f"),
+    "log_partition_error": ("log Z, off by nats", "+.3f"),
+    "r_hat": ("R-hat", ".3f"),
+    "acceptance_rate": ("acceptance", ".2f"),
+    "effective_samples_per_1000_gradients": ("ESS per 1000 gradients", ".3g"),
+    "effective_samples_per_second": ("ESS per second", ".3g"),
+}
+
+
+def as_markdown(config: Config, results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Returns a table a target."""
+    lines = [
+        f"# Samplers on analytic targets, seed {config.seed}",
+        "",
+        f"{config.chains} chains of {config.gradients} gradients each from one place; each column has the "
+        "worst coordinate; ESS is of all chains together.",
+        "",
+    ]
+    for target, by_sampler in results.items():
+        header = " | ".join(title for title, _ in COLUMNS.values())
+        lines += [f"## {target}", "", f"| sampler | {header} |", "|---" * (len(COLUMNS) + 1) + "|"]
+        for sampler, entry in by_sampler.items():
+            cells = [
+                "-" if entry[name] is None else format(entry[name], form)
+                for name, (_, form) in COLUMNS.items()
+            ]
+            lines.append(f"| {sampler}{' (diverged)' if entry['diverged'] else ''} | {' | '.join(cells)} |")
+        lines.append("")
+    pictures = ("errors", "trajectories", "marginals")
+    return "\n".join([*lines, *(f"![{name}]({name}.png)" for name in pictures), ""])
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Judges every pair and writes the card; returns it."""
+    started = time.monotonic()
+    config.check()
+    run = open_run(config.output, as_json(config), overwrite=config.overwrite)
+    budget = Budget(config.chains, config.gradients)
+    settings: dict[str, Setting] = {}
+    judgements: dict[str, dict[str, Judgement]] = {}
+    for name in config.targets:
+        setting_key, judge_key = jax.random.split(
+            jax.random.fold_in(jax.random.key(config.seed), list(TARGETS).index(name))
+        )
+        settings[name] = make_setting(setting_key, TARGETS[name]())
+        judgements[name] = {}
+        for sampler in config.samplers:
+            if config.progress:
+                print(f"{name}: {sampler}", flush=True)
+            judgements[name][sampler] = judge(judge_key, sampler, settings[name], budget)
+    results = {
+        target: {sampler: as_entry(one) for sampler, one in by_sampler.items()}
+        for target, by_sampler in judgements.items()
+    }
+    sampler_plots.error_map(run.path / "errors.png", results)
+    sampler_plots.trajectories(run.path / "trajectories.png", settings, judgements)
+    sampler_plots.marginals(run.path / "marginals.png", settings, judgements)
+    card = {
+        "schema": 1,
+        "experiment": "sampler_gallery",
+        "seed": config.seed,
+        "targets": results,
+        "seconds": time.monotonic() - started,
+        "config": as_json(config),
+    }
+    publish_card(run, card, as_markdown(config, results))
+    return card
+
+
+if __name__ == "__main__":
+    run_experiment(Config, main, small_networks=lambda config: True)
