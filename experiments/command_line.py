@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,12 +13,39 @@ import tyro
 
 from jaxebm.training import DivergenceError, RunFolder, TrainingInterrupted, write_atomically
 
-__all__ = ["as_json", "publish_card", "quicken_small_networks_on_cpu", "run_experiment"]
+__all__ = [
+    "ResumableFlags",
+    "RunFlags",
+    "as_json",
+    "publish_card",
+    "quicken_small_networks_on_cpu",
+    "run_experiment",
+]
 
 ACCELERATORS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin", "libtpu")
 SMALL_NETWORKS = {"PJRT_NPROC": "1", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
 
 Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """What every run that fills a folder takes; an experiment adds ``output`` and its own."""
+
+    overwrite: bool = False
+    """Replace the run in the folder."""
+    progress: bool = True
+    """Show how far it is (lines of text where there is no terminal)."""
+    seed: int = 0
+    """Of everything that is drawn: weights, batches, chains. The splits of data sets never change."""
+
+
+@dataclass(frozen=True)
+class ResumableFlags(RunFlags):
+    """Those of a run that writes checkpoints."""
+
+    resume: bool = False
+    """Go on with the run in the folder, bit for bit as if it had never stopped."""
 
 
 def as_json(config: Any) -> dict[str, Any]:

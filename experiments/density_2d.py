@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import plots
-from command_line import as_json, publish_card, run_experiment
+from command_line import ResumableFlags, as_json, publish_card, run_experiment
 from jaxebm import checks
 from jaxebm.data import TOY_DENSITIES, ToyDensity
 from jaxebm.energies import MLP, gaussian_log_reference, tilt
@@ -46,21 +46,13 @@ from jaxebm.types import Array, EnergyFn, Kernel, Metrics, Params, Target
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ResumableFlags):
     """Learn two-dimensional densities and measure the exact Kullback-Leibler divergence."""
 
     densities: tuple[str, ...] = tuple(TOY_DENSITIES)
     """Which of two_moons, spiral, eight_gaussians, rings, pinwheel, checkerboard."""
     output: Path = Path("runs/density_2d")
     """Folder of this run; each density gets a folder inside."""
-    resume: bool = False
-    """Go on with the run in the folder, bit for bit as if it had never stopped."""
-    overwrite: bool = False
-    """Replace the run in the folder."""
-    progress: bool = True
-    """Show a progress bar (lines of text where there is no terminal)."""
-    seed: int = 0
-    """Of initial weights, data and chains."""
 
     widths: tuple[int, ...] = (128, 128, 128)
     """Of the hidden layers."""

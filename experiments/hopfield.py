@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import hopfield_capacity as capacity
 import hopfield_plots as plots
-from command_line import as_json, publish_card, run_experiment
+from command_line import RunFlags, as_json, publish_card, run_experiment
 from hopfield_parts import (
     METRICS,
     NETWORKS,
@@ -54,19 +54,13 @@ LEVELS: dict[str, tuple[float, ...]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunFlags):
     """Store images in associative memories, corrupt them, recall them, and measure capacities."""
 
     dataset: str = "digits"
     """digits (embedded), mnist, fashion_mnist, cifar10, any tfds name, or npz:FILE."""
     output: Path = Path("runs/hopfield")
     """Folder of this run."""
-    overwrite: bool = False
-    """Replace the run in the folder."""
-    progress: bool = True
-    """Show a progress bar."""
-    seed: int = 0
-    """Of the choice of memories, the corruption, and the random patterns."""
 
     networks: tuple[str, ...] = tuple(NETWORKS)
     """Which networks to compare."""

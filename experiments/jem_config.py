@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from command_line import ResumableFlags
 from jaxebm import checks
 
 __all__ = ["RECIPES", "Config", "recipe_for"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ResumableFlags):
     """Train and evaluate a joint energy-based model (JEM) on images."""
 
     dataset: str = "digits"
@@ -24,14 +25,6 @@ class Config:
     """Semi-supervised: labelled training images each class keeps; log p(x) still learns from all images."""
     output: Path = Path("runs/jem")
     """Folder of this run."""
-    resume: bool = False
-    """Go on with the run in the folder, bit for bit as if it had never stopped."""
-    overwrite: bool = False
-    """Replace the run in the folder."""
-    progress: bool = True
-    """Show a progress bar (lines of text where there is no terminal)."""
-    seed: int = 0
-    """Of initial weights, batches and chains; the split of the data never changes."""
 
     network: Literal["mlp", "convnet", "wide-resnet"] = "mlp"
     """Architecture."""

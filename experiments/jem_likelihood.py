@@ -123,7 +123,7 @@ def _judge_temperature(
     )
     # No exact samples are to be had: the reverse chains start where long chains from the weighted ends are.
     chosen = jax.random.categorical(keys[2], forward.log_weights, shape=(settings.chains,))
-    settled, energies = sample(
+    settled, log_densities = sample(
         keys[3], box.energy, at, forward.positions[chosen], SETTLING_STEPS,
         kernel=hmc, num_integration_steps=5, step_size=path.kernel_schedule["step_size"][-1],
         collect=_log_density,
@@ -142,7 +142,7 @@ def _judge_temperature(
             "forward": float(forward.effective_sample_size),
             "reverse": float(reverse.effective_sample_size),
         },
-        "r_hat_of_reverse_starts": float(rank_normalised_r_hat(energies)),
+        "r_hat_of_reverse_starts": float(rank_normalised_r_hat(log_densities[:, SETTLING_STEPS // 2 :])),
         "nats": {"low": mean - high, "high": mean - low},
         "bits_per_dimension": {
             "low": float(bits_per_dimension(mean - low, dimension)),

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 import sampler_plots
-from command_line import as_json, publish_card, run_experiment
+from command_line import RunFlags, as_json, publish_card, run_experiment
 from jaxebm import checks
 from jaxebm.energies import AnalyticTarget, gaussian, gaussian_mixture, many_well
 from jaxebm.evaluation import fit_annealing_path, log_partition_interval
@@ -72,7 +72,7 @@ TARGETS: Mapping[str, Callable[[], tuple[AnalyticTarget, AnalyticTarget]]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunFlags):
     """Count how often the interval for log Z holds it, and how its width falls with the schedule."""
 
     targets: tuple[str, ...] = tuple(TARGETS)
@@ -87,12 +87,6 @@ class Config:
     """Nominal, of one interval."""
     output: Path = Path("runs/log_partition")
     """Folder of this run."""
-    overwrite: bool = False
-    """Replace the run in the folder."""
-    progress: bool = True
-    """Say what is being done."""
-    seed: int = 0
-    """Of all chains."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is unknown or out of range."""

@@ -21,14 +21,14 @@ import jax
 import numpy as np
 
 import sampler_plots
-from command_line import as_json, publish_card, run_experiment
+from command_line import RunFlags, as_json, publish_card, run_experiment
 from jaxebm import checks
 from jaxebm.training import open_run
 from sampler_gallery_parts import SAMPLERS, TARGETS, Budget, Judgement, Setting, judge, make_setting
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunFlags):
     """Run every sampler on every analytic target and compare with the exact answers."""
 
     targets: tuple[str, ...] = tuple(TARGETS)
@@ -42,12 +42,6 @@ class Config:
     """Gradient evaluations a chain (NUTS decides for itself: as many transitions as HMC has)."""
     output: Path = Path("runs/sampler_gallery")
     """Folder of this run."""
-    overwrite: bool = False
-    """Replace the run in the folder."""
-    progress: bool = True
-    """Say what is being done."""
-    seed: int = 0
-    """Of everything."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is unknown or out of range."""
