@@ -12,11 +12,9 @@ import jax
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def _strict_shapes():
-    """Silent broadcasting between ranks hides bugs: (n,) against (n, 1) gives (n, n)."""
-    with jax.numpy_rank_promotion("raise"):
-        yield
+# Silent broadcasting between ranks hides bugs: (n,) against (n, 1) gives (n, n). Set here and not in a fixture
+# of each test, because programs are compiled anew under another setting.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="module")

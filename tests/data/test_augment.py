@@ -9,6 +9,8 @@ from scipy.ndimage import shift as scipy_shift
 
 from jaxebm.data import random_translation, translate
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 
 @pytest.fixture
 def image() -> np.ndarray:

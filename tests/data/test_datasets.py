@@ -6,6 +6,7 @@ A user's own file is tested in `test_npz.py`, the sets of tensorflow-datasets in
 import builtins
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,17 @@ def test_rescale_and_restore(digits: Dataset) -> None:
     on_device = jax.jit(lambda x: digits.restore(digits.rescale(x)))(jnp.asarray(image))
     assert on_device.dtype == jnp.float32
     np.testing.assert_allclose(on_device, image / 16.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value_range", "expected"),
+    [((0.0, 16.0), 17), ((0.0, 255.0), 256), ((1.0, 4.0), 4), ((0.0, 1.0), None), ((-1.0, 1.0), None)],
+)
+def test_num_levels_are_the_values_that_a_pixel_can_take(
+    digits: Dataset, value_range: tuple[float, float], expected: int | None
+) -> None:
+    assert replace(digits, value_range=value_range).num_levels == expected
+    assert digits.num_levels == len(np.unique(digits.train.image)) == 17
 
 
 # Leaving classes out.

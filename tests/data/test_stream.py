@@ -10,6 +10,8 @@ import pytest
 
 from jaxebm.data.stream import init_stream, next_batch
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 NUM_EXAMPLES, BATCH_SIZE = 11, 3  # three batches an epoch, and two examples left
 ROWS = jnp.arange(NUM_EXAMPLES)
 KEYS = jax.random.split(jax.random.key(1), 30)

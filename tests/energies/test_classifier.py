@@ -1,5 +1,7 @@
 """The identities between joint, marginal and conditional of one classifier, exactly."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from jaxebm.energies.classifier import (
     log_class_probability,
     marginal_energy,
 )
+
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 NUM_CLASSES = 4
 
@@ -47,19 +51,26 @@ def joint_energies(params, x, labels):
     return jax.vmap(joint_energy(logits), (None, None, 0))(params, x, labels)
 
 
+@jax.jit
+@partial(jax.vmap, in_axes=(None, 0, None))
+def at_points(params, x, labels):
+    """Logits, E(x, y) of every class, E(x) and log p(y | x), at each of many points."""
+    posterior = log_class_probability(logits)(params, x)
+    joint = joint_energies(params, x, labels)
+    return logits(params, x), joint, marginal_energy(logits)(params, x), posterior
+
+
 def test_energies_are_the_negative_logits_and_their_logsumexp(params, points, labels):
-    for x in points[:4]:
-        f = np.asarray(logits(params, x), np.float64)
-        np.testing.assert_allclose(joint_energies(params, x, labels), -f, atol=1e-6)
-        np.testing.assert_allclose(marginal_energy(logits)(params, x), -np.log(np.sum(np.exp(f))), atol=1e-6)
-        np.testing.assert_allclose(
-            log_class_probability(logits)(params, x), f - np.log(np.sum(np.exp(f))), atol=1e-6
-        )
+    values, joint, marginal, posterior = at_points(params, points, labels)
+    f = np.asarray(values, np.float64)
+    log_sum = np.log(np.sum(np.exp(f), axis=1))
+    np.testing.assert_allclose(joint, -f, atol=1e-6)
+    np.testing.assert_allclose(marginal, -log_sum, atol=1e-6)
+    np.testing.assert_allclose(posterior, f - log_sum[:, None], atol=1e-6)
 
 
 def test_summing_the_classes_out_of_the_joint_gives_the_marginal(params, points, labels):
-    joint = jax.vmap(joint_energies, (None, 0, None))(params, points, labels)
-    marginal = jax.vmap(marginal_energy(logits), (None, 0))(params, points)
+    _, joint, marginal, _ = at_points(params, points, labels)
     np.testing.assert_allclose(np.exp(-joint).sum(axis=1), np.exp(-marginal), rtol=1e-5)
 
 
@@ -68,9 +79,9 @@ def test_log_joint_is_log_posterior_plus_log_marginal(params, labels):
     line = np.linspace(-7, 7, 141)
     grid = jnp.asarray(np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2), jnp.float32)
     cell = (line[1] - line[0]) ** 2
-    joint = np.asarray(jax.vmap(joint_energies, (None, 0, None))(params, grid, labels), np.float64)
-    marginal = np.asarray(jax.vmap(marginal_energy(logits), (None, 0))(params, grid), np.float64)
-    posterior = np.asarray(jax.vmap(log_class_probability(logits), (None, 0))(params, grid), np.float64)
+    joint, marginal, posterior = (
+        np.asarray(part, np.float64) for part in at_points(params, grid, labels)[1:]
+    )
     log_z_joint = np.log(np.exp(-joint).sum() * cell)
     log_z_marginal = np.log(np.exp(-marginal).sum() * cell)
     assert abs(log_z_joint - log_z_marginal) < 1e-6
@@ -79,21 +90,22 @@ def test_log_joint_is_log_posterior_plus_log_marginal(params, labels):
     np.testing.assert_allclose(log_joint[near], (posterior + log_marginal[:, None])[near], atol=5e-6)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda value: jnp.asarray(np.asarray(value, np.float64)), params)
-        x = jnp.array([0.3, -1.2])
-        both = log_class_probability(logits)(exact, x) - marginal_energy(logits)(exact, x)
-        np.testing.assert_allclose(-joint_energies(exact, x, labels), both, atol=1e-13)
+        _, joint, marginal, posterior = at_points(exact, jnp.array([[0.3, -1.2]]), labels)
+        np.testing.assert_allclose(-joint, posterior - marginal[:, None], atol=1e-13)
 
 
 def test_gradient_of_the_marginal_is_the_posterior_mean_of_the_joint_gradients(params, points, labels):
-    joint_gradient = jax.vmap(jax.grad(joint_energy(logits), argnums=(0, 1)), (None, None, 0))
-    for x in points[:4]:
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0))
+    def both_sides(params, x):
         posterior = jnp.exp(log_class_probability(logits)(params, x))
+        joint_gradient = jax.vmap(jax.grad(joint_energy(logits), argnums=(0, 1)), (None, None, 0))
         expected = jax.tree.map(
-            lambda gradient, posterior=posterior: jnp.tensordot(posterior, gradient, axes=1),
-            joint_gradient(params, x, labels),
+            lambda gradient: jnp.tensordot(posterior, gradient, axes=1), joint_gradient(params, x, labels)
         )
-        gradient = jax.grad(marginal_energy(logits), argnums=(0, 1))(params, x)
-        chex.assert_trees_all_close(gradient, expected, atol=1e-6)
+        return jax.grad(marginal_energy(logits), argnums=(0, 1))(params, x), expected
+
+    chex.assert_trees_all_close(*both_sides(params, points[:4]), atol=1e-6)
 
 
 def test_gradients(params, points):

@@ -17,6 +17,8 @@ from jaxebm.energies.convolution import (
     extract_patches,
 )
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 # (height, width, channels), (kernel height, kernel width), strides, padding
 SHAPES = [
     ((8, 8, 1), (3, 3), (1, 1), "SAME"),

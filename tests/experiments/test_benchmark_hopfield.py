@@ -15,6 +15,8 @@ import benchmark_peers as peers
 from benchmark import Contender, Workload, check_agreement, compete, count_compilations, peer, tables
 from command_line import run_experiment
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 TOY = benchmark_hopfield.Config(
     rounds=2,
     seconds=0.0,

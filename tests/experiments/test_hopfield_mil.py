@@ -14,6 +14,8 @@ from command_line import as_json
 from hopfield_mil_parts import BagClassifier, Bags, draw_bags, instance_weights, within_bag_auroc
 from jaxebm.training import open_run
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation", "kept_programs")
+
 
 def some_bags(num_bags: int = 40) -> Bags:
     image = jax.random.uniform(jax.random.key(0), (60, 4, 4, 1), minval=-1.0)

@@ -19,18 +19,23 @@ from command_line import run_experiment
 from jaxebm.training import CheckpointMismatchError
 from jem_config import RECIPES, recipe_for
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation", "kept_programs")
 SCRIPT = Path(jem.__file__)
 TOY = jem.Config(
     progress=False,
     widths=(16,),
     epochs=2,
+    batch_size=62,  # 20 updates an epoch, two whole dispatches: the rest of a dispatch is another program
     num_chains=20,
     sampler_steps=3,
     buffer_size=200,
-    steps_per_dispatch=8,
-    checkpoint_every=8,
+    steps_per_dispatch=10,
+    checkpoint_every=10,
     samples_per_class=7,
     sample_steps=(2, 4),
+    telemetry_every=20,
+    likelihood_steps=6,
+    likelihood_chains=4,
 )
 TOY_FLAGS = [
     "--no-progress",
@@ -43,6 +48,7 @@ TOY_FLAGS = [
     "--checkpoint-every=16",
     "--samples-per-class=7",
     "--sample-steps=2",
+    "--likelihood-steps=0",
 ]
 PICTURES = ("samples.png", "neighbours.png", "reliability.png", "ood.png", "energies.png", "training.png")
 RUN = {"experiment", "dataset", "seed", "updates", "parameters", "seconds"}
@@ -82,7 +88,7 @@ def test_pictures_metrics_and_samples_are_there(toy_run):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
         assert name in (output / "card.md").read_text()
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert records[-1]["step"] == card["updates"] == 2 * (1257 // 64)
+    assert records[-1]["step"] == card["updates"] == 2 * (1257 // 62)
     assert {"loss", "cross_entropy", "energy_gap", "gradient_norm", "samples_per_second"} <= set(records[0])
     samples = np.load(output / "samples.npz")
     assert samples["fresh_4"].shape == (70, 8, 8, 1)
@@ -109,19 +115,31 @@ def test_an_existing_run_is_not_overwritten(toy_run):
 def test_a_finished_run_resumes_to_the_same_card(toy_run):
     output, card = toy_run
     again = jem.main(replace(TOY, output=output, resume=True))
-    for name in (again.keys() | card.keys()) - {"seconds", "seconds_training", "config"}:
-        assert again[name] == card[name]
+    assert without_seconds(again | {"config": None}) == without_seconds(card | {"config": None})
+
+
+def without_seconds(entry):
+    if not isinstance(entry, dict):
+        return entry
+    return {name: without_seconds(value) for name, value in entry.items() if not name.startswith("seconds")}
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"p_x_weight": 0.0},
-        {"negatives": "short-run", "initial": "gaussian"},
+        {"negatives": "short-run", "initial": "gaussian", "telemetry_every": 20},
         {"negatives": "contrastive-divergence", "energy_l2": 0.1},
-        {"chains": "conditional", "p_xy_weight": 0.5, "initial": "class-gaussian"},
-        {"labels_per_class": 7, "exclude_classes": (3, 8), "buffer_size": 160, "batch_size": 32},
-        {"network": "convnet", "channels": (4, 4), "norm": "batch"},
+        {
+            "chains": "conditional",
+            "p_xy_weight": 0.5,
+            "initial": "class-gaussian",
+            "labels_per_class": 7,
+            "exclude_classes": (3, 8),
+            "buffer_size": 160,
+            "batch_size": 49,  # of 56 labels; 20 updates
+        },
+        {"network": "convnet", "channels": (4,), "norm": "batch"},
         pytest.param(
             {"network": "convnet", "channels": (4, 4), "norm": "group", "spectral_norm": True},
             marks=pytest.mark.slow,
@@ -134,7 +152,9 @@ def test_a_finished_run_resumes_to_the_same_card(toy_run):
     ids=lambda changes: "-".join(f"{value}" for value in changes.values()),
 )
 def test_every_recipe_runs(tmp_path: Path, changes: dict):
-    short = replace(TOY, output=tmp_path / "run", epochs=1, batch_size=64, twin=False, sample_steps=(2,))
+    # The toy run above takes telemetry, the likelihood and a second length of chains.
+    short = replace(TOY, output=tmp_path / "run", epochs=1, twin=False, sample_steps=(2,))
+    short = replace(short, telemetry_every=0, likelihood_steps=0)
     card = jem.main(replace(short, **changes))
     assert np.isfinite(card["nll"])
     has_buffer = changes.get("p_x_weight", 1) > 0 and "negatives" not in changes
@@ -199,6 +219,7 @@ def test_a_users_own_colour_images_of_odd_size(tmp_path: Path):
     image = (rng.integers(0, 60, (180, 7, 9, 3)) + 60 * label[:, None, None, None]).astype(np.uint8)
     np.savez(tmp_path / "mine.npz", image=image, label=label)
     mine = replace(TOY, dataset=f"npz:{tmp_path / 'mine.npz'}", output=tmp_path / "run", twin=False)
+    mine = replace(mine, telemetry_every=0, likelihood_steps=0)
     learn = {"epochs": 40, "learning_rate": 1e-2, "max_shift": 0.0, "max_shift_p_x": 0.0}
     card = jem.main(replace(mine, buffer_size=210, batch_size=32, **learn))
     assert card["accuracy"] > 0.8  # brightness alone tells the classes apart

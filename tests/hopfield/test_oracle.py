@@ -9,13 +9,11 @@ import pytest
 import scipy.stats
 
 from jaxebm.energies import gaussian
-from jaxebm.evaluation.schedules import sigmoid_schedule
 from jaxebm.evaluation.likelihood import log_partition_interval
+from jaxebm.evaluation.schedules import sigmoid_schedule
 from jaxebm.hopfield.memories import modern
 from jaxebm.hopfield.mixture import as_gaussian_mixture, density_energy
 from jaxebm.samplers import hmc, mala, sample, sgld
-
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 DIMENSION, NUM_MEMORIES, BETA = 64, 8, 1.0
 NUM_CHAINS = 1000

@@ -1,5 +1,7 @@
 """The contrastive gradient against exact likelihoods: all states of a few spins, and a grid in the plane."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,8 @@ from jaxebm.evaluation.quadrature import (
 )
 from jaxebm.objectives.contrastive import batch_energy, contrastive_loss
 from jaxebm.types import BATCH_AXIS
+
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 # --- two models whose Z is a sum ---
 
@@ -173,7 +177,7 @@ X_DATA, X_MODEL = normal(1.0, 5, 2), normal(2.0, 7, 2)
 
 
 def test_value_and_metrics():
-    loss, metrics = contrastive_loss(quadratic, QUADRATIC, X_DATA, X_MODEL)
+    loss, metrics = jax.jit(partial(contrastive_loss, quadratic))(QUADRATIC, X_DATA, X_MODEL)
     data, model = (np.mean(np.sum((np.asarray(x) - [0.5, -1.0]) ** 2, axis=1)) for x in (X_DATA, X_MODEL))
     np.testing.assert_allclose(loss, data - model, rtol=1e-5)
     assert set(metrics) == {"energy_data", "energy_model", "energy_gap"}
@@ -189,8 +193,10 @@ def test_energy_l2_adds_the_mean_squares_and_their_gradient():
 
     params, alpha = {"slope": jnp.array(1.5)}, 0.3
     data, model = jnp.array([1.0, 2.0]), jnp.array([-1.0, 0.5, 3.0])
-    (loss, metrics), gradient = jax.value_and_grad(
-        lambda params: contrastive_loss(energy, params, data, model, energy_l2=alpha), has_aux=True
+    (loss, metrics), gradient = jax.jit(
+        jax.value_and_grad(
+            lambda params: contrastive_loss(energy, params, data, model, energy_l2=alpha), has_aux=True
+        )
     )(params)
     second = 2.5 + (1 + 0.25 + 9) / 3  # the mean squares of data and of model
     gap = 1.5 - 2.5 / 3

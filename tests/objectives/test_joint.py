@@ -1,5 +1,7 @@
 """JEM's three log-likelihoods against their exact gradients, on a classifier of enumerable inputs."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ from jaxebm.evaluation.quadrature import enumerate_states, log_partition_by_enum
 from jaxebm.objectives.contrastive import contrastive_loss
 from jaxebm.objectives.joint import classification_loss, joint_loss
 from jaxebm.types import BATCH_AXIS
+
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 DIMENSION, NUM_CLASSES = 4, 3
 RNG = np.random.default_rng(1)
@@ -71,30 +75,30 @@ def log_p_y_given_x(params, x, y):
 
 
 def test_the_joint_log_likelihood_is_the_sum_of_its_two_factors():
-    joint = log_p_xy(PARAMS, PAIR_X, PAIR_Y)
-    factors = log_p_y_given_x(PARAMS, PAIR_X, PAIR_Y), log_p_x(PARAMS, PAIR_X)
-    np.testing.assert_allclose(joint, factors[0] + factors[1], atol=2e-6)
-    np.testing.assert_allclose(jnp.sum(jnp.exp(joint)), 1, rtol=1e-5)
-    np.testing.assert_allclose(jnp.sum(jnp.exp(log_p_x(PARAMS, STATES))), 1, rtol=1e-5)
-    # And so do the gradients, at every pair.
-    whole, sides = jax.jit(
-        lambda params: (
-            jax.jacrev(log_p_xy)(params, PAIR_X, PAIR_Y),
-            jax.jacrev(lambda p: log_p_y_given_x(p, PAIR_X, PAIR_Y) + log_p_x(p, PAIR_X))(params),
-        )
-    )(PARAMS)
-    chex.assert_trees_all_close(whole, sides, atol=1e-5)
+    def joint(params):
+        return log_p_xy(params, PAIR_X, PAIR_Y)
+
+    def product(params):
+        return log_p_y_given_x(params, PAIR_X, PAIR_Y) + log_p_x(params, PAIR_X)
+
+    @jax.jit
+    def values_and_gradients(params):
+        values = joint(params), product(params), log_p_x(params, STATES)
+        return *values, jax.jacrev(joint)(params), jax.jacrev(product)(params)
+
+    whole, factors, marginal, *gradients = values_and_gradients(PARAMS)
+    np.testing.assert_allclose(whole, factors, atol=2e-6)
+    np.testing.assert_allclose(np.sum(np.exp(whole)), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(np.exp(marginal)), 1, rtol=1e-5)
+    chex.assert_trees_all_close(*gradients, atol=1e-5)  # at every pair
 
 
 WEIGHTS = {"y_given_x": (1.0, 0.0, 0.0), "x": (0.0, 1.0, 0.0), "xy": (0.0, 0.0, 1.0), "all": (0.7, 1.3, 0.4)}
 
 
-@pytest.fixture(scope="module", params=WEIGHTS)
-def exact(request):
-    """Gradients of the loss with each pair (x, y) as the only sample, and of the exact log-likelihood."""
-    w_y_given_x, w_x, w_xy = WEIGHTS[request.param]
-
-    def loss(params, x_model, labels_model):
+@partial(jax.jit, static_argnames="w_xy")
+def gradient_of_loss(params, x_model, labels_model, w_y_given_x, w_x, w_xy):
+    def loss(params):
         return joint_loss(
             logits,
             params,
@@ -108,19 +112,29 @@ def exact(request):
             p_xy_weight=w_xy,
         )[0]
 
-    def log_likelihood(params):
-        return (
-            w_y_given_x * jnp.mean(log_p_y_given_x(params, X_LABELLED, LABELS))
-            + w_x * jnp.mean(log_p_x(params, X_DATA))
-            + w_xy * jnp.mean(log_p_xy(params, X_LABELLED, LABELS))
-        )
-
-    gradient = jax.jit(jax.grad(loss))
-    per_pair = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(PARAMS, PAIR_X[:, None], PAIR_Y[:, None])
-    return gradient, per_pair, jax.jit(jax.grad(lambda params: -log_likelihood(params)))(PARAMS)
+    return jax.grad(loss)(params)
 
 
-PROBABILITIES = np.exp(np.asarray(log_p_xy(PARAMS, PAIR_X, PAIR_Y), np.float64))
+@jax.jit
+@jax.grad
+def gradient_of_negative_log_likelihood(params, w_y_given_x, w_x, w_xy):
+    return -(
+        w_y_given_x * jnp.mean(log_p_y_given_x(params, X_LABELLED, LABELS))
+        + w_x * jnp.mean(log_p_x(params, X_DATA))
+        + w_xy * jnp.mean(log_p_xy(params, X_LABELLED, LABELS))
+    )
+
+
+@pytest.fixture(scope="module", params=WEIGHTS)
+def exact(request):
+    """Gradients of the loss with each pair (x, y) as the only sample, and of the exact log-likelihood."""
+    w_y_given_x, w_x, w_xy = WEIGHTS[request.param]
+    gradient = partial(gradient_of_loss, w_y_given_x=w_y_given_x, w_x=w_x, w_xy=w_xy)
+    per_pair = jax.vmap(gradient, (None, 0, 0))(PARAMS, PAIR_X[:, None], PAIR_Y[:, None])
+    return gradient, per_pair, gradient_of_negative_log_likelihood(PARAMS, w_y_given_x, w_x, w_xy)
+
+
+PROBABILITIES = np.exp(np.asarray(jax.jit(log_p_xy)(PARAMS, PAIR_X, PAIR_Y), np.float64))
 PROBABILITIES /= PROBABILITIES.sum()
 
 
@@ -170,12 +184,17 @@ def call(**changes):
     return joint_loss(**arguments)
 
 
+def compiled_call(**changes):
+    """`call` of the parameters as one program: op by op, each of them would be compiled by itself."""
+    return jax.jit(lambda params: call(params=params, **changes))(PARAMS)
+
+
 def test_value_and_metrics_of_batches_of_three_sizes():
     # Semi-supervised: 12 labelled, 20 unlabelled and 7 sampled examples.
-    loss, metrics = call(p_y_given_x_weight=0.5, p_x_weight=2.0, p_xy_weight=3.0, energy_l2=0.1)
-    f_labelled, f_data, f_model = (
-        np.asarray(jax.vmap(logits, (None, 0))(PARAMS, x), np.float64) for x in (X_LABELLED, X_DATA, X_MODEL)
-    )
+    loss, metrics = compiled_call(p_y_given_x_weight=0.5, p_x_weight=2.0, p_xy_weight=3.0, energy_l2=0.1)
+    examples = jnp.concatenate([X_LABELLED, X_DATA, X_MODEL])
+    values = np.asarray(jax.jit(jax.vmap(logits, (None, 0)))(PARAMS, examples), np.float64)
+    f_labelled, f_data, f_model = np.split(values, [12, 32])
     rows = np.arange(12)
     marginal_labelled = -np.log(np.sum(np.exp(f_labelled), axis=1))
     marginal_data = -np.log(np.sum(np.exp(f_data), axis=1))
@@ -204,7 +223,7 @@ def test_without_p_x_it_is_a_plain_classifier():
         jax.value_and_grad(lambda params: call(params=params, labels_model=None, p_x_weight=0.0)[0])
     )
     chex.assert_trees_all_close(joint(PARAMS), plain(PARAMS), rtol=1e-5, atol=1e-7)
-    assert "joint_energy_gap" not in call(labels_model=None)[1]
+    assert "joint_energy_gap" not in jax.eval_shape(lambda: call(labels_model=None))[1]
 
 
 def test_energy_l2_is_not_weighted_by_p_x():
@@ -247,19 +266,24 @@ def test_batch_normalised_logits_see_the_batch_axis():
 
     options = {"p_xy_weight": 0.5, "energy_l2": 0.1}
     centred = {"x_labelled": by_hand(X_LABELLED), "x_data": by_hand(X_DATA), "x_model": by_hand(X_MODEL)}
-    loss, metrics = call(logits=normalised, **options)
-    wanted, wanted_metrics = call(**options, **centred)
+    loss, metrics = compiled_call(logits=normalised, **options)
+    wanted, wanted_metrics = compiled_call(**options, **centred)
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     chex.assert_trees_all_close(metrics, wanted_metrics, rtol=1e-5)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 def test_label_smoothing_is_optaxs(label_smoothing):
-    loss, metrics = classification_loss(logits, PARAMS, X_LABELLED, LABELS, label_smoothing=label_smoothing)
-    values = jax.vmap(logits, (None, 0))(PARAMS, X_LABELLED)
-    targets = optax.smooth_labels(jax.nn.one_hot(LABELS, NUM_CLASSES), label_smoothing)
-    np.testing.assert_allclose(loss, jnp.mean(optax.softmax_cross_entropy(values, targets)), rtol=1e-5)
-    plain = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(values, LABELS))
+    @jax.jit
+    def ours_and_optaxs(params):
+        ours = classification_loss(logits, params, X_LABELLED, LABELS, label_smoothing=label_smoothing)
+        values = jax.vmap(logits, (None, 0))(params, X_LABELLED)
+        targets = optax.smooth_labels(jax.nn.one_hot(LABELS, NUM_CLASSES), label_smoothing)
+        smooth = jnp.mean(optax.softmax_cross_entropy(values, targets))
+        return *ours, smooth, jnp.mean(optax.softmax_cross_entropy_with_integer_labels(values, LABELS))
+
+    loss, metrics, smooth, plain = ours_and_optaxs(PARAMS)
+    np.testing.assert_allclose(loss, smooth, rtol=1e-5)
     np.testing.assert_allclose(metrics["cross_entropy"], plain, rtol=1e-5)  # never smoothed
 
 
@@ -287,8 +311,9 @@ def test_new_values_do_not_recompile():
 
 
 def test_labels_may_be_numpy():
-    on_host = call(labels=np.asarray(LABELS), labels_model=np.asarray(LABELS_MODEL, np.int64), p_xy_weight=1)
-    chex.assert_trees_all_close(on_host, call(p_xy_weight=1.0))
+    labels_model = np.asarray(LABELS_MODEL, np.int64)
+    on_host = compiled_call(labels=np.asarray(LABELS), labels_model=labels_model, p_xy_weight=1)
+    chex.assert_trees_all_close(on_host, compiled_call(p_xy_weight=1.0))
 
 
 # --- errors ---

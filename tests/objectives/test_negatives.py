@@ -22,6 +22,8 @@ from jaxebm.samplers.langevin import sgld
 from jaxebm.samplers.replay import draw
 from jaxebm.types import BATCH_AXIS
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 NUM_CHAINS, NUM_CLASSES = 8, 4
 INITIAL = UniformInitial(2.0, 3.0, shape=(2,))
 STILL = partial(sgld, step_size=1e-9, noise_scale=0.0)

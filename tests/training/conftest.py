@@ -49,6 +49,7 @@ def problem():
         next_batch=lambda key, arrays, stream: next_batch(key, stream, arrays, 7),
     )
 
+    @jax.jit  # one program: op by op, each of them would be compiled by itself
     def make_state():
         params = module.init(key_params, jnp.zeros(2))
         stream = init_stream(key_stream, 24)

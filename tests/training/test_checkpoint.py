@@ -10,6 +10,8 @@ from jaxebm.energies.networks import ConvNet
 from jaxebm.samplers.replay import ReplayBuffer
 from jaxebm.training import CheckpointMismatchError, Checkpoints, DivergenceError, TrainState
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 
 def make_state(step=0, seed=0, **changes):
     """A state with a leaf of every kind that may occur, written by hand, so that nothing has to compile."""

@@ -11,6 +11,8 @@ from jaxebm.objectives import persistent
 from jaxebm.samplers import UniformInitial, sgld
 from jaxebm.training import DivergenceError, check_metrics, check_state, init_state
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 
 @pytest.fixture
 def state():

@@ -32,6 +32,8 @@ from jaxebm.training import (
     open_run,
 )
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 TIMES = ("seconds", "samples_per_second")
 
 
@@ -381,6 +383,8 @@ class TestProcesses:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Its arithmetic must be that of this process, bit for bit: compiled as `cheap_compilation` does.
+            env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         )
 
     @staticmethod

@@ -13,6 +13,8 @@ from jaxebm.objectives import contrastive_divergence, persistent
 from jaxebm.samplers import UniformInitial, sgld
 from jaxebm.training import compile_steps, init_state, make_train_step
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 CHAINS = persistent(
     partial(sgld, step_size=0.1),
     num_steps=1,

@@ -19,6 +19,8 @@ from jaxebm.objectives.contrastive import batch_energy
 from jaxebm.samplers import sgld
 from jaxebm.training import compile_steps, init_state, make_train_step
 
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
 H, K, RATE = 0.3, 3, 0.2
 CONTRACTION = 1 - RATE * (1 - (1 - H) ** K)
 DATA = jnp.array([[0.0, 4.0], [1.0, 4.0], [8.0, 10.0]])  # skewed: mean (3, 6)
@@ -194,7 +196,7 @@ def test_refresh_sees_the_new_parameters_and_the_batch():
 def test_batch_statistics_move_with_the_batches():
     module = ConvNet(num_outputs=None, channels=(2,), norm="batch")
     images = jax.random.normal(jax.random.key(2), (5, 4, 4, 1)) + 3.0
-    variables = module.init(jax.random.key(1), images[0])
+    variables = jax.jit(module.init)(jax.random.key(1), images[0])
     parts = {"optimizer": trainable(optax.sgd(0.0)), "negatives": no_negatives()}
     step = make_train_step(
         energy=lambda params, x, label: module.apply(params, x),
@@ -206,8 +208,9 @@ def test_batch_statistics_move_with_the_batches():
         refresh=lambda params, batch: refresh_statistics(module, params, batch),
         **parts,
     )
-    state, _ = compile_steps(step, 3)(init_state(jax.random.key(0), variables, **parts), images)
-    once = refresh_statistics(module, variables, images)["batch_stats"]
+    make_state = jax.jit(partial(init_state, **parts))
+    state, _ = compile_steps(step, 3)(make_state(jax.random.key(0), variables), images)
+    once = jax.jit(partial(refresh_statistics, module))(variables, images)["batch_stats"]
     # s_n = 0.99 s_{n-1} + 0.01 b from s_0: s_3 - s_0 = (1 + 0.99 + 0.99^2)(s_1 - s_0) with fixed parameters.
     start = variables["batch_stats"]
     factor = 1 + 0.99 + 0.99**2

@@ -1,0 +1,143 @@
+"""Looking at the state now and then: when it happens, where it is written, and that it changes nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxebm.training import RunFolder, compile_steps, fit, loop, open_run
+
+pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
+
+class Observer:
+    """Keeps the steps at which it was called."""
+
+    def __init__(self, value=lambda state: jnp.asarray(state.step, float)):
+        self.steps, self.value = [], value
+
+    def __call__(self, state):
+        self.steps.append(int(state.step))
+        return {"observed": self.value(state)}
+
+
+@pytest.fixture(scope="module")
+def train(tiny):
+    """``train(run, num_steps=33, **options)``: dispatches of 4, a checkpoint every 10; compiled once."""
+    step, make_state, data = tiny["problem"]()
+    settings = {"num_steps": tiny["NUM_STEPS"], "steps_per_dispatch": 4, "checkpoint_every": 10}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_steps", functools.cache(compile_steps))
+        yield lambda run=None, **options: fit(step, make_state(), data, run=run, **(settings | options))
+
+
+@pytest.fixture(scope="module")
+def unobserved(train, bits, tmp_path_factory):
+    """``(bits of the state, records without times)`` of a run that nobody looked at."""
+    run = open_run(tmp_path_factory.mktemp("unobserved"), {})
+    return bits(train(run).state), timeless(run)
+
+
+def timeless(run, *left_out):
+    names = ("seconds", *left_out)
+    return [
+        {name: value for name, value in record.items() if name not in names} for record in run.read_metrics()
+    ]
+
+
+EXPECTED = {
+    1: [4, 8, 12, 16, 20, 24, 28, 32, 33],
+    4: [4, 8, 12, 16, 20, 24, 28, 32, 33],
+    7: [8, 16, 24, 28, 33],  # crossings of 7, 14, 21, 28; the last update
+    10: [12, 20, 32, 33],
+    33: [33],
+    1000: [33],
+}
+
+
+@pytest.mark.parametrize("observe_every", EXPECTED)
+def test_it_is_called_after_each_crossing_and_at_the_end(train, tmp_path, observe_every):
+    observe, run = Observer(), open_run(tmp_path, {})
+    train(run, observe=observe, observe_every=observe_every)
+    assert observe.steps == EXPECTED[observe_every]
+    written = {record["step"]: record["observed"] for record in run.read_metrics() if "observed" in record}
+    assert written == {step: float(step) for step in EXPECTED[observe_every]}
+
+
+def test_nothing_else_changes(train, bits, unobserved, tmp_path):
+    """Parameters, optimiser, chains and all other records, bit for bit."""
+    final, records = unobserved
+    run = open_run(tmp_path, {})
+    observe = Observer(jax.jit(lambda state: optax.tree.norm(state.params)))
+    assert bits(train(run, observe=observe, observe_every=4).state) == final
+    assert timeless(run, "observed") == records
+    assert all("observed" not in record for record in records)
+
+
+def test_without_a_run_it_is_called_as_well(train):
+    observe = Observer()
+    train(observe=observe, observe_every=10)
+    assert observe.steps == EXPECTED[10]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_non_finite_observation_stops_nothing(train, bits, unobserved, tmp_path, value):
+    observe, run = Observer(lambda state: jnp.asarray(value)), open_run(tmp_path, {})
+    assert bits(train(run, observe=observe, observe_every=10).state) == unobserved[0]
+    observed = [record["observed"] for record in run.read_metrics() if "observed" in record]
+    np.testing.assert_array_equal(observed, [value] * 4)
+
+
+@pytest.mark.parametrize("step", [8, 12, 16, 28])
+def test_a_resumed_run_has_the_same_records(train, bits, unobserved, tmp_path, monkeypatch, step):
+    """Stopped before any checkpoint, at one, and after one: what was observed since is observed again."""
+    whole = open_run(tmp_path / "whole", {})
+    options = {"observe_every": 7}
+    train(whole, observe=Observer(), **options)
+
+    append = RunFolder.append_metrics
+
+    def append_and_fail(self, record):
+        append(self, record)
+        if record["step"] == step:
+            raise RuntimeError("the disk is full")
+
+    run = open_run(tmp_path / "stopped", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append_metrics", append_and_fail)
+        with pytest.raises(RuntimeError, match="disk is full"):
+            train(run, observe=Observer(), **options)
+    observe = Observer()
+    assert bits(train(run, observe=observe, **options).state) == unobserved[0]
+    assert timeless(run) == timeless(whole)
+    kept = max(saved for saved in (0, 12, 20, 32, 33) if saved < step or saved == 0)
+    assert observe.steps == [each for each in EXPECTED[7] if each > kept]
+
+
+def test_a_failing_observer_loses_no_checkpoint(train, bits, unobserved, tmp_path):
+    """What it raises ends the run; resumed without the fault, it goes on from the last checkpoint."""
+    run = open_run(tmp_path, {})
+
+    def fail(state):
+        if int(state.step) > 20:
+            raise RuntimeError("out of memory")
+        return {}
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(run, observe=fail, observe_every=4)
+    assert run.read_metrics()[-1]["step"] == 20
+    assert bits(train(run).state) == unobserved[0]
+
+
+@pytest.mark.parametrize("value", [0, -5, 2.5, True])
+def test_bad_intervals_are_refused(train, value):
+    with pytest.raises(ValueError, match="observe_every"):
+        train(observe_every=value)
+
+
+def test_progress_shows_it_not_as_divergence(train, capsys):
+    train(num_steps=4, observe=Observer(lambda state: jnp.nan), progress=True)
+    assert "step 4/4" in capsys.readouterr().err
