@@ -84,9 +84,7 @@ def _likelihood(card: Card) -> list[str]:
     likelihood = card["likelihood"]
     if likelihood is None:
         return []
-    header = (
-        "| T | bits per dimension | nats an image | log Z | effective weights | R-hat of the reverse starts |"
-    )
+    header = "| T | bits per dimension | nats an image | log Z | effective weights | settling, nats (se) |"
 
     def between(entry: Mapping[str, float]) -> str:
         return f"{entry['low']:.4g} to {entry['high']:.4g}"
@@ -100,7 +98,7 @@ def _likelihood(card: Card) -> list[str]:
             temperature,
             *bounds,
             f"{weights['forward']:.0f} and {weights['reverse']:.0f} of {likelihood['chains']}",
-            entry["r_hat_of_reverse_starts"],
+            "{mean:+.2f} ({standard_error:.2f})".format(**entry["settling"]),
         )
 
     return [
@@ -111,7 +109,8 @@ def _likelihood(card: Card) -> list[str]:
         *(row(temperature, entry) for temperature, entry in likelihood["by_temperature"].items()),
         "",
         f"Annealed importance sampling over {likelihood['steps']} temperatures, forward and reverse; uniform "
-        f"noise costs {likelihood['uniform_bits_per_dimension']:.3f} bits.",
+        f"noise costs {likelihood['uniform_bits_per_dimension']:.3f} bits. Settling: by how much log p rose "
+        "in the chains that the reverse run starts from; far from 0, the upper bound of log Z means little.",
     ]
 
 

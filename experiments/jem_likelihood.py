@@ -21,7 +21,6 @@ from jaxebm.evaluation import (
     dequantised_log_likelihood,
     fit_annealing_path,
     interval_of_bounds,
-    rank_normalised_r_hat,
     restrict_to_box,
     reverse_annealed_importance_sampling,
 )
@@ -131,6 +130,7 @@ def _judge_temperature(
     reverse = reverse_annealed_importance_sampling(
         keys[4], *problem, path.schedule, settled, kernel_schedule=path.kernel_schedule
     )
+    change = log_densities[:, -1] - log_densities[:, 0]
     interval = interval_of_bounds(forward, reverse, coverage=COVERAGE)
     masses = dequantised_log_likelihood(keys[5], energy, at, images, 0.0, bin_width, num_draws=DRAWS)
     mean, dimension = float(jnp.mean(masses)), math.prod(shape)
@@ -142,7 +142,10 @@ def _judge_temperature(
             "forward": float(forward.effective_sample_size),
             "reverse": float(reverse.effective_sample_size),
         },
-        "r_hat_of_reverse_starts": float(rank_normalised_r_hat(log_densities[:, SETTLING_STEPS // 2 :])),
+        "settling": {
+            "mean": float(jnp.mean(change)),
+            "standard_error": float(jnp.std(change, ddof=1)) / math.sqrt(settings.chains),
+        },
         "nats": {"low": mean - high, "high": mean - low},
         "bits_per_dimension": {
             "low": float(bits_per_dimension(mean - low, dimension)),
