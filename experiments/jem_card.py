@@ -145,7 +145,8 @@ def evaluate(
     plots.training_curves(run.path / "training.png", records, metrics)
     telemetry = sorted({name for record in records for name in record if name.startswith(TELEMETRY)})
     plots.training_curves(run.path / "telemetry.png", records, [TELEMETRY + name for name in WATCHED])
-    card["telemetry"] = {name.removeprefix(TELEMETRY): records[-1].get(name) for name in telemetry} or None
+    last = {name.removeprefix(TELEMETRY): records[-1][name] for name in telemetry if name in records[-1]}
+    card["telemetry"] = {name: v if np.isfinite(v) else None for name, v in last.items()} or None
     card["parameters"] = sum(int(leaf.size) for leaf in jax.tree.leaves(model.params))
     card["environment"] = {
         "jaxebm": jaxebm.__version__,

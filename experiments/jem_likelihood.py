@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxebm.data import Dataset
 from jaxebm.energies import marginal_energy
 from jaxebm.evaluation import (
+    BoxProblem,
     annealed_importance_sampling,
     bits_per_dimension,
     dequantised_log_likelihood,
@@ -79,7 +80,10 @@ def judge_likelihood(
         return marginal(at[0], x) / at[1]
 
     images = jnp.asarray(dataset.rescale(dataset.test.image))
-    judge = partial(_judge_temperature, energy=heated, images=images, bin_width=bin_width, settings=settings)
+    # Made once: programs are recognised by the functions that they were made of.
+    box = restrict_to_box(heated, dataset.image_shape, -1.0 - bin_width / 2, 1.0 + bin_width / 2)
+    parts = {"energy": heated, "box": box, "images": images, "bin_width": bin_width, "settings": settings}
+    judge = partial(_judge_temperature, **parts)
     return {
         "by_temperature": {
             f"{temperature:g}": judge(
@@ -99,6 +103,7 @@ def _judge_temperature(
     rng_key: Array,
     *,
     energy: EnergyFn,
+    box: BoxProblem,
     at: tuple[Params, Array],
     images: Array,
     bin_width: float,
@@ -106,8 +111,6 @@ def _judge_temperature(
 ) -> dict[str, Any]:
     """Both bounds of log Z at one temperature, and with them those of the images' mean likelihood."""
     keys = jax.random.split(rng_key, 6)
-    shape = cast(tuple[int, ...], images.shape[1:])
-    box = restrict_to_box(energy, shape, -1.0 - bin_width / 2, 1.0 + bin_width / 2)
     problem = (box.energy, at, box.base, KERNEL)
     path = fit_annealing_path(
         keys[0],
@@ -133,7 +136,7 @@ def _judge_temperature(
     change = log_densities[:, -1] - log_densities[:, 0]
     interval = interval_of_bounds(forward, reverse, coverage=COVERAGE)
     masses = dequantised_log_likelihood(keys[5], energy, at, images, 0.0, bin_width, num_draws=DRAWS)
-    mean, dimension = float(jnp.mean(masses)), math.prod(shape)
+    mean, dimension = float(jnp.mean(masses)), math.prod(images.shape[1:])
     low, high = float(interval.low), float(interval.high)
     return {
         "log_partition": {"low": low, "high": high},

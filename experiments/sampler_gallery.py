@@ -24,7 +24,8 @@ import sampler_plots
 from command_line import RunFlags, as_json, publish_card, run_experiment
 from jaxebm import checks
 from jaxebm.training import open_run
-from sampler_gallery_parts import SAMPLERS, TARGETS, Budget, Judgement, Setting, judge, make_setting
+from sampler_gallery_parts import SAMPLERS, Budget, Judgement, judge
+from sampler_gallery_targets import TARGETS, Setting, make_setting
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The parts of the gallery: its targets, its samplers, and the run that judges one on the other."""
+"""The samplers of the gallery, and the run that judges one of them on a target with exact answers."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,21 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from jaxebm.energies import (
-    AnalyticTarget,
-    double_well,
-    funnel,
-    funnel_transform,
-    gaussian,
-    gaussian_mixture,
-    many_well,
-    mueller_brown,
-    random_mixture,
-    reparametrise,
-    ring,
-    rosenbrock,
-    skewed,
-)
 from jaxebm.evaluation import (
     annealed_importance_sampling,
     effective_sample_size,
@@ -45,83 +30,17 @@ from jaxebm.samplers import (
     sgld,
     tune_ladder,
     underdamped,
-    warm_up,
 )
-from jaxebm.types import Array, Kernel, Params, Target
+from jaxebm.types import Array, Kernel, Target
+from sampler_gallery_targets import INTEGRATION_STEPS, Setting
 
-__all__ = ["SAMPLERS", "TARGETS", "Budget", "Judgement", "Setting", "judge", "make_setting"]
+__all__ = ["SAMPLERS", "Budget", "Judgement", "judge"]
 
-INTEGRATION_STEPS = 10
-"""Leapfrog steps of HMC."""
 SHRINKING = 0.25
 """What uncorrected samplers take of the step that MALA was tuned to; `underdamped` takes half of HMC's."""
 AIS_TEMPERATURES, AIS_CHAINS = 100, 256
 PARTICLES, MOVES = 1024, 10
 """Of sequential Monte Carlo, moves at each temperature."""
-
-
-def conditioned() -> AnalyticTarget:
-    """A normal with condition number 1000 along oblique axes."""
-    axes = np.array([[0.8, -0.6], [0.6, 0.8]])
-    covariance = axes * np.array([1.0, 1e-3]) @ axes.T
-    return gaussian([1.0, -1.0], (covariance + covariance.T) / 2)
-
-
-def straightened_funnel() -> AnalyticTarget:
-    """The funnel in its non-centred coordinates, in which a sampler walks; judged in them as well."""
-    target = funnel(dimension=2, scale=3.0)
-    transform = funnel_transform()
-
-    def sample(rng_key: Array, params: Params, num_samples: int) -> Array:
-        return jax.vmap(transform.inverse, (None, 0))(params, target.sample(rng_key, params, num_samples))
-
-    return target._replace(
-        energy=reparametrise(target.energy, transform),
-        sample=sample,
-        moments=lambda params: (jnp.zeros(2), jnp.eye(2)),
-    )
-
-
-TARGETS: Mapping[str, Callable[[], AnalyticTarget]] = {
-    "gaussian, condition 1000": conditioned,
-    "skewed": skewed,
-    "double well": partial(double_well, barrier=3.0, tilt=1.0, dimension=2),
-    "mixture of 3": partial(
-        gaussian_mixture, [1.0, 2.0, 0.5], [[-2.0, 0.0], [1.0, 1.5], [1.5, -1.5]], [0.5, 0.8, 0.4]
-    ),
-    "ring": ring,
-    "funnel": partial(funnel, dimension=2, scale=1.5),
-    "funnel, non-centred": straightened_funnel,
-    "Rosenbrock": rosenbrock,
-    "Mueller-Brown": mueller_brown,
-    "40 modes": partial(random_mixture, weights="uneven"),
-    "many well, 32-d": many_well,
-}
-"""By name. All are two-dimensional but the last."""
-
-
-class Setting(NamedTuple):
-    """A target with what its samplers need.
-
-    Attributes:
-      target: with its exact answers.
-      base: a normal of its mean and 1.5 times its covariance: where annealing begins.
-      mean: exact, ``(d,)``.
-      deviation: exact standard deviations, ``(d,)``.
-      exact: exact samples, ``(m, d)``.
-      start: the one place that all chains start from, ``(d,)``.
-      tuned: what `warm_up` found, by algorithm.
-      gradient_scale: root mean square of the entries of dE/dx under the target.
-    """
-
-    target: AnalyticTarget
-    base: AnalyticTarget
-    mean: np.ndarray
-    deviation: np.ndarray
-    exact: np.ndarray
-    start: Array
-    tuned: Mapping[str, Mapping[str, Any]]
-    gradient_scale: float
 
 
 class Budget(NamedTuple):
@@ -142,8 +61,8 @@ class Judgement(NamedTuple):
         in nats; None where it has none.
       effective_samples: the least of the coordinates', of all chains; None for a population.
       r_hat: the greatest of the coordinates'; None for a population.
-      gradients: evaluations of dE/dx a chain, settling left out.
-      seconds: of these, all chains together, compilation left out.
+      gradients: evaluations of dE/dx by all chains together, settling left out.
+      seconds: that these took, compilation left out.
       acceptance_rate: mean, or None.
       samples: thinned, ``(k, d)``.
       path: one chain, step by step, ``(t, d)``; empty for a population.
@@ -160,34 +79,6 @@ class Judgement(NamedTuple):
     acceptance_rate: float | None
     samples: np.ndarray
     path: np.ndarray
-
-
-def make_setting(rng_key: Array, target: AnalyticTarget) -> Setting:
-    """Draws exact samples and lets MALA, HMC and NUTS tune themselves."""
-    keys = jax.random.split(rng_key, 5)
-    exact = target.sample(keys[0], target.params, 20_000)
-    mean, covariance = (np.asarray(value, np.float64) for value in target.moments(target.params))
-    start = exact[0]
-    options = {
-        "mala": {},
-        "hmc": {"num_integration_steps": INTEGRATION_STEPS},
-        "nuts": {"max_num_doublings": 6},
-    }
-    tuned = {
-        name: warm_up(key, target.target, start, algorithm=name, num_steps=1000, **more)[0]  # pyright: ignore[reportArgumentType]
-        for key, (name, more) in zip(keys[1:], options.items(), strict=False)
-    }
-    gradients = jax.jit(jax.vmap(target.score))(exact)
-    return Setting(
-        target=target,
-        base=gaussian(mean, 1.5 * covariance),
-        mean=mean,
-        deviation=np.sqrt(np.diag(covariance)),
-        exact=np.asarray(exact),
-        start=start,
-        tuned=tuned,
-        gradient_scale=float(np.sqrt(np.mean(np.square(np.asarray(gradients, np.float64))))),
-    )
 
 
 def _sgld(setting: Setting) -> tuple[Callable[..., Kernel], int]:
@@ -283,9 +174,10 @@ def _judge_chain(
     chain_key, ais_key = jax.random.split(rng_key)
     (positions, rates, integrations), seconds = _timed(run, chain_key)
     first = num_steps // 4
-    gradients = (
-        num_steps * gradients_a_step if gradients_a_step else float(np.sum(np.mean(integrations, axis=0)))
-    )
+    kept = num_steps - first
+    gradients = budget.chains * kept * gradients_a_step
+    if gradients_a_step == 0:
+        gradients = float(np.sum(integrations[:, first:]))
     estimate = annealed_importance_sampling(
         ais_key,
         setting.target.energy,
@@ -300,7 +192,7 @@ def _judge_chain(
         setting,
         log_partition=float(estimate),
         gradients=gradients,
-        seconds=seconds,
+        seconds=seconds * kept / num_steps,
         acceptance_rate=None if rates is None else float(np.mean(rates[:, first:])),
         path=np.asarray(positions[0, :300]),
     )
@@ -344,8 +236,8 @@ def _judge_tempering(rng_key: Array, setting: Setting, budget: Budget) -> Judgem
         np.asarray(positions[:, first:], np.float64),
         setting,
         log_partition=float(base.log_partition(base.params)) + float(ratios.sum()),
-        gradients=num_steps * len(b),
-        seconds=seconds,
+        gradients=budget.chains * (num_steps - first) * len(b),
+        seconds=seconds * (num_steps - first) / num_steps,
         acceptance_rate=float(np.mean(rates[:, first:])),
         path=np.asarray(positions[0, :300]),
     )
@@ -372,7 +264,7 @@ def _judge_population(rng_key: Array, setting: Setting) -> Judgement:
         np.asarray(result.particles, np.float64)[None],
         setting,
         log_partition=float(base.log_partition(base.params)) + float(result.log_partition_ratio),
-        gradients=float(result.num_temperatures) * MOVES,
+        gradients=float(result.num_temperatures) * MOVES * PARTICLES,
         seconds=seconds,
         acceptance_rate=float(np.nanmean(rates)),
         path=np.zeros((0, target.dimension)),

@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from plots import ACCENT, INK, PALETTE, SECOND, save
-from sampler_gallery_parts import Judgement, Setting
+from sampler_gallery_parts import Judgement
+from sampler_gallery_targets import Setting
 
 __all__ = ["error_map", "interval_panels", "marginals", "trajectories"]
 

@@ -39,7 +39,7 @@ MOMENTS = {  # sizes, pixel mean and standard deviation of the whole training sp
 @pytest.mark.parametrize(
     "name",
     [
-        "mnist",
+        pytest.param("mnist", marks=pytest.mark.slow),
         pytest.param("fashion_mnist", marks=pytest.mark.slow),
         pytest.param("cifar10", marks=pytest.mark.slow),
     ],

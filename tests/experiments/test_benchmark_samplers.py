@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ TOY = benchmark_samplers.Config(
     dimension=3,
     num_images=50,
     num_image_steps=2,
-    pixels=6,
+    pixels=8,
     channels=(2, 3),
 )
 PAIRS = [("mlp", "hmc"), ("gaussian", "mala"), ("images", "sgld")]
@@ -62,9 +61,9 @@ def test_it_runs_without_peers_and_writes_its_card(tmp_path: Path, capsys: pytes
 def test_contenders_have_the_same_energy_and_the_same_law(target: str, sampler: str):
     problem = benchmark_samplers.TARGETS[target](TOY)
     benchmark_samplers.check_same_energy(problem)
-    workload = benchmark_samplers.make_workload(TOY, problem, sampler)
+    workload = benchmark_samplers.make_workload(TOY, problem._replace(plain=None), sampler)
     present = [one for one in workload.contenders if one.run is not None and one.agrees]
-    differences = benchmark_samplers.check_same_law(problem, workload)
+    differences = benchmark_samplers.check_same_law(problem, workload._replace(contenders=present))
     assert list(differences) == [one.name for one in present[1:]]
     assert "BlackJAX" in differences
     # Times are of one transition, whoever makes it.

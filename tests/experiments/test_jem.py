@@ -95,6 +95,19 @@ def test_pictures_metrics_and_samples_are_there(toy_run):
     np.testing.assert_array_equal(np.bincount(samples["label"]), np.full(10, 7))
 
 
+def test_likelihood_and_telemetry_are_on_the_card(toy_run):
+    output, card = toy_run
+    entry = card["likelihood"]["by_temperature"]["1"]
+    assert card["likelihood"]["uniform_bits_per_dimension"] == pytest.approx(np.log2(17))
+    assert entry["consistent"] == (entry["log_partition"]["low"] <= entry["log_partition"]["high"])
+    assert (output / "telemetry.png").exists()
+    assert {"energy_gap", "mmd_squared", "ksd_squared", "buffer_age_mean"} <= set(card["telemetry"])
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    looked = [record["step"] for record in records if "telemetry_energy_gap" in record]
+    assert looked == [20, 40]
+    assert records[-1]["telemetry_energy_gap"] == card["telemetry"]["energy_gap"]
+
+
 def test_training_lowers_the_cross_entropy(toy_run):
     output, _ = toy_run
     lines = (output / "metrics.jsonl").read_text().splitlines()
@@ -157,6 +170,8 @@ def test_every_recipe_runs(tmp_path: Path, changes: dict):
     short = replace(short, telemetry_every=0, likelihood_steps=0)
     card = jem.main(replace(short, **changes))
     assert np.isfinite(card["nll"])
+    assert card["likelihood"] is None
+    assert (card["telemetry"] is not None) == ("telemetry_every" in changes)
     has_buffer = changes.get("p_x_weight", 1) > 0 and "negatives" not in changes
     assert (card["samples"]["buffer"] is not None) == has_buffer
     if "exclude_classes" in changes:
@@ -178,6 +193,10 @@ def test_every_recipe_runs(tmp_path: Path, changes: dict):
         (["--dataset", "npz:/nowhere/x.npz"], "/nowhere/x.npz"),
         (["--resume", "--overwrite"], "exclude each other"),
         (["--sample-steps", "10", "5"], "sample_steps"),
+        (["--likelihood-steps", "1"], "likelihood_steps=1"),
+        (["--likelihood-chains", "1"], "likelihood_chains=1"),
+        (["--likelihood-temperatures", "0"], "likelihood_temperatures=(0.0,)"),
+        (["--telemetry-every", "-1"], "telemetry_every=-1"),
         (["--activation", "swosh"], "swosh"),
         (["--output", "/proc/nowhere"], "--output /proc/nowhere"),
     ],

@@ -11,7 +11,8 @@ import pytest
 import sampler_gallery
 import sampler_plots
 from command_line import run_experiment
-from sampler_gallery_parts import SAMPLERS, SHRINKING, TARGETS, Budget, judge
+from sampler_gallery_parts import SAMPLERS, SHRINKING, Budget, judge
+from sampler_gallery_targets import TARGETS
 
 TARGET = "funnel, non-centred"
 """The standard normal in two dimensions: what SGLD does there is known."""
