@@ -34,8 +34,8 @@ def dequantised_log_likelihood(
               u_j \sim U[-h/2, h/2]^D
 
     Its expectation is at most log P(x), whatever m: with one draw it is uniform dequantisation, and it rises
-    toward log P(x) with m. With the upper end of an interval for log Z it stays a lower bound. Divide by D for
-    bits: ``bits_per_dimension(result, D)``, with no ``bin_width`` there.
+    toward log P(x) with m. With the upper end of an interval for log Z it stays a lower bound. In bits:
+    ``bits_per_dimension(result, D)``, with no ``bin_width`` there.
 
     Args:
       rng_key: one key, for the u.
