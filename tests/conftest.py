@@ -11,8 +11,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 import jax
 import pytest
 
-# Silent broadcasting between ranks hides bugs: (n,) against (n, 1) gives (n, n). Set once and not by a fixture
-# of each test, because programs are compiled anew under another setting.
+# Silent broadcasting between ranks hides bugs: (n,) against (n, 1) gives (n, n). Set once and for all,
+# because programs are compiled anew under another setting.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
