@@ -11,9 +11,20 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 import jax
 import pytest
 
-# Silent broadcasting between ranks hides bugs: (n,) against (n, 1) gives (n, n). Set once and for all,
-# because programs are compiled anew under another setting.
-jax.config.update("jax_numpy_rank_promotion", "raise")
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Silent broadcasting between ranks hides bugs: (n,) against (n, 1) gives (n, n).
+
+    No fixture, which would come after those of modules: programs are compiled anew under another setting.
+    """
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """The examples in the source and the pages run as a reader would run them."""
+    jax.config.update("jax_numpy_rank_promotion", "allow")
 
 
 @pytest.fixture(scope="module")
