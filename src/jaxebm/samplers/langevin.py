@@ -230,7 +230,9 @@ def _check_clamp(state_clamp: Any) -> None:
 def leaf_keys(rng_key: Array, tree: Any) -> Any:
     """Returns one key for each leaf of ``tree``, in its structure."""
     structure = jax.tree.structure(tree)
-    return jax.tree.unflatten(structure, list(jax.random.split(rng_key, structure.num_leaves)))
+    # A single leaf takes the key itself: on small positions each hash is as dear as the noise.
+    keys = [rng_key] if structure.num_leaves == 1 else list(jax.random.split(rng_key, structure.num_leaves))
+    return jax.tree.unflatten(structure, keys)
 
 
 def widened(leaf: Array) -> Array:
