@@ -199,10 +199,9 @@ def _judge_chain(
 
 
 def _bridge_steps(setting: Setting) -> Callable[[Array], dict[str, Array]]:
-    """MALA's step from base to target: the base's at b = 0, the tuned one at 1, geometric between."""
-    narrowest = float(np.linalg.eigvalsh(setting.base.moments(setting.base.params)[1]).min())
-    base_step, step = jnp.asarray(narrowest), jnp.asarray(setting.tuned["mala"]["step_size"])
-    return lambda b: {"step_size": base_step ** (1 - b) * step**b}
+    """MALA's step at each inverse temperature between base and target."""
+    schedule, steps = setting.bridge.schedule, setting.bridge.kernel_schedule["step_size"]
+    return lambda b: {"step_size": jnp.interp(b, schedule, steps)}
 
 
 def _judge_tempering(rng_key: Array, setting: Setting, budget: Budget) -> Judgement:
@@ -211,7 +210,7 @@ def _judge_tempering(rng_key: Array, setting: Setting, budget: Budget) -> Judgem
     target, base, parameters_at = setting.target, setting.base, _bridge_steps(setting)
     starts = jnp.broadcast_to(setting.start, (8, target.dimension))
     ladder = tune_ladder(
-        keys[0], target.energy, target.params, starts, mala, jnp.linspace(0.0, 1.0, 6),
+        keys[0], target.energy, target.params, starts, mala, setting.bridge.schedule[::8],
         reference=base.energy, reference_params=base.params, target_swap_rate=0.5,
         parameters_at=parameters_at,
     )  # fmt: skip

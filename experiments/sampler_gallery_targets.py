@@ -23,7 +23,8 @@ from jaxebm.energies import (
     rosenbrock,
     skewed,
 )
-from jaxebm.samplers import warm_up
+from jaxebm.evaluation import AnnealingPath, fit_annealing_path
+from jaxebm.samplers import mala, warm_up
 from jaxebm.types import Array, Params
 
 __all__ = ["INTEGRATION_STEPS", "TARGETS", "Setting", "make_setting"]
@@ -83,6 +84,7 @@ class Setting(NamedTuple):
       exact: exact samples, ``(m, d)``.
       start: the one place that all chains start from, ``(d,)``.
       tuned: what `warm_up` found, by algorithm.
+      bridge: MALA's steps and a schedule from base to target, of 65 temperatures.
       gradient_scale: root mean square of the entries of dE/dx under the target.
     """
 
@@ -93,6 +95,7 @@ class Setting(NamedTuple):
     exact: np.ndarray
     start: Array
     tuned: Mapping[str, Mapping[str, Any]]
+    bridge: AnnealingPath
     gradient_scale: float
 
 
@@ -111,14 +114,20 @@ def make_setting(rng_key: Array, target: AnalyticTarget) -> Setting:
         name: warm_up(key, target.target, start, algorithm=name, num_steps=1000, **more)[0]  # pyright: ignore[reportArgumentType]
         for key, (name, more) in zip(keys[1:], options.items(), strict=False)
     }
+    base = gaussian(mean, 1.5 * covariance)
+    bridge = fit_annealing_path(
+        keys[4], target.energy, target.params, base, mala, 65,
+        step_size=tuned["mala"]["step_size"], target_acceptance_rate=0.574,
+    )  # fmt: skip
     gradients = jax.jit(jax.vmap(target.score))(exact)
     return Setting(
         target=target,
-        base=gaussian(mean, 1.5 * covariance),
+        base=base,
         mean=mean,
         deviation=np.sqrt(np.diag(covariance)),
         exact=np.asarray(exact),
         start=start,
         tuned=tuned,
+        bridge=bridge,
         gradient_scale=float(np.sqrt(np.mean(np.square(np.asarray(gradients, np.float64))))),
     )

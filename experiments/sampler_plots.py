@@ -26,7 +26,8 @@ def error_map(path: Path, results: Mapping[str, Mapping[str, Mapping[str, Any]]]
     axis.imshow(np.log10(np.maximum(values, 1e-3)), cmap="YlOrBr", vmin=-2.3, vmax=0, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         text = "diverged" if np.isnan(value) else f"{value:.3f}"
-        axis.text(column, row, text, ha="center", va="center", fontsize=7, color=INK)
+        colour = "white" if value > 0.15 else INK
+        axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     axis.set_xticks(range(len(samplers)), [name.replace("_", "\n") for name in samplers], fontsize=7)
     axis.set_yticks(range(len(targets)), targets, fontsize=8)
     axis.spines[:].set_visible(False)
