@@ -264,7 +264,7 @@ def main(config: Config) -> dict[str, Any]:
             f"num_memories={config.num_memories}: the training images of {config.dataset} make "
             f"{len(stored.spins)} different binary ones."
         )
-    run = open_run(config.output, as_json(config), resume=False, overwrite=config.overwrite)
+    run = open_run(config.output, as_json(config), resume=False, overwrite=config.overwrite, resumable=False)
     with tqdm(total=len(config.networks) + config.capacities, disable=not config.progress) as show:
         accuracy, by_count = compare_networks(config, stored, show)
         plots.accuracy_panels(run.path / "accuracy.png", accuracy, by_count)

@@ -164,7 +164,7 @@ def main(config: Config) -> dict[str, Any]:
     """Repeats, counts and writes the card; returns it."""
     started = time.monotonic()
     config.check()
-    run = open_run(config.output, as_json(config), overwrite=config.overwrite)
+    run = open_run(config.output, as_json(config), overwrite=config.overwrite, resumable=False)
     results: dict[str, dict[str, Any]] = {}
     for name in config.targets:
         target, base = TARGETS[name]()

@@ -50,7 +50,9 @@ class Config(RunFlags):
             chosen = getattr(self, name)
             unknown = [one for one in chosen if one not in known]
             if unknown or not chosen:
-                raise ValueError(f"{name}={chosen}: unknown {unknown}; choose among {', '.join(known)}.")
+                raise ValueError(
+                    f"{name}={chosen}: unknown {unknown}; choose among {', '.join(map(repr, known))}."
+                )
         checks.positive_integer("chains", self.chains)
         checks.positive_integer("gradients", self.gradients)
         if self.chains < 2 or self.gradients < 100:
@@ -114,7 +116,7 @@ def main(config: Config) -> dict[str, Any]:
     """Judges every pair and writes the card; returns it."""
     started = time.monotonic()
     config.check()
-    run = open_run(config.output, as_json(config), overwrite=config.overwrite)
+    run = open_run(config.output, as_json(config), overwrite=config.overwrite, resumable=False)
     budget = Budget(config.chains, config.gradients)
     settings: dict[str, Setting] = {}
     judgements: dict[str, dict[str, Judgement]] = {}

@@ -118,9 +118,9 @@ def test_a_diverged_chain_is_told_and_drawn(toy_run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"targets": ("skewed", "donut")}, r"targets=.*unknown \['donut'\]; choose among gaussian"),
+        ({"targets": ("skewed", "donut")}, r"targets=.*unknown \['donut'\]; choose among 'gaussian"),
         ({"targets": ()}, "targets="),
-        ({"samplers": ("gibbs",)}, r"samplers=.*unknown \['gibbs'\]; choose among sgld"),
+        ({"samplers": ("gibbs",)}, r"samplers=.*unknown \['gibbs'\]; choose among 'sgld'"),
         ({"samplers": ()}, "samplers="),
         ({"chains": 1}, "chains=1.*at least 2 chains"),
         ({"chains": 2.5}, "chains"),

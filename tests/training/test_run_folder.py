@@ -49,6 +49,8 @@ class TestOpening:
         before = {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
         with pytest.raises(FileExistsError, match=r"not empty.*--resume.*--overwrite"):
             open_run(tmp_path, SETTINGS)
+        with pytest.raises(FileExistsError, match="not empty. Replace the run with --overwrite"):
+            open_run(tmp_path, SETTINGS, resumable=False)
         assert before == {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
 
     def test_both_flags_are_refused(self, tmp_path):

@@ -128,7 +128,12 @@ def _check_same_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def open_run(
-    output: str | Path, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+    output: str | Path,
+    config: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    resumable: bool = True,
 ) -> RunFolder:
     """Opens a run's folder and writes its configuration, refusing to lose anything.
 
@@ -137,6 +142,7 @@ def open_run(
       config: the settings, JSON-serialisable.
       resume: go on with the run that is there; a folder without a run starts one.
       overwrite: replace the run that is there; files that no run wrote stay.
+      resumable: whether the experiment has a flag to resume, which a message may then name.
 
     Returns:
       The open folder.
@@ -172,9 +178,9 @@ def open_run(
         ) from None
     occupied = any(path.iterdir())
     if occupied and not (resume or overwrite):
+        go_on = "Go on with --resume, replace" if resumable else "Replace"
         raise FileExistsError(
-            f"--output {path} is not empty. Go on with --resume, replace the run with --overwrite, or choose "
-            "another folder."
+            f"--output {path} is not empty. {go_on} the run with --overwrite, or choose another folder."
         )
     if overwrite and occupied:
         if not _is_run(path):
