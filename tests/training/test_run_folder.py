@@ -49,7 +49,7 @@ class TestOpening:
         before = {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
         with pytest.raises(FileExistsError, match=r"not empty.*--resume.*--overwrite"):
             open_run(tmp_path, SETTINGS)
-        with pytest.raises(FileExistsError, match="not empty. Replace the run with --overwrite"):
+        with pytest.raises(FileExistsError, match=r"not empty\. Replace the run with --overwrite"):
             open_run(tmp_path, SETTINGS, resumable=False)
         assert before == {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxebm import checks
 from jaxebm.samplers.binding import StaticKernel, unbind
 from jaxebm.samplers.chains import run_chains
-from jaxebm.samplers.langevin import scalar_target
+from jaxebm.samplers.langevin import euclidean_norm, scalar_target
 from jaxebm.types import Array, EnergyFn, Kernel, Params, Position, Target
 
 __all__ = ["ChainProbe", "LongRunDrift", "long_run_drift", "probe_chains"]
@@ -266,7 +266,8 @@ def _recording(kernel: Kernel, target: Target, at: Array) -> Kernel:
     def look(position: Position, start: Position) -> tuple[Array, Array, Array, Array]:
         energy, gradient = jax.value_and_grad(target)(position)
         moved = jax.tree.map(lambda x, origin: _wide(x) - _wide(origin), position, start)
-        return _wide(energy), _norm(gradient), _norm(moved), _all_finite((position, energy, gradient))
+        finite = _all_finite((position, energy, gradient))
+        return _wide(energy), euclidean_norm(gradient), euclidean_norm(moved), finite
 
     def init(position: Position, rng_key: Array | None = None) -> _RecordingState:
         position = jax.tree.map(jnp.asarray, position)
@@ -317,10 +318,6 @@ def _recording(kernel: Kernel, target: Target, at: Array) -> Kernel:
 
 def _wide(x: Array) -> Array:
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-
-
-def _norm(tree: Any) -> Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.square(_wide(leaf))) for leaf in jax.tree.leaves(tree)))
 
 
 @jax.jit
