@@ -28,6 +28,13 @@ SHAPES = [
     ((6, 6, 4), (1, 1), (2, 2), "SAME"),
     ((5, 6, 2), (3, 3), (1, 1), ((0, 2), (1, 0))),
     ((4, 4, 3), (5, 3), (2, 1), "SAME"),
+    # From here on with 16 output pixels or more, and whatever a phase of the stride can run into.
+    ((15, 11, 3), (3, 2), (2, 3), "SAME"),
+    ((11, 10, 2), (3, 3), (2, 2), "VALID"),
+    ((13, 12, 2), (2, 1), (3, 3), "SAME"),
+    ((12, 14, 2), (2, 2), (3, 3), "VALID"),
+    ((9, 10, 2), (3, 3), (2, 2), ((0, 2), (1, 0))),
+    ((9, 7, 2), (3, 5), (2, 1), ((5, 3), (2, 6))),
 ]
 
 
@@ -88,33 +95,69 @@ def test_chain_of_gradients_in_scan_under_jit_and_vmap():
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_second_derivatives_and_forward_mode():
+@pytest.mark.parametrize("side", [4, 8])
+def test_second_derivatives_and_forward_mode(side):
     """Score matching differentiates the input gradient again, by kernel and by x."""
-    xs, kernel = _operands((4, 4, 2), (3, 3), batch=1, features=2)
+    xs, kernel = _operands((side, side, 2), (3, 3), batch=1, features=2)
 
     def score(function, x, kernel):
         return jax.grad(lambda x: jnp.sum(jnp.sin(function(x, kernel, (2, 2), "SAME"))))(x)
 
     def derivatives(function):
-        forward = jax.jvp(lambda x: function(x, kernel, (2, 2), "SAME"), (xs[0],), (jnp.ones_like(xs[0]),))
+        both = lambda x, kernel: function(x, kernel, (2, 2), "SAME")  # noqa: E731
+        forward = jax.jvp(both, (xs[0], kernel), (jnp.ones_like(xs[0]), jnp.cos(kernel)))
         by_kernel = jax.grad(lambda kernel: jnp.sum(score(function, xs[0], kernel) ** 2))(kernel)
-        return forward, by_kernel, jax.jacfwd(lambda x: score(function, x, kernel))(xs[0])
+        by_x = jax.grad(lambda x: jnp.sum(score(function, x, kernel) ** 2))(xs[0])
+        product = jax.jvp(lambda x: score(function, x, kernel), (xs[0],), (jnp.sin(xs[0]),))
+        return forward, by_kernel, by_x, product
 
     actual, expected = (_jit(functools.partial(derivatives, f))() for f in (convolve, convolve_direct))
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_agree_with_finite_differences():
+    xs, kernel = _operands((4, 4, 2), (3, 3), batch=1, features=2)
     check_grads(lambda x: convolve(x, kernel), (xs[0],), order=1, atol=2e-2, rtol=2e-2)
 
 
-def test_vmapped_product_is_one_matrix_product():
-    xs, kernel = _operands((8, 8, 3), (3, 3))
-    for argnums in (0, 1):
-        gradient = jax.grad(
-            lambda xs, kernel: jnp.sum(jnp.sin(jax.vmap(convolve, (0, None))(xs, kernel))), argnums
-        )
-        text = jax.jit(gradient).lower(xs, kernel).compile().as_text()
-        assert " dot(" in text
-        assert "batch_dims={0}" not in text
-        assert "convolution(" not in text
+def test_kernels_and_images_mapped_together_and_apart():
+    """An ensemble maps over kernels; gradients an example map over outputs that share one."""
+    xs, kernel = _operands((8, 8, 2), (3, 3))
+    kernels = jnp.stack([kernel, -kernel, 2.0 * kernel])
+
+    def gradients(function):
+        both = jax.grad(lambda x, kernel: jnp.sum(jnp.sin(function(x, kernel, (2, 2), "SAME"))), (0, 1))
+        return [
+            jax.vmap(both, axes)(xs if axes[0] == 0 else xs[0], kernels if axes[1] == 0 else kernel)
+            for axes in ((0, 0), (None, 0), (0, None))
+        ]
+
+    actual, expected = (_jit(functools.partial(gradients, f))() for f in (convolve, convolve_direct))
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("argnums", [0, 1])
+@pytest.mark.parametrize(("side", "forward"), [(4, "dot"), (8, "convolution")])
+def test_vmapped_gradient_is_matrix_products_and_never_a_convolution(side, forward, argnums):
+    """One product or convolution for the value, one product for the gradient, and nothing for the other."""
+    xs, kernel = _operands((side, side, 3), (3, 3))
+    gradient = jax.grad(
+        lambda xs, kernel: jnp.sum(jnp.sin(jax.vmap(lambda x: convolve(x, kernel, (2, 2)))(xs))), argnums
+    )
+    text = jax.jit(gradient).lower(xs, kernel).compile().as_text() or ""
+    assert "batch_dims={0}" not in text
+    assert text.count(" convolution(") == (forward == "convolution")
+    assert text.count(" dot(") == 1 + (forward == "dot")
+
+
+def test_other_types_than_float32_are_products():
+    xs, kernel = _operands((8, 8, 2), (3, 3), batch=1)
+    narrow = [x.astype(jnp.bfloat16) for x in (xs[0], kernel)]
+    text = jax.jit(convolve).lower(*narrow).compile().as_text() or ""
+    assert " convolution(" not in text
+    np.testing.assert_allclose(
+        jax.jit(convolve)(*narrow).astype(jnp.float32), convolve(xs[0], kernel), rtol=0.1, atol=0.2
+    )
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
@@ -141,6 +184,12 @@ def test_integer_images_are_promoted():
     x = jnp.arange(16, dtype=jnp.int32).reshape(4, 4, 1)
     kernel = jnp.ones((2, 2, 1, 1))
     np.testing.assert_array_equal(convolve(x, kernel, (2, 2), "VALID")[..., 0], [[10.0, 18.0], [42.0, 50.0]])
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_no_window_is_named_however_it_is_formed(side):
+    with pytest.raises(ValueError, match="too small"):
+        convolve(jnp.ones((side, side, 2)), jnp.ones((5, 5, 2, 4)), padding="VALID")
 
 
 def test_bad_input_is_named():
