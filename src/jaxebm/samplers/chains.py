@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxebm import checks
 from jaxebm.samplers.langevin import sgld
+from jaxebm.samplers.noise import fold_in
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, Kernel, Params, Position
 
 __all__ = ["Collect", "run_annealed_chain", "run_chain", "run_chains", "sample"]
@@ -60,7 +61,7 @@ def run_chain(
 
     def step(state: Any, index: Array) -> tuple[Any, Any]:
         # Folding the index in, rather than splitting num_steps keys, keeps memory free of num_steps.
-        state, info = kernel.step(jax.random.fold_in(steps_key, index), state)
+        state, info = kernel.step(fold_in(steps_key, index), state)
         return state, collect(state, info)
 
     return jax.lax.scan(step, kernel.init(position, rng_key=init_key), jnp.arange(num_steps))
@@ -156,7 +157,7 @@ def run_annealed_chain(
     def step(state: Any, at: tuple[Array, Any]) -> tuple[Any, Any]:
         index, schedule_slice = at
         kernel = kernel_at(schedule_slice)
-        state_key, step_key = jax.random.split(jax.random.fold_in(steps_key, index))
+        state_key, step_key = jax.random.split(fold_in(steps_key, index))
         if not keep_state:  # the target may have changed, so whatever the last kernel cached of it is stale
             state = kernel.init(state.position, rng_key=state_key)
         state, info = kernel.step(step_key, state)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.samplers.noise import standard_normal
 from jaxebm.types import Array, Kernel, Position, Target
 
 __all__ = ["LangevinInfo", "LangevinState", "langevin_temperature", "scalar_target", "sgld"]
@@ -244,7 +245,7 @@ def normal_like(rng_key: Array, tree: Any) -> Any:
     """Returns standard normals in the shapes of ``tree``, drawn in float32 or wider."""
 
     def draw(leaf: Array, leaf_key: Array) -> Array:
-        return jax.random.normal(leaf_key, leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+        return standard_normal(leaf_key, leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
 
     return jax.tree.map(draw, tree, leaf_keys(rng_key, tree))
 
