@@ -3,10 +3,13 @@
 import os
 
 # Before JAX starts. Tests run on the CPU, in as many processes as there are cores: one thread each. Most of
-# their time is compilation of programs that run for milliseconds, so XLA optimises less.
+# their time is compilation of programs that run for milliseconds, so XLA optimises less. The CPU poses as
+# 8 devices, for tests/training/test_placement.py; the first of them runs all else, at no cost that shows.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("PJRT_NPROC", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count=8"
+)
 
 import jax
 import pytest

@@ -113,6 +113,61 @@ def test_numpy_arrays_can_be_closed_over():
     np.testing.assert_array_equal(batch, START.permutation[:BATCH_SIZE])
 
 
+# --- strata ---
+
+STRATA = 4  # of 2 examples each in 11: the last 3 are left out
+
+
+def test_every_stratum_gives_its_share_of_its_own_examples():
+    stream = init_stream(jax.random.key(0), 23, num_strata=STRATA)  # 5 each
+    chex.assert_shape(stream.permutation, (STRATA, 5))
+    arrays = {"row": jnp.arange(23), "image": jnp.arange(46).reshape(23, 2, 1)}
+
+    @jax.jit
+    def batches(stream):
+        def step(stream, key):
+            return next_batch(key, stream, arrays, 2 * STRATA)[::-1]
+
+        return jax.lax.scan(step, stream, KEYS)
+
+    stream, found = batches(stream)
+    rows = np.asarray(found["row"]).reshape(len(KEYS), STRATA, 2)
+    strata = np.arange(STRATA)[:, None]
+    np.testing.assert_array_equal(rows // 5, np.broadcast_to(strata, rows.shape))
+    np.testing.assert_array_equal(np.asarray(found["image"])[..., 0, 0], 2 * np.asarray(found["row"]))
+    epochs = rows.reshape(15, 2, STRATA, 2).transpose(0, 2, 1, 3).reshape(15 * STRATA, 4)
+    assert all(len(set(epoch)) == 4 for epoch in epochs.tolist())  # two batches an epoch, one example left
+    assert set(rows.ravel().tolist()) == set(range(20))  # in the end all, but for the last 23 mod 4
+    # Each stratum has an order of its own.
+    assert len({tuple(order) for order in np.asarray(stream.permutation).tolist()}) > 1
+    # Arrays that end with the last stratum give the same batches.
+    cut = jax.tree.map(lambda array: array[:20], arrays)
+    again = init_stream(jax.random.key(0), 23, num_strata=STRATA)
+    batch, _ = next_batch(KEYS[0], again, cut, 2 * STRATA)
+    chex.assert_trees_all_equal(batch, jax.tree.map(lambda leaf: leaf[0], found))
+
+
+def test_one_stratum_orders_as_ever():
+    # The order of this key before there were strata: seeds mean what they meant.
+    assert START.permutation.tolist() == [0, 1, 8, 5, 6, 4, 3, 10, 2, 7, 9]
+
+
+def test_bad_strata_are_refused():
+    with pytest.raises(ValueError, match="num_strata=0"):
+        init_stream(KEYS[0], 4, num_strata=0)
+    with pytest.raises(ValueError, match="num_strata=5 exceeds num_examples=4"):
+        init_stream(KEYS[0], 4, num_strata=5)
+    stream = init_stream(KEYS[0], NUM_EXAMPLES, num_strata=STRATA)
+    with pytest.raises(
+        ValueError, match=r"batch_size=6 must be a multiple of the stream's 4 strata.*8 is the next"
+    ):
+        next_batch(KEYS[0], stream, ROWS, 6)
+    with pytest.raises(ValueError, match="batch_size=12 exceeds the 8 examples"):
+        next_batch(KEYS[0], stream, ROWS, 12)
+    with pytest.raises(ValueError, match="arrays hold 12 examples and the stream was started with 8"):
+        next_batch(KEYS[0], stream, jnp.arange(12), 4)
+
+
 def test_one_program_for_every_place_and_order():
     @jax.jit
     @chex.assert_max_traces(n=1)

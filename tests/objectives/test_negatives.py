@@ -131,6 +131,29 @@ def test_num_steps_is_a_count(name, num_steps):
         CONSTRUCTORS[name](LANGEVIN, num_steps=num_steps)
 
 
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_displacement_is_the_root_mean_square_from_the_start(name):
+    """Downhill x - m shrinks by 0.8 a step: a chain that ends at e began at m + (e - m) / 0.8^3."""
+    sampler = CONSTRUCTORS[name](DOWNHILL, num_steps=3)
+    negatives = jax.jit(
+        lambda: sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS, sampler.init(KEY))[0]
+    )()
+    offsets = np.asarray(negatives.positions - QUADRATIC["mean"][None, :])
+    expected = np.sqrt(np.mean((offsets / 0.8**3 - offsets) ** 2, axis=1))
+    assert negatives.displacement.dtype == jnp.float32
+    np.testing.assert_allclose(negatives.displacement, expected, rtol=1e-4)
+
+
+def test_displacement_of_a_pytree_is_over_all_its_entries():
+    def energy(params, x, label):
+        return jnp.sum(x["u"]) + 2.0 * x["v"]
+
+    start = {"u": jnp.zeros((4, 3), jnp.bfloat16), "v": jnp.ones(4)}
+    sampler = contrastive_divergence(partial(sgld, step_size=0.5, noise_scale=0.0), num_steps=1)
+    negatives, _ = sampler.draw(KEY, energy, None, start, None, ())
+    np.testing.assert_allclose(negatives.displacement, np.sqrt((3 * 0.5**2 + 1.0**2) / 4), rtol=1e-6)
+
+
 # --- contrastive divergence ---
 
 
@@ -273,6 +296,9 @@ def test_a_draw_is_run_labelled_chains_on_the_drawn_slots():
         ({"num_chains": 0}, "num_chains=0"),
         ({"num_chains": 2.5}, "num_chains=2.5"),
         ({"num_classes": 0}, "num_classes=0"),
+        ({"num_strata": 0, "capacity": 16}, "num_strata=0"),
+        ({"num_strata": 3, "capacity": 24}, "num_strata=3 must divide.*num_chains=8"),
+        ({"num_strata": 8, "capacity": 20}, "num_strata=8 must divide.*capacity=20"),
         ({"restart_probability": 1.1}, "restart_probability=1.1.*between 0.0 and 1.0"),
         ({"restart_probability": -0.1}, "restart_probability=-0.1"),
     ],
@@ -317,6 +343,7 @@ def test_no_negatives():
     )
     assert negatives.positions is None
     assert negatives.labels is None
+    assert negatives.displacement is None
     assert memory == after == ()
     assert jax.tree.leaves(negatives) == []  # nothing to carry through a scan
 

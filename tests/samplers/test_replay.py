@@ -104,6 +104,75 @@ def test_the_whole_buffer_can_be_drawn():
     assert sorted(chains.slots.tolist()) == list(range(CAPACITY))
 
 
+# --- strata ---
+
+STRATA, SHARE = 4, 3  # CLASS_BUFFER holds 15 slots a stratum, 3 of each class
+STRATA_LABELS = jnp.array([0, 1, 1, 4, 4, 4, 2, 0, 3, 3, 3, 1])
+
+
+@jax.jit
+def draw_strata(key):
+    return (
+        draw(key, BUFFER, STRATA * SHARE, 0.3, far_below, num_strata=STRATA),
+        draw(
+            *(key, CLASS_BUFFER, STRATA * SHARE, 0.3, far_below),
+            labels=STRATA_LABELS,
+            num_classes=NUM_CLASSES,
+            num_strata=STRATA,
+        ),
+    )
+
+
+def test_every_stratum_gives_its_share_of_its_own_slots():
+    plain, classes = jax.vmap(draw_strata)(KEYS)
+    expected = np.broadcast_to(np.repeat(np.arange(STRATA), SHARE), plain.slots.shape)
+    for slots in (np.asarray(plain.slots), np.asarray(classes.slots)):
+        np.testing.assert_array_equal(slots // (CAPACITY // STRATA), expected)
+        assert all(len(set(row)) == STRATA * SHARE for row in slots.tolist())
+    share = STRATA * SHARE / CAPACITY
+    counts = np.bincount(np.asarray(plain.slots).ravel(), minlength=CAPACITY)
+    assert np.all(np.abs(counts - len(KEYS) * share) < 5 * np.sqrt(len(KEYS) * share * (1 - share)))
+    # Strata draw by keys of their own: two agree about their first slot once in 15.
+    first = np.asarray(plain.slots).reshape(len(KEYS), STRATA, SHARE)[..., 0] % 15
+    same = np.mean(first[:, 0] == first[:, 1])
+    assert abs(same - 1 / 15) < 5 * np.sqrt(1 / 15 * 14 / 15 / len(KEYS))
+    np.testing.assert_array_equal(
+        classes.slots % NUM_CLASSES, np.broadcast_to(STRATA_LABELS, classes.slots.shape)
+    )
+    np.testing.assert_array_equal(_label_of(classes.positions), classes.labels)
+    kept = ~np.asarray(plain.restarted)
+    np.testing.assert_array_equal(
+        np.asarray(plain.positions)[kept], np.asarray(BUFFER.positions)[np.asarray(plain.slots)[kept]]
+    )
+
+
+def test_one_stratum_draws_as_ever():
+    # What was drawn from this key before there were strata: seeds mean what they meant.
+    slots = draw(jax.random.key(1), BUFFER, NUM_CHAINS, 0.3, far_below).slots
+    assert slots.tolist() == [59, 35, 57, 6, 30, 28]
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
+@pytest.mark.parametrize("num_devices", [2, 4])
+def test_devices_read_and_write_their_own_slots(num_devices):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:num_devices]), ("devices",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+
+    def advance(buffer, key, sharding=None):
+        chains = draw(key, buffer, STRATA * SHARE, 0.3, far_below, num_strata=STRATA, sharding=sharding)
+        return chains, write(buffer, chains, chains.positions + 100, 7, sharding=sharding)
+
+    one = jax.jit(advance)(BUFFER, KEYS[0])
+    many = jax.jit(partial(advance, sharding=sharding))(jax.device_put(BUFFER, sharding), KEYS[0])
+    chex.assert_trees_all_close(many, one, rtol=1e-6)
+    assert many[1].positions.sharding.is_equivalent_to(sharding, 2)
+    slots = np.asarray(one[0].slots)
+    np.testing.assert_array_equal(one[1].positions[slots], one[0].positions + 100)
+    assert int(np.sum(np.asarray(one[1].ages) == 7)) == STRATA * SHARE
+    with pytest.raises(ValueError, match=rf"num_strata=1 must be a multiple of the {num_devices} devices"):
+        draw(KEYS[0], BUFFER, 4, 0.3, far_below, sharding=sharding)
+
+
 # --- restarts ---
 
 
@@ -210,6 +279,28 @@ def test_after_many_steps_of_an_exact_kernel_the_buffer_is_the_target():
         (
             lambda: init_buffer(KEYS[0], INITIAL, 10, num_classes=3),
             r"capacity=10.*multiple of num_classes=3.*12",
+        ),
+        (
+            lambda: init_buffer(KEYS[0], INITIAL, 60, num_classes=5, num_strata=8),
+            r"capacity=60.*num_classes=5 \* num_strata=8 = 40.*80 is the next",
+        ),
+        (lambda: init_buffer(KEYS[0], INITIAL, 60, num_strata=0), "num_strata=0"),
+        (
+            lambda: draw(KEYS[0], BUFFER, 6, 0.1, INITIAL, num_strata=4),
+            "num_strata=4 must divide.*num_chains=6",
+        ),
+        (
+            lambda: draw(KEYS[0], BUFFER, 7, 0.1, INITIAL, num_strata=7),
+            "num_strata=7 must divide.*capacity=60",
+        ),
+        (
+            lambda: draw(
+                *(KEYS[0], CLASS_BUFFER, 10, 0.1, far_below),
+                labels=jnp.zeros(10, int),
+                num_classes=NUM_CLASSES,
+                num_strata=10,
+            ),
+            "num_strata=10: a stratum of 6 slots does not hold as many of each of num_classes=5",
         ),
         (lambda: draw(KEYS[0], BUFFER, CAPACITY + 1, 0.1, INITIAL), r"num_chains=61.*60 slots"),
         (lambda: draw(KEYS[0], BUFFER, 2, 1.5, INITIAL), r"restart_probability=1.5.*between 0 and 1"),

@@ -1,6 +1,10 @@
 """Batches from arrays, drawn inside the compiled step: every example once an epoch, in a fresh order each.
 
 The place in the data is a small pytree that lives in the training state, so a checkpoint holds it too.
+
+A stream can run in *strata*, contiguous blocks of examples of one size, each with an order of its own, of
+which each gives an equal share of every batch. Batches depend on the number of strata alone; so any number of
+devices that divides it reads the same ones, and a device that holds whole strata needs nothing of the others.
 """
 
 from typing import Any, NamedTuple
@@ -18,26 +22,30 @@ class StreamState(NamedTuple):
     """A place in the data.
 
     Attributes:
-      permutation: the order of this epoch, ``(num_examples,)``.
-      offset: examples of this epoch already taken, a scalar.
+      permutation: the order of this epoch, ``(num_examples,)``; with S > 1 strata one order a stratum, of its
+        own rows counted from its first, ``(S, num_examples // S)``.
+      offset: examples of this epoch already taken, of each stratum, a scalar: all have gone equally far.
     """
 
     permutation: Array
     offset: Array
 
 
-def init_stream(rng_key: Array, num_examples: int) -> StreamState:
+def init_stream(rng_key: Array, num_examples: int, *, num_strata: int = 1) -> StreamState:
     """Starts a stream with a first random order.
 
     Args:
       rng_key: for that order.
       num_examples: length of the arrays that the stream will read.
+      num_strata: S, contiguous blocks of num_examples // S examples; the last num_examples mod S are
+        left out.
 
     Returns:
       The state before the first batch.
 
     Raises:
-      ValueError: if ``num_examples`` is not an integer of at least 1.
+      ValueError: if ``num_examples`` or ``num_strata`` is not an integer of at least 1, or there are more
+        strata than examples.
 
     Example:
       >>> import jax
@@ -45,28 +53,37 @@ def init_stream(rng_key: Array, num_examples: int) -> StreamState:
       [0, 1, 2, 3]
     """
     checks.positive_integer("num_examples", num_examples)
-    permutation = jax.random.permutation(rng_key, num_examples)
+    checks.positive_integer("num_strata", num_strata)
+    if num_strata > num_examples:
+        raise ValueError(f"num_strata={num_strata} exceeds num_examples={num_examples}: use at most that.")
+    if num_strata == 1:
+        permutation = jax.random.permutation(rng_key, num_examples)
+    else:
+        keys = jax.random.split(rng_key, num_strata)
+        permutation = jax.vmap(lambda key: jax.random.permutation(key, num_examples // num_strata))(keys)
     return StreamState(permutation.astype(jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def next_batch(rng_key: Array, stream: StreamState, arrays: Any, batch_size: int) -> tuple[Any, StreamState]:
-    """Takes the next ``batch_size`` examples of the epoch.
+    """Takes the next ``batch_size`` examples of the epoch, with S strata ``batch_size / S`` of each.
 
-    A remainder smaller than a batch is left, and a new epoch begins, in a new order.
+    A remainder smaller than a batch is left, and a new epoch begins, in a new order. Stratum s of S gives the
+    s-th block of the batch.
 
     Args:
       rng_key: for the order of the next epoch, should it begin here.
       stream: the place in the data.
       arrays: a pytree of arrays with one leading axis, ``(num_examples, ...)``, those that `init_stream` was
-        told of.
-      batch_size: examples to take, at most ``num_examples``.
+        told of; the examples that strata leave out may be missing.
+      batch_size: examples to take, at most ``num_examples`` and a multiple of the strata.
 
     Returns:
       ``(batch, stream)``: the same pytree with leading axis ``batch_size``, and the new place.
 
     Raises:
-      ValueError: if ``batch_size`` is not an integer of at least 1 or exceeds the examples there are, or if
-        ``arrays`` hold another number of examples than the stream was started with.
+      ValueError: if ``batch_size`` is not an integer of at least 1, exceeds the examples there are or is no
+        multiple of the strata, or if ``arrays`` hold another number of examples than the stream was started
+        with.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -76,26 +93,45 @@ def next_batch(rng_key: Array, stream: StreamState, arrays: Any, batch_size: int
       >>> sorted(first.tolist() + second.tolist())
       [0, 1, 2, 3]
     """
-    num_examples = stream.permutation.shape[0]
+    num_strata = 1 if stream.permutation.ndim == 1 else stream.permutation.shape[0]
+    in_stratum = stream.permutation.shape[-1]
+    num_examples = num_strata * in_stratum
     checks.positive_integer("batch_size", batch_size)
     if batch_size > num_examples:
         raise ValueError(
             f"batch_size={batch_size} exceeds the {num_examples} examples there are: use at most that."
         )
-    if checks.batch_length("arrays", arrays) != num_examples:
+    if batch_size % num_strata:
         raise ValueError(
-            f"arrays hold {checks.batch_length('arrays', arrays)} examples and the stream was started with "
-            f"{num_examples}: pass the arrays whose length init_stream was given."
+            f"batch_size={batch_size} must be a multiple of the stream's {num_strata} strata, which give "
+            f"equal shares of a batch; {-(-batch_size // num_strata) * num_strata} is the next one."
         )
-    exhausted = stream.offset + batch_size > num_examples
+    given = checks.batch_length("arrays", arrays)
+    if given // num_strata != in_stratum:
+        raise ValueError(
+            f"arrays hold {given} examples and the stream was started with {num_examples}: pass the arrays "
+            "whose length init_stream was given."
+        )
+    share = batch_size // num_strata
+    exhausted = stream.offset + share > in_stratum
     permutation = jax.lax.cond(
-        exhausted,
-        lambda order: jax.random.permutation(rng_key, order),
-        lambda order: order,
-        stream.permutation,
+        exhausted, lambda order: _shuffle(rng_key, order), lambda order: order, stream.permutation
     )
     offset = jnp.where(exhausted, 0, stream.offset)
-    rows = jax.lax.dynamic_slice_in_dim(permutation, offset, batch_size)
-    # A NumPy array cannot be read at rows that are known only to the compiled program: hence asarray.
-    batch = jax.tree.map(lambda array: jnp.asarray(array)[rows], arrays)
-    return batch, StreamState(permutation, offset + batch_size)
+    rows = jax.lax.dynamic_slice_in_dim(permutation, offset, share, axis=-1)
+
+    def take(array: Array) -> Array:
+        # A NumPy array cannot be read at rows that are known only to the compiled program: hence asarray.
+        array = jnp.asarray(array)
+        if num_strata == 1:
+            return array[rows]
+        strata = array[:num_examples].reshape(num_strata, in_stratum, *array.shape[1:])
+        return jax.vmap(lambda examples, at: examples[at])(strata, rows).reshape(batch_size, *array.shape[1:])
+
+    return jax.tree.map(take, arrays), StreamState(permutation, offset + share)
+
+
+def _shuffle(rng_key: Array, order: Array) -> Array:
+    if order.ndim == 1:
+        return jax.random.permutation(rng_key, order)
+    return jax.vmap(jax.random.permutation)(jax.random.split(rng_key, len(order)), order)

@@ -35,10 +35,13 @@ def _check_labels_shape(name: str, labels: Array, num_examples: int, examples: s
 def _of_labels(values: Array, name: str, labels: Array) -> Array:
     """The entry of each row of ``values (n, K)`` that its label names; NaN for a traced one out of range."""
     checks.integer_labels(name, labels, values.shape[1])
-    # Plain indexing would silently take the nearest class, and -1 the last.
-    return values.at[jnp.arange(values.shape[0]), labels].get(
-        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-    )
+
+    def entry(row: Array, label: Array) -> Array:
+        # Plain indexing would silently take the nearest class, and -1 the last.
+        return row.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+    # Row by row: with the rows' own numbers among the indices, devices that share a batch would exchange it.
+    return jax.vmap(entry)(values, labels)
 
 
 def _cross_entropy(values: Array, labels: Array, label_smoothing: float | Array) -> tuple[Array, Metrics]:

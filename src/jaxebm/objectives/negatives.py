@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from jaxebm import checks
 from jaxebm.samplers.chains import run_chain
 from jaxebm.samplers.initial import Initial
-from jaxebm.samplers.replay import draw, init_buffer, write
+from jaxebm.samplers.replay import check_strata, draw, init_buffer, write
 from jaxebm.types import BATCH_AXIS, Array, JointEnergyFn, MakeKernel, Params, Position
 
 __all__ = [
@@ -34,12 +35,15 @@ class Negatives(NamedTuple):
     Attributes:
       positions: each leaf ``(n, ...)``.
       labels: the class that each chain belongs to, ``(n,)``; zeros where there are no classes.
+      displacement: how far each chain moved in this draw, ``(n,)`` float32: the root of its mean squared
+        displacement over the entries of a position, from where it started (restarted or not).
 
-    Both are None where a sampler draws nothing (`no_negatives`).
+    All are None where a sampler draws nothing (`no_negatives`).
     """
 
     positions: Position
     labels: Array | None
+    displacement: Array | None = None
 
 
 class NegativeSampler(NamedTuple):
@@ -64,6 +68,7 @@ def run_labelled_chains(
     positions: Position,
     labels: Array,
     num_steps: int,
+    sharding: NamedSharding | None = None,
 ) -> Position:
     """Advances chain i on the target E(x, y_i), all chains at once.
 
@@ -75,12 +80,14 @@ def run_labelled_chains(
       positions: where the chains start, each leaf ``(n, ...)``.
       labels: one class a chain, ``(n,)``.
       num_steps: kernel steps.
+      sharding: how the chains are split over devices, ``jaxebm.training.Placement.split``; None for one.
 
     Returns:
       Where the chains end, as ``positions``.
 
     Raises:
-      ValueError: if ``positions`` hold no chain, or ``labels`` are not one a chain.
+      ValueError: if ``positions`` hold no chain, ``labels`` are not one a chain, or the sharding's devices do
+        not divide the chains.
 
     Example:
       >>> from functools import partial
@@ -104,7 +111,27 @@ def run_labelled_chains(
             f"labels has shape {jnp.shape(labels)}: ({num_chains},) is needed, one class for each position."
         )
     keys = jax.random.split(rng_key, num_chains)
+    if sharding is not None:
+        if num_chains % sharding.mesh.size:
+            raise ValueError(
+                f"positions hold {num_chains} chains, which cannot be split over {sharding.mesh.size} "
+                "devices: use a multiple of their number."
+            )
+        keys, positions, labels = jax.lax.with_sharding_constraint((keys, positions, labels), sharding)
     return jax.vmap(one_chain, axis_name=BATCH_AXIS)(keys, positions, labels)
+
+
+def _displacement(start: Position, end: Position) -> Array:
+    """sqrt(mean |end - start|^2) of each chain, the mean over all entries of all leaves."""
+
+    def squares(before: Array, after: Array) -> Array:
+        # Differences of 16-bit positions are taken in 32 bits.
+        moved = jnp.asarray(after, jnp.float32) - jnp.asarray(before, jnp.float32)
+        return jnp.sum(moved**2, axis=tuple(range(1, moved.ndim)))
+
+    totals = jax.tree.leaves(jax.tree.map(squares, start, end))
+    sizes = [leaf.size // leaf.shape[0] for leaf in jax.tree.leaves(end)]
+    return jnp.sqrt(sum(totals, start=jnp.zeros(())) / sum(sizes))
 
 
 def _no_memory(rng_key: Array) -> tuple[()]:
@@ -112,12 +139,15 @@ def _no_memory(rng_key: Array) -> tuple[()]:
     return ()
 
 
-def contrastive_divergence(make_kernel: MakeKernel, *, num_steps: int) -> NegativeSampler:
+def contrastive_divergence(
+    make_kernel: MakeKernel, *, num_steps: int, sharding: NamedSharding | None = None
+) -> NegativeSampler:
     """CD-k: chains of k steps that start at the data of the batch; no memory.
 
     Args:
       make_kernel: binds a kernel to a target, ``partial(sgld, step_size=...)``.
       num_steps: k, kernel steps.
+      sharding: how the chains are split over devices, ``jaxebm.training.Placement.split``; None for one.
 
     Returns:
       A sampler of as many negatives as there are data.
@@ -151,14 +181,22 @@ def contrastive_divergence(make_kernel: MakeKernel, *, num_steps: int) -> Negati
             )
         if labels is None:
             labels = jnp.zeros(checks.batch_length("x_data", x_data), jnp.int32)
-        positions = run_labelled_chains(rng_key, make_kernel, energy, params, x_data, labels, num_steps)
-        return Negatives(positions, labels), memory
+        positions = run_labelled_chains(
+            rng_key, make_kernel, energy, params, x_data, labels, num_steps, sharding
+        )
+        return Negatives(positions, labels, _displacement(x_data, positions)), memory
 
     return NegativeSampler(_no_memory, sample)
 
 
 def short_run(
-    make_kernel: MakeKernel, *, num_steps: int, initial: Initial, num_chains: int, num_classes: int = 1
+    make_kernel: MakeKernel,
+    *,
+    num_steps: int,
+    initial: Initial,
+    num_chains: int,
+    num_classes: int = 1,
+    sharding: NamedSharding | None = None,
 ) -> NegativeSampler:
     """Short-run negatives: every chain starts anew from ``initial``; no memory.
 
@@ -168,6 +206,7 @@ def short_run(
       initial: ``(rng_key, label) -> position``.
       num_chains: negatives a draw.
       num_classes: chain i belongs to class i modulo this number.
+      sharding: how the chains are split over devices, ``jaxebm.training.Placement.split``; None for one.
 
     Returns:
       A sampler of ``num_chains`` negatives.
@@ -206,9 +245,9 @@ def short_run(
         chain_labels = jnp.arange(num_chains, dtype=jnp.int32) % num_classes
         start = jax.vmap(initial)(jax.random.split(key_start, num_chains), chain_labels)
         positions = run_labelled_chains(
-            key_chain, make_kernel, energy, params, start, chain_labels, num_steps
+            key_chain, make_kernel, energy, params, start, chain_labels, num_steps, sharding
         )
-        return Negatives(positions, chain_labels), memory
+        return Negatives(positions, chain_labels, _displacement(start, positions)), memory
 
     return NegativeSampler(_no_memory, sample)
 
@@ -222,6 +261,8 @@ def persistent(
     capacity: int = 10_000,
     restart_probability: float = 0.05,
     num_classes: int = 1,
+    num_strata: int = 1,
+    sharding: NamedSharding | None = None,
 ) -> NegativeSampler:
     """Persistent negatives (PCD): chains live on in a replay buffer and now and then start anew.
 
@@ -230,17 +271,22 @@ def persistent(
       num_steps: kernel steps a draw.
       initial: ``(rng_key, label) -> position``, for the first filling and for restarts.
       num_chains: negatives a draw; their slots are unique, and what was read from a slot goes back to it.
-      capacity: slots of the buffer, at least ``num_chains`` and a multiple of ``num_classes``.
+      capacity: slots of the buffer, at least ``num_chains`` and a multiple of ``num_classes * num_strata``.
       restart_probability: chance that a drawn chain starts anew, in [0, 1].
       num_classes: slot i belongs to class i modulo this number.
+      num_strata: contiguous blocks of slots, of which each gives ``num_chains / num_strata`` chains of every
+        draw; any number of devices that divides it draws the same negatives, each from its own slots.
+      sharding: how slots and chains are split over devices, ``jaxebm.training.Placement.split``; None for
+        one device.
 
     Returns:
       A sampler whose memory is a `ReplayBuffer`.
 
     Raises:
-      ValueError: if a count is not an integer of at least 1, the buffer is smaller than ``num_chains`` or
-        ``restart_probability`` lies outside [0, 1]; from ``init``, if ``capacity`` is not a multiple of
-        ``num_classes``.
+      ValueError: if a count is not an integer of at least 1, the buffer is smaller than ``num_chains``,
+        ``num_strata`` does not divide ``capacity`` and ``num_chains``, the sharding's devices do not divide
+        ``num_strata``, or ``restart_probability`` lies outside [0, 1]; from ``init``, if ``capacity`` is no
+        multiple of ``num_classes * num_strata``.
 
     Example:
       >>> from functools import partial
@@ -273,6 +319,7 @@ def persistent(
             f"capacity={capacity} is smaller than num_chains={num_chains}: a draw takes unique slots, so the "
             "buffer must hold at least one slot a chain."
         )
+    check_strata(num_strata, capacity, num_chains, sharding)
 
     def sample(
         rng_key: Array,
@@ -284,15 +331,21 @@ def persistent(
     ) -> tuple[Negatives, Any]:
         del x_data, labels
         key_draw, key_chain = jax.random.split(rng_key)
-        drawn = draw(key_draw, memory, num_chains, restart_probability, initial)
-        positions = run_labelled_chains(
-            key_chain, make_kernel, energy, params, drawn.positions, drawn.labels, num_steps
+        drawn = draw(
+            *(key_draw, memory, num_chains, restart_probability, initial),
+            num_strata=num_strata,
+            sharding=sharding,
         )
-        return Negatives(positions, drawn.labels), write(memory, drawn, positions, num_steps)
+        positions = run_labelled_chains(
+            key_chain, make_kernel, energy, params, drawn.positions, drawn.labels, num_steps, sharding
+        )
+        samples = Negatives(positions, drawn.labels, _displacement(drawn.positions, positions))
+        return samples, write(memory, drawn, positions, num_steps, sharding=sharding)
 
-    return NegativeSampler(
-        partial(init_buffer, initial=initial, capacity=capacity, num_classes=num_classes), sample
+    init = partial(
+        init_buffer, initial=initial, capacity=capacity, num_classes=num_classes, num_strata=num_strata
     )
+    return NegativeSampler(init, sample)
 
 
 def no_negatives() -> NegativeSampler:

@@ -3,19 +3,26 @@
 A buffer holds positions, never sampler states, because a cached energy is stale after an update. The slots
 drawn for one step are all different, and what was read from a slot goes back to it, so every slot is one
 chain.
+
+A buffer can be read and written in *strata*, contiguous blocks of slots of one size, of which each gives an
+equal share of every draw. What is drawn depends on the number of strata alone; so any number of devices that
+divides it computes the same numbers, and a device that holds whole strata needs nothing of the others: given
+the sharding of such a buffer, each reads and writes its own slots only.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxebm import checks
 from jaxebm.samplers.initial import Initial
 from jaxebm.types import Array, Position
 
-__all__ = ["BufferDraw", "ReplayBuffer", "draw", "init_buffer", "write"]
+__all__ = ["BufferDraw", "ReplayBuffer", "check_strata", "draw", "init_buffer", "write"]
 
 _INIT_BATCH = 256
 
@@ -50,21 +57,24 @@ class BufferDraw(NamedTuple):
     restarted: Array
 
 
-def init_buffer(rng_key: Array, initial: Initial, capacity: int, *, num_classes: int = 1) -> ReplayBuffer:
+def init_buffer(
+    rng_key: Array, initial: Initial, capacity: int, *, num_classes: int = 1, num_strata: int = 1
+) -> ReplayBuffer:
     """Makes a buffer full of fresh chains.
 
     Args:
       rng_key: one key.
       initial: ``(rng_key, label) -> position``.
-      capacity: number of slots, a multiple of num_classes.
+      capacity: number of slots, a multiple of num_classes * num_strata.
       num_classes: slot i belongs to class i % num_classes; 1 for chains without a class.
+      num_strata: blocks that draws will be taken from; the same number of slots of every class in each.
 
     Returns:
-      The buffer, with ages 0.
+      The buffer, with ages 0. What it holds does not depend on num_strata.
 
     Raises:
-      ValueError: if capacity or num_classes is not a positive integer, or capacity not a multiple of
-        num_classes.
+      ValueError: if capacity, num_classes or num_strata is not a positive integer, or capacity not a multiple
+        of num_classes * num_strata.
 
     Example:
       >>> from jaxebm.samplers.initial import UniformInitial
@@ -74,10 +84,14 @@ def init_buffer(rng_key: Array, initial: Initial, capacity: int, *, num_classes:
     """
     checks.positive_integer("capacity", capacity)
     checks.positive_integer("num_classes", num_classes)
-    if capacity % num_classes:
+    checks.positive_integer("num_strata", num_strata)
+    unit = num_classes * num_strata
+    if capacity % unit:
+        strata = f" * num_strata={num_strata} = {unit}" if num_strata > 1 else ""
+        every = "class of every stratum" if num_strata > 1 else "class"
         raise ValueError(
-            f"capacity={capacity}: capacity must be a multiple of num_classes={num_classes}, so that every "
-            f"class has as many slots; {-(-capacity // num_classes) * num_classes} is the next one."
+            f"capacity={capacity}: capacity must be a multiple of num_classes={num_classes}{strata}, so that "
+            f"every {every} has as many slots; {-(-capacity // unit) * unit} is the next one."
         )
     labels = jnp.arange(capacity, dtype=jnp.int32) % num_classes
     keys = jax.random.split(rng_key, capacity)
@@ -95,29 +109,35 @@ def draw(
     *,
     labels: Array | None = None,
     num_classes: int | None = None,
+    num_strata: int = 1,
+    sharding: NamedSharding | None = None,
 ) -> BufferDraw:
     """Draws the chains of one step: different slots, each restarted with a small probability.
 
     Without labels the slots are uniform over the buffer. With labels, chain j comes from a slot of class
     ``labels[j]``, uniform over that class's slots; num_classes is then needed, the one that the buffer was
-    made with.
+    made with. With S strata, chain j comes from stratum j // (n / S), the j-th of S equal blocks of slots.
 
     Args:
       rng_key: one key.
       buffer: the buffer.
       num_chains: n, at most the capacity, and with labels at most capacity // num_classes, because all n may
-        be of one class.
+        be of one class; a multiple of num_strata. With strata both limits hold for each stratum's share.
       restart_probability: of each chain, in [0, 1], ``()``; JEM's is 0.05.
       initial: ``(rng_key, label) -> position``, for the restarts.
       labels: ``(n,)`` integers, or ``None``.
       num_classes: with labels, the number of classes of the buffer.
+      num_strata: contiguous blocks of slots of which each gives n / num_strata chains.
+      sharding: of the buffer's leading axis, where that is split over devices, and then of the chains'.
 
     Returns:
       The draw; its slots are all different.
 
     Raises:
       ValueError: if num_chains is too large for the buffer, the probability outside of [0, 1], labels come
-        without num_classes or in another shape or range, or num_classes is not the buffer's.
+        without num_classes or in another shape or range, num_classes is not the buffer's, num_strata does
+        not divide the slots (with labels, the slots of a class) and num_chains, or the sharding's devices do
+        not divide num_strata.
       TypeError: if labels are not integers.
 
     Example:
@@ -134,26 +154,40 @@ def draw(
     capacity = buffer.labels.shape[0]
     checks.positive_integer("num_chains", num_chains)
     checks.in_range("restart_probability", restart_probability, 0, 1)
+    check_strata(num_strata, capacity, num_chains, sharding)
     slots_key, restart_key, initial_key = jax.random.split(rng_key, 3)
+    slots_keys = slots_key[None] if num_strata == 1 else jax.random.split(slots_key, num_strata)
+    in_stratum, share = capacity // num_strata, num_chains // num_strata
     if labels is None:
         if num_chains > capacity:
             raise ValueError(
                 f"num_chains={num_chains}: the buffer has {capacity} slots and every chain needs its own; "
                 f"make the buffer with a capacity of at least {num_chains}, or draw fewer chains."
             )
-        slots = jax.random.choice(slots_key, capacity, (num_chains,), replace=False)
-        labels = buffer.labels[slots]
+        own = jax.vmap(lambda key: jax.random.choice(key, in_stratum, (share,), replace=False))(slots_keys)
+        slots = _from_first_slots(own, capacity)
+        labels = _take(buffer.labels, slots, sharding)
     else:
-        num_classes = _checked_classes(buffer, num_chains, labels, num_classes)
+        num_classes = _checked_classes(buffer, num_chains, labels, num_classes, num_strata)
         labels = jnp.asarray(labels, jnp.int32)
-        slots = _class_slots(slots_key, labels, capacity, num_classes)
+        own = jax.vmap(lambda key, wanted: _class_slots(key, wanted, in_stratum, num_classes))(
+            slots_keys, labels.reshape(num_strata, share)
+        )
+        slots = _from_first_slots(own, capacity)
     restarted = jax.random.bernoulli(restart_key, restart_probability, (num_chains,))
     fresh = jax.vmap(initial)(jax.random.split(initial_key, num_chains), labels)
-    kept = jax.tree.map(lambda leaf: leaf[slots], buffer.positions)
+    kept = jax.tree.map(lambda leaf: _take(leaf, slots, sharding), buffer.positions)
     return BufferDraw(slots, jax.vmap(_choose)(restarted, fresh, kept), labels, restarted)
 
 
-def write(buffer: ReplayBuffer, draw: BufferDraw, positions: Position, num_steps: int) -> ReplayBuffer:
+def write(
+    buffer: ReplayBuffer,
+    draw: BufferDraw,
+    positions: Position,
+    num_steps: int,
+    *,
+    sharding: NamedSharding | None = None,
+) -> ReplayBuffer:
     """Puts advanced chains back into the slots that they came from.
 
     Args:
@@ -161,6 +195,7 @@ def write(buffer: ReplayBuffer, draw: BufferDraw, positions: Position, num_steps
       draw: what was drawn.
       positions: where the chains ended, leaves ``(n, ...)``, in the draw's order.
       num_steps: sampler steps that were taken, at least 0.
+      sharding: that of the draw.
 
     Returns:
       The buffer, other slots untouched; ages of the drawn slots are num_steps if restarted, else num_steps
@@ -182,15 +217,58 @@ def write(buffer: ReplayBuffer, draw: BufferDraw, positions: Position, num_steps
     given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (positions, draw.positions))
     if given != wanted:
         raise ValueError(f"positions has shapes {given}: the chains were drawn with shapes {wanted}.")
-    slots = draw.slots
 
     def put(leaf: Array, new: Array) -> Array:
-        return leaf.at[slots].set(new.astype(leaf.dtype), unique_indices=True)
+        return _on_each_device(_write_slots, sharding)(leaf, draw.slots, new.astype(leaf.dtype))
 
-    ages = jnp.where(draw.restarted, 0, buffer.ages[slots]) + num_steps
+    ages = jnp.where(draw.restarted, 0, _take(buffer.ages, draw.slots, sharding)) + num_steps
     return buffer._replace(
         positions=jax.tree.map(put, buffer.positions, positions), ages=put(buffer.ages, ages)
     )
+
+
+def check_strata(num_strata: int, capacity: int, num_chains: int, sharding: NamedSharding | None) -> None:
+    """Raises ``ValueError`` unless strata divide slots and chains, and devices strata, without remainder."""
+    checks.positive_integer("num_strata", num_strata)
+    if capacity % num_strata or num_chains % num_strata:
+        raise ValueError(
+            f"num_strata={num_strata} must divide the buffer's capacity={capacity} and "
+            f"num_chains={num_chains}, so that every stratum has as many slots and gives as many chains."
+        )
+    if sharding is not None and num_strata % sharding.mesh.size:
+        raise ValueError(
+            f"num_strata={num_strata} must be a multiple of the {sharding.mesh.size} devices of the "
+            "sharding: each holds whole strata."
+        )
+
+
+def _from_first_slots(own: Array, capacity: int) -> Array:
+    """Slots ``(n,)`` from places in their stratum ``(num_strata, n / num_strata)``."""
+    first_slots = jnp.arange(0, capacity, capacity // len(own), dtype=jnp.int32)
+    return (own + first_slots[:, None]).reshape(own.size)
+
+
+def _take(leaf: Array, slots: Array, sharding: NamedSharding | None) -> Array:
+    return _on_each_device(lambda block, at: block[at], sharding)(leaf, slots)
+
+
+def _write_slots(leaf: Array, slots: Array, new: Array) -> Array:
+    return leaf.at[slots].set(new, unique_indices=True)
+
+
+def _on_each_device(function: Callable[..., Array], sharding: NamedSharding | None) -> Callable[..., Array]:
+    """Lets every device apply ``function(its block of slots, slots counted from its first, ...)``.
+
+    A leading axis of strata would let the compiler find out that no device needs another's slots, but where
+    images have one channel, reshaping to that axis costs a copy of the whole buffer at every step.
+    """
+    if sharding is None:
+        return function
+
+    def own(block: Array, slots: Array, *others: Array) -> Array:
+        return function(block, slots - jax.lax.axis_index(sharding.spec[0]) * len(block), *others)
+
+    return jax.shard_map(own, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=sharding.spec)
 
 
 def _choose(restarted: Array, fresh: Position, kept: Position) -> Position:
@@ -208,7 +286,9 @@ def _class_slots(rng_key: Array, labels: Array, capacity: int, num_classes: int)
     return labels + num_classes * orders[labels, ranks]
 
 
-def _checked_classes(buffer: ReplayBuffer, num_chains: int, labels: Any, num_classes: int | None) -> int:
+def _checked_classes(
+    buffer: ReplayBuffer, num_chains: int, labels: Any, num_classes: int | None, num_strata: int
+) -> int:
     capacity = buffer.labels.shape[0]
     if num_classes is None:
         raise ValueError(
@@ -226,6 +306,11 @@ def _checked_classes(buffer: ReplayBuffer, num_chains: int, labels: Any, num_cla
         raise ValueError(
             f"num_classes={num_classes}: the buffer was made with {int(jnp.max(buffer.labels)) + 1} classes; "
             f"pass that."
+        )
+    if capacity % (num_classes * num_strata):
+        raise ValueError(
+            f"num_strata={num_strata}: a stratum of {capacity // num_strata} slots does not hold as many of "
+            f"each of num_classes={num_classes} classes; make the buffer with this num_strata."
         )
     if capacity // num_classes < num_chains:
         raise ValueError(
