@@ -8,7 +8,13 @@ import pytest
 from jaxebm.data.stream import init_stream
 from jaxebm.energies.networks import ConvNet
 from jaxebm.samplers.replay import ReplayBuffer
-from jaxebm.training import CheckpointMismatchError, Checkpoints, DivergenceError, TrainState
+from jaxebm.training import (
+    CheckpointMismatchError,
+    Checkpoints,
+    DivergenceError,
+    TrainState,
+)
+from jaxebm.training.state import init_health
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -37,6 +43,7 @@ def make_state(step=0, seed=0, **changes):
         ),
         streams=(init_stream(jax.random.key(seed), 4), {"keys": jax.random.split(jax.random.key(seed), 3)}),
         rng_key=jax.random.key(seed, impl="rbg"),
+        health=init_health(),
     )
     return state._replace(**changes)
 
@@ -164,6 +171,7 @@ def test_what_a_killed_save_leaves_is_ignored(tmp_path, bits):
         (leftover / "manifest.ocdbt").write_bytes(b"half")
     newer = make_state(20, seed=3)
     with Checkpoints(tmp_path) as checkpoints:
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["10"]
         assert checkpoints.latest_step() == 10
         assert bits(checkpoints.restore(make_state(seed=1))) == bits(good)
         checkpoints.save(newer)  # the step whose first writing was killed
@@ -187,3 +195,81 @@ def test_a_save_that_fails_half_way_leaves_the_last_good_one(tmp_path, bits, mon
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 10
         assert bits(checkpoints.restore(make_state(seed=1))) == bits(good)
+
+
+def test_a_save_is_a_copy_though_it_is_written_later(tmp_path, bits):
+    """The next dispatch consumes the state, and overwrites its memory, while the writing goes on."""
+    state = make_state(10, params={"w": jnp.arange(300_000.0)}, ema_params={"w": jnp.zeros(3)})
+    expected = bits(state)
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        overwrite(state.params)["w"].block_until_ready()
+        assert state.params["w"].is_deleted()
+        checkpoints.wait()
+        assert [entry.name for entry in tmp_path.iterdir()] == ["10"]
+        template = make_state(params={"w": jnp.zeros(300_000)}, ema_params={"w": jnp.zeros(3)})
+        assert bits(checkpoints.restore(template)) == expected
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path, bits):
+    """Across openings; neither a NaN, nor an infinity, nor a state without the metric is a candidate."""
+    losses = {10: 3.0, 20: 1.0, 30: float("nan"), 40: 2.0, 50: None, 60: float("-inf")}
+    for step, loss in losses.items():
+        with Checkpoints(tmp_path, max_to_keep=2, best_metric="loss") as checkpoints:
+            checkpoints.save(
+                make_state(step, seed=step), {"other": 0.0} | ({} if loss is None else {"loss": loss})
+            )
+            assert checkpoints.best_step() == (10 if step == 10 else 20)
+    with Checkpoints(tmp_path, best_metric="loss") as checkpoints:
+        assert checkpoints.all_steps() == [20, 50, 60]
+        assert bits(checkpoints.restore(make_state(), step=20)) == bits(make_state(20, seed=20))
+        assert checkpoints.read(60)[0]["metrics"] == {"other": 0.0, "loss": "-inf"}
+    with Checkpoints(tmp_path, best_metric="loss", best_mode="max") as checkpoints:
+        checkpoints.save(make_state(70), {"loss": 1.0})
+        assert checkpoints.best_step() == 70  # of equals the newest
+        checkpoints.save(make_state(80), {"loss": 0.5})
+        assert checkpoints.all_steps() == [70, 80]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best_step() is None
+
+
+def test_a_best_mode_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="best_mode='least'"):
+        Checkpoints(tmp_path, best_mode="least")  # pyright: ignore[reportArgumentType]
+
+
+def test_going_back_needs_the_later_ones_removed(tmp_path, bits):
+    with Checkpoints(tmp_path, max_to_keep=4, best_metric="loss") as checkpoints:
+        for step in (10, 20, 30):
+            checkpoints.save(make_state(step, seed=step), {"loss": -step})
+        with pytest.raises(
+            ValueError, match=r"step 20 cannot be saved before .* step 30 .*discard_after\(20\)"
+        ):
+            checkpoints.save(make_state(20))
+        with pytest.raises(ValueError, match=r"discard_after\(15\)"):
+            checkpoints.save(make_state(15))
+        checkpoints.discard_after(10)
+        assert checkpoints.all_steps() == [10]
+        assert checkpoints.best_step() == 10
+        checkpoints.save(make_state(20, seed=5))
+        assert bits(checkpoints.restore(make_state())) == bits(make_state(20, seed=5))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["10", "20"]
+
+
+def test_a_removal_that_was_killed_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, max_to_keep=4) as checkpoints:
+        for step in (10, 20, 30):
+            checkpoints.save(make_state(step))
+        checkpoints.wait()
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("jaxebm.training.checkpoint.shutil.rmtree", killed)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.discard_after(10)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.all_steps() == [10, 20]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["10", "20"]

@@ -241,3 +241,38 @@ def test_checkpoints_without_a_configuration_are_not_resumed(tmp_path: Path):
     with pytest.raises(CheckpointMismatchError, match=r"no config\.json"):
         open_run(tmp_path, {"seed": 0}, resume=True)
     assert not (tmp_path / "config.json").exists()
+
+
+class TestRecoveries:
+    def test_lines_are_appended_and_read(self, tmp_path):
+        run = open_run(tmp_path, SETTINGS)
+        assert run.read_recoveries() == []
+        assert not (tmp_path / "recoveries.jsonl").exists()  # a run that never recovered has none
+        records = [{"step": step, "faults": ["energy_gap"]} for step in (7, 40, 41)]
+        for record in records:
+            run.append_recovery(record)
+        assert open_run(tmp_path, SETTINGS, resume=True).read_recoveries() == records
+        with (tmp_path / "recoveries.jsonl").open("a") as file:
+            file.write('{"step": 9')  # a kill
+        assert run.read_recoveries() == records
+
+    @pytest.mark.parametrize("count", [0, 1, 3, 9])
+    def test_those_after_the_checkpoint_are_dropped(self, tmp_path, count):
+        run = open_run(tmp_path, SETTINGS)
+        run.truncate_recoveries(count)
+        for step in (1, 2, 3):
+            run.append_recovery({"step": step})
+        run.truncate_recoveries(count)
+        assert [record["step"] for record in run.read_recoveries()] == [1, 2, 3][:count]
+        assert (tmp_path / "recoveries.jsonl").exists() == (count > 0)
+
+    def test_overwriting_removes_them(self, tmp_path):
+        run = open_run(tmp_path, SETTINGS)
+        run.append_recovery({"step": 1})
+        assert open_run(tmp_path, SETTINGS, overwrite=True).read_recoveries() == []
+        assert names(tmp_path) == [CONFIG, METRICS]
+
+
+def test_the_configuration_is_at_hand_as_it_would_be_read_back(tmp_path):
+    assert open_run(tmp_path, SETTINGS).config == SETTINGS | {"widths": [8, 8]}
+    assert open_run(tmp_path, SETTINGS, resume=True).config == json.loads((tmp_path / CONFIG).read_text())

@@ -4,24 +4,38 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxebm.training.checkpoint import CheckpointMismatchError
+from jaxebm.training.manifest import CheckpointMismatchError, differing_entries
+from jaxebm.training.write_errors import advise, error_number, explain
 
 __all__ = ["RunFolder", "open_run", "write_atomically"]
 
-CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+CONFIG, METRICS, RECOVERIES, CHECKPOINTS = "config.json", "metrics.jsonl", "recoveries.jsonl", "checkpoints"
 PICTURES = (
     *("density", "energies", "neighbours", "ood", "reliability", "samples", "training", "telemetry"),
     *("accuracy", "attention", "recall", "energy", "masked", "diffusion", "landscape", "capacity"),
-    *("intervals", "errors", "trajectories", "marginals"),
+    *("intervals", "errors", "trajectories", "marginals", "survival"),
 )
-RESULTS = ("card.json", "card.md", "samples.npz", *(f"{name}.png" for name in PICTURES))
+RESULTS = (RECOVERIES, "card.json", "card.md", "samples.npz", *(f"{name}.png" for name in PICTURES))
 """What a run writes beside those; ``overwrite`` removes no others, so that a person's own pictures stay."""
-UNCOMPARED = frozenset({"output", "resume", "overwrite", "progress"})
-"""Settings in which a resumed run may differ from the one that it resumes."""
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    """Says which file could not be written and why, where the operating system says only the latter."""
+    try:
+        yield
+    except OSError as error:
+        number = error_number(error)
+        if number is None:
+            raise
+        raise type(error)(
+            number, f"{path} could not be written: {explain(number)}{advise(number)}."
+        ) from error
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
@@ -31,6 +45,9 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
       path: the file.
       content: text (written as UTF-8) or bytes.
 
+    Raises:
+      OSError: if it cannot be written; the message names the file and the reason.
+
     Example:
       >>> folder = Path(tempfile.mkdtemp())
       >>> write_atomically(folder / "a.txt", "whole")
@@ -39,26 +56,45 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives 0600, which would lock colleagues out of results
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with _clear_errors(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            # mkstemp gives 0600, which would lock colleagues out of results
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
 
 
 class RunFolder:
-    """An open run folder; made by `open_run`."""
+    """An open run folder; made by `open_run`.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+      path: the folder.
+      config: the settings that `open_run` was given, as they would be read back (tuples as lists).
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any] | None = None) -> None:
         self.path = path
+        self.config: dict[str, Any] = dict(config or {})
 
     @property
     def checkpoints(self) -> Path:
@@ -71,24 +107,37 @@ class RunFolder:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one line to ``metrics.jsonl``."""
-        with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+        self._append(METRICS, record)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns the records of ``metrics.jsonl``; a last line cut short by a kill is left out."""
-        records = []
-        if (self.path / METRICS).exists():
-            for line in (self.path / METRICS).read_text().splitlines():
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
-        return records
+        return _read_lines(self.path / METRICS)
 
     def truncate_metrics(self, step: int) -> None:
         """Drops the records after ``step``, which a resumed run will write again."""
-        kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
-        write_atomically(self.path / METRICS, "".join(kept))
+        self._rewrite(METRICS, [record for record in self.read_metrics() if record["step"] <= step])
+
+    def append_recovery(self, record: Mapping[str, Any]) -> None:
+        """Appends one line to ``recoveries.jsonl``, which a run that never recovered does not have."""
+        self._append(RECOVERIES, record)
+
+    def read_recoveries(self) -> list[dict[str, Any]]:
+        """Returns the records of ``recoveries.jsonl``; a last line cut short by a kill is left out."""
+        return _read_lines(self.path / RECOVERIES)
+
+    def truncate_recoveries(self, count: int) -> None:
+        """Drops the records after the first ``count``, which a resumed run will write again."""
+        if count:
+            self._rewrite(RECOVERIES, self.read_recoveries()[:count])
+        else:
+            (self.path / RECOVERIES).unlink(missing_ok=True)
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        with _clear_errors(self.path / name), (self.path / name).open("a") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+
+    def _rewrite(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        write_atomically(self.path / name, "".join(json.dumps(dict(record)) + "\n" for record in records))
 
 
 def _is_run(path: Path) -> bool:
@@ -115,11 +164,7 @@ def _check_same_config(path: Path, config: Mapping[str, Any]) -> None:
             f"{path / CONFIG} is no readable configuration ({error}): nothing can be resumed. Choose another "
             "--output, or replace the run with --overwrite."
         ) from None
-    differing = [
-        f"{name}: saved {saved.get(name)!r}, now {config.get(name)!r}"
-        for name in sorted((saved.keys() | config.keys()) - UNCOMPARED)
-        if saved.get(name) != config.get(name)
-    ]
+    differing = differing_entries(saved, config)
     if differing:
         raise CheckpointMismatchError(
             f"--resume: {path} holds a run of another configuration ({'; '.join(differing)}). "
@@ -188,7 +233,7 @@ def open_run(
                 f"--overwrite: {path} holds files but no run ({CONFIG} and {METRICS}): choose another folder."
             )
         _remove_run(path)
-    folder = RunFolder(path)
+    folder = RunFolder(path, config)
     if resume and (path / CONFIG).exists():
         _check_same_config(path, config)
     elif resume and (path / CHECKPOINTS).exists():
