@@ -3,11 +3,14 @@
 import runpy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from jaxebm.training import Dispatch, loop
 
 # A file of its own, because the tests that kill a run start it as a process too.
 PROGRAM = '''
@@ -76,6 +79,29 @@ if __name__ == "__main__":
     RunFolder.append_metrics = append_slowly
     train(sys.argv[1])
 '''
+
+
+class KeptDispatch(Dispatch):
+    """A program compiled once for a step, a monitor and shapes, however many runs there are."""
+
+    kept: ClassVar[dict[Any, Any]] = {}
+
+    def compile(self, state: Any, data: Any) -> None:
+        shapes = tuple((jnp.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves((state, data)))
+        key = (self.train_step, self.monitor, shapes)
+        if key not in self.kept:
+            super().compile(state, data)
+            self.kept[key] = self._compiled, self.compile_seconds, self.memory
+        self._compiled, self.compile_seconds, self.memory = self.kept[key]
+
+
+@pytest.fixture(scope="module")
+def compile_once(cheap_compilation):
+    """Runs of this process share their compiled steps; those that start processes compile anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Dispatch", KeptDispatch)
+        yield
+    KeptDispatch.kept.clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,29 @@
-"""Divergence is named: which step, which metric, which array."""
+"""Divergence is found in its own update, in healthy noise nothing is, and what is found is named."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from jaxebm.objectives import persistent
 from jaxebm.samplers import UniformInitial, sgld
-from jaxebm.training import DivergenceError, check_metrics, check_state, init_state
+from jaxebm.training import (
+    FAULTS,
+    DivergenceError,
+    Monitor,
+    TrainState,
+    check_metrics,
+    check_state,
+    diagnose,
+    init_health,
+    init_state,
+    measure_chains,
+    name_faults,
+)
+from jaxebm.training.health import describe_faults, inspect
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -61,3 +75,119 @@ def test_memory_of_other_kinds_is_looked_over(state):
     """Integers, truth values and typed keys cannot be non-finite, and need not be arrays to NumPy."""
     memory = {"key": jax.random.key(1), "count": jnp.arange(3), "on": jnp.array([True]), "none": None}
     check_state(state._replace(memory=memory))
+
+
+def judge(monitor, series):
+    """Runs `diagnose` over series of metrics; returns the first update each fault was found at."""
+    state = TrainState(*[jnp.ones(())] * 7, health=init_health())
+
+    @jax.jit
+    def run(series):
+        def update(health, metrics):
+            return diagnose(monitor, state._replace(health=health), metrics)
+
+        return jax.lax.scan(update, init_health(), series)[1]
+
+    faults = np.asarray(run({name: jnp.asarray(values, jnp.float32) for name, values in series.items()}))
+    found = {}
+    for step in np.flatnonzero(faults):
+        for name in name_faults(int(faults[step])):
+            found.setdefault(name, int(step))
+    return found
+
+
+class TestBands:
+    noise = np.random.default_rng(0).normal(size=100_000)
+
+    def test_noise_raises_no_alarm(self):
+        """100,000 updates of Gaussian noise, 20,000 of Student's t with 10 degrees of freedom."""
+        heavy = np.random.default_rng(1).standard_t(10, size=20_000)
+        assert judge(Monitor(), {"energy_gap": self.noise}) == {}
+        assert judge(Monitor(), {"energy_gap": 0.3 * heavy, "gradient_norm": np.exp(0.3 * heavy)}) == {}
+
+    @pytest.mark.parametrize("sign", [-1, 1])
+    @pytest.mark.parametrize("scale", [1.0, 1000.0])
+    def test_a_jump_is_found_in_its_own_update(self, sign, scale):
+        """In units of the noise, whatever the scale of the energies."""
+        gap = scale * self.noise[:2000].copy()
+        gap[1500] = sign * 12 * scale
+        assert judge(Monitor(), {"energy_gap": gap}) == {"energy_gap": 1500}
+
+    def test_a_slow_divergence_does_not_widen_its_own_band(self):
+        """exp(t / 30) on unit noise: found before it is 30 standard deviations."""
+        since = np.arange(1000) - 500
+        gap = self.noise[:1000] - np.where(since > 0, np.exp(since / 30.0), 0.0)
+        step = judge(Monitor(), {"energy_gap": gap})["energy_gap"]
+        assert -30 < gap[step] < -8
+
+    def test_norms_are_faulty_when_they_grow_only(self):
+        """A cosine schedule ends a hundred times lower; a gradient that vanishes has arrived."""
+        norm = np.exp(0.1 * self.noise[:2000]) * np.geomspace(1.0, 1e-2, 2000)
+        assert judge(Monitor(), {"gradient_norm": norm, "update_norm": norm}) == {}
+        norm[1700] *= 100
+        assert judge(Monitor(), {"gradient_norm": norm}) == {"gradient_norm": 1700}
+
+    def test_the_first_update_of_a_warm_up_has_no_logarithm(self):
+        norm = np.minimum(np.arange(700) / 100, 1.0)
+        norm[600] = 50.0
+        assert judge(Monitor(), {"update_norm": norm}) == {"update_norm": 600}
+
+    def test_nothing_is_judged_before_the_warm_up(self):
+        gap = self.noise[:200].copy()
+        gap[50] = 1e4
+        assert judge(Monitor(), {"energy_gap": gap}) == {}
+        assert judge(Monitor(warmup=20), {"energy_gap": gap}) == {"energy_gap": 50}
+
+    def test_bands_can_be_left_out(self):
+        gap = self.noise[:400].copy()
+        gap[300] = 1e4
+        assert judge(Monitor(bands=False), {"energy_gap": gap}) == {}
+
+
+class TestChains:
+    def test_are_judged_after_some_patience(self):
+        moving = np.zeros(60)
+        stuck = np.where((np.arange(60) > 10) & (np.arange(60) < 14) | (np.arange(60) > 30), 1.0, 0.0)
+        assert judge(Monitor(), {"frozen_chains": moving, "saturated_chains": 0.9 * stuck}) == {}
+        assert judge(Monitor(), {"frozen_chains": stuck}) == {"frozen": 35}
+        assert judge(Monitor(patience=2), {"saturated_chains": stuck}) == {"saturated": 12}
+        assert judge(Monitor(), {"chain_spread": 1.0 - stuck}) == {"alike": 35}
+
+    def test_measures(self):
+        x = jax.random.uniform(jax.random.key(0), (1000, 4), minval=-1.0, maxval=1.0)
+        found = measure_chains(x, 0.5 * x, jnp.array([0.0, 0.1]))
+        assert float(found["frozen_chains"]) == 0.5
+        assert abs(float(found["chain_spread"]) - 0.5) < 1e-6
+        clamped = jnp.clip(10.0 * x, -1.0, 1.0)  # a tenth of the entries stays inside
+        share = float(measure_chains(x, clamped, None)["saturated_chains"])
+        assert abs(share - 0.9) < 5 * np.sqrt(0.09 / 4000)
+        # Binary data sit at the ends themselves, and chains that do so, too, are none the worse.
+        assert float(measure_chains(jnp.sign(x), jnp.sign(x), None)["saturated_chains"]) == 0.0
+        assert measure_chains(None, x, None) == {}
+
+
+def test_faults_have_names_and_sentences():
+    everything = name_faults((1 << len(FAULTS)) - 1)
+    assert everything == list(FAULTS)
+    said = describe_faults(9, ["energy_gap", "memory"], {"energy_gap": -40.0, "loss": 1.0})
+    assert said == (
+        "step 9: the energy gap has left its running band and the replay buffer holds entries that are not "
+        "finite (energy_gap=-40)"
+    )
+
+
+@pytest.mark.parametrize("part", ["params", "ema_params", "optimizer_state", "memory"])
+def test_inspection_reads_every_number(state, part):
+    assert int(jax.jit(inspect)(state)) == 0
+    leaves, structure = jax.tree.flatten(getattr(state, part))
+    at = next(i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    leaves[at] = leaves[at].at[(-1,) * leaves[at].ndim].set(jnp.inf)
+    sick = state._replace(**{part: jax.tree.unflatten(structure, leaves)})
+    name = "parameters" if part.endswith("params") else part
+    assert name_faults(int(jax.jit(inspect)(sick))) == [name]
+
+
+@pytest.mark.parametrize("name", ["deviations", "smallest_deviation", "memory", "warmup", "patience"])
+def test_bad_thresholds_are_refused(name):
+    with pytest.raises(ValueError, match=name):
+        Monitor(**{name: 0}).check()

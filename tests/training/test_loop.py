@@ -1,6 +1,5 @@
 """The loop: however a run ends, going on gives the run that never stopped, bit for bit."""
 
-import functools
 import os
 import random
 import signal
@@ -21,10 +20,11 @@ from jaxebm.samplers import sgld
 from jaxebm.training import (
     CheckpointMismatchError,
     Checkpoints,
+    Dispatch,
     DivergenceError,
+    Report,
     RunFolder,
     TrainingInterrupted,
-    compile_steps,
     fit,
     init_state,
     loop,
@@ -32,7 +32,7 @@ from jaxebm.training import (
     open_run,
 )
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
+pytestmark = pytest.mark.usefixtures("cheap_compilation", "compile_once")
 
 TIMES = ("seconds", "samples_per_second")
 
@@ -66,17 +66,8 @@ def saved_steps(folder):
     return sorted(int(entry.name) for entry in entries if entry.name.isdigit())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_once():
-    """Resuming in this process reuses the compiled steps; those that start processes compile anew."""
-    # Under the tests' own setting already here, because `jit` compiles anew for another.
-    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("raise"):
-        patch.setattr(loop, "compile_steps", functools.cache(compile_steps))
-        yield
-
-
 @pytest.fixture(scope="module")
-def reference(tiny, bits, tmp_path_factory):
+def reference(tiny, bits, tmp_path_factory, compile_once):
     return Reference(tiny, tmp_path_factory.mktemp("reference"), bits)
 
 
@@ -181,7 +172,7 @@ class TestNumbers:
     def test_checkpoints_come_as_often_as_asked(self, tmp_path, monkeypatch, checkpoint_every):
         step, make_state = QUADRATIC
         written = []
-        monkeypatch.setattr(Checkpoints, "save", lambda self, state: written.append(int(state.step)))
+        monkeypatch.setattr(Checkpoints, "save", lambda self, state, _: written.append(int(state.step)))
         fit(
             step, make_state(), DATA, num_steps=33, steps_per_dispatch=4, run=open_run(tmp_path, {}),
             checkpoint_every=checkpoint_every,
@@ -246,7 +237,10 @@ class TestResuming:
         reference.train(tmp_path, num_steps=4)
         step, make_state = QUADRATIC
         with pytest.raises(CheckpointMismatchError, match="arrays differ"):
-            fit(step, make_state(), DATA, num_steps=8, run=RunFolder(tmp_path))
+            fit(
+                step, make_state(), reference.problem["data"], num_steps=8,
+                run=open_run(tmp_path, reference.config, resume=True),
+            )  # fmt: skip
 
 
 class TestSignals:
@@ -285,14 +279,15 @@ class TestSignals:
 
         dispatched = threading.Event()
 
-        def endless_steps(train_step, length):
-            def dispatch(state, data):
+        class EndlessDispatch(Dispatch):
+            def compile(self, state, data):
+                pass
+
+            def __call__(self, state, data, num_steps):
                 dispatched.set()
-                return state, {"loss": Endless()}
+                return state, Report({"loss": Endless()}, (), (), {})
 
-            return dispatch
-
-        monkeypatch.setattr(loop, "compile_steps", endless_steps)
+        monkeypatch.setattr(loop, "Dispatch", EndlessDispatch)
         step, make_state = quadratic()
         handler = signal.getsignal(signal.SIGINT)
 
@@ -338,7 +333,7 @@ class TestSignals:
 class TestDivergence:
     @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
     def test_is_named_and_keeps_the_last_good_checkpoint(self, tmp_path, value):
-        """The 23rd batch is bad: the dispatch of steps 21 to 24 shows it, the checkpoint is of step 20."""
+        """The 23rd batch is bad, the third update of its dispatch; the checkpoint is of step 20."""
 
         def next_batch(key, data, count):
             return jnp.where(count == 22, value, 1.0) * data, count + 1
@@ -347,8 +342,11 @@ class TestDivergence:
         run = open_run(tmp_path, {})
         before = signal.getsignal(signal.SIGINT)
         state = make_state(streams=jnp.zeros((), jnp.int32))
-        with pytest.raises(DivergenceError, match=r"step 24: .*loss=nan.*--learning-rate"):
-            fit(step, state, DATA, num_steps=40, steps_per_dispatch=4, checkpoint_every=10, run=run)
+        with pytest.raises(DivergenceError, match=r"step 23: .*loss=nan.*--learning-rate"):
+            fit(
+                step, state, DATA, num_steps=40, steps_per_dispatch=4, checkpoint_every=10, run=run,
+                recovery=None,
+            )  # fmt: skip
         assert signal.getsignal(signal.SIGINT) is before
         assert [record["step"] for record in run.read_metrics()] == [4, 8, 12, 16, 20]
         with Checkpoints(run.checkpoints) as checkpoints:
@@ -357,7 +355,7 @@ class TestDivergence:
         assert bool(jnp.isfinite(restored.params).all())
 
     def test_of_parameters_behind_a_finite_loss(self, tmp_path):
-        """A refresh breaks the average only: no metric shows it, but no checkpoint takes it."""
+        """A refresh breaks the average only: no metric shows it, but the end of the dispatch does."""
         step, make_state = QUADRATIC
 
         def breaking(state, data):
@@ -365,10 +363,11 @@ class TestDivergence:
             return state._replace(ema_params=jnp.where(state.step >= 14, jnp.nan, state.ema_params)), metrics
 
         run = open_run(tmp_path, {})
-        with pytest.raises(DivergenceError, match=r"step 20: \['ema_params'\] is not finite"):
+        with pytest.raises(DivergenceError, match=r"step 16: a parameter or its average is not finite"):
             fit(
-                breaking, make_state(), DATA, num_steps=40, steps_per_dispatch=4, checkpoint_every=10, run=run
-            )
+                breaking, make_state(), DATA, num_steps=40, steps_per_dispatch=4, checkpoint_every=10,
+                recovery=None, run=run,
+            )  # fmt: skip
         assert saved_steps(tmp_path) == [12]
 
 

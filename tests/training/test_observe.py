@@ -1,16 +1,14 @@
 """Looking at the state now and then: when it happens, where it is written, and that it changes nothing."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxebm.training import RunFolder, compile_steps, fit, loop, open_run
+from jaxebm.training import RunFolder, fit, open_run
 
-pytestmark = pytest.mark.usefixtures("cheap_compilation")
+pytestmark = pytest.mark.usefixtures("cheap_compilation", "compile_once")
 
 
 class Observer:
@@ -25,13 +23,11 @@ class Observer:
 
 
 @pytest.fixture(scope="module")
-def train(tiny):
+def train(tiny, compile_once):
     """``train(run, num_steps=33, **options)``: dispatches of 4, a checkpoint every 10; compiled once."""
     step, make_state, data = tiny["problem"]()
     settings = {"num_steps": tiny["NUM_STEPS"], "steps_per_dispatch": 4, "checkpoint_every": 10}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "compile_steps", functools.cache(compile_steps))
-        yield lambda run=None, **options: fit(step, make_state(), data, run=run, **(settings | options))
+    return lambda run=None, **options: fit(step, make_state(), data, run=run, **(settings | options))
 
 
 @pytest.fixture(scope="module")

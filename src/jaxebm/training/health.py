@@ -1,15 +1,34 @@
-"""Divergence is detected and reported, never papered over."""
+"""Divergence is detected where it happens, on the device, after every update; it is never papered over.
+
+A `Monitor` looks at the metrics and the state of one update and returns the faults that it found as the bits
+of one integer, so that the compiled loop can stop at the first sick one without asking the host. What follows
+is the business of `jaxebm.training.recovery`.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxebm.training.state import TrainState
+from jaxebm import checks
+from jaxebm.training.state import WATCHED, Health, TrainState
+from jaxebm.types import Array, Metrics, Position
 
-__all__ = ["DivergenceError", "check_metrics", "check_state"]
+__all__ = [
+    "FAULTS",
+    "DivergenceError",
+    "Monitor",
+    "check_metrics",
+    "check_state",
+    "diagnose",
+    "inspect",
+    "measure_chains",
+    "name_faults",
+    "sample_norm",
+]
 
 ADVICE = (
     "Training has diverged. Lower --learning-rate or --sampler-step-size, add an energy-L2 term "
@@ -17,9 +36,284 @@ ADVICE = (
     "the last good checkpoint is kept."
 )
 
+CHAINS = ("frozen_chains", "saturated_chains", "chain_spread")
+"""Metrics of the chains that `measure_chains` takes and `diagnose` judges, where a step has them."""
+
+FAULTS: Mapping[str, str] = {
+    "metrics": "the loss or another metric is not finite",
+    "parameters": "a parameter or its average is not finite",
+    "optimizer_state": "the optimiser's state is not finite",
+    "memory": "the replay buffer holds entries that are not finite",
+    "optimizer_lost": "the optimiser's state is not what the last update left",
+    "energy_gap": "the energy gap has left its running band",
+    "joint_energy_gap": "the joint energy gap has left its running band",
+    "gradient_norm": "the gradient's norm has left its running band",
+    "update_norm": "the update's norm has left its running band",
+    "frozen": "the chains do not move",
+    "saturated": "the chains sit at the ends of their range",
+    "alike": "the chains are all alike (a dead buffer)",
+}
+"""What can be wrong, by the name of its bit: fault number i is bit i of what `diagnose` returns."""
+SAMPLED = 4096
+"""Entries of each leaf of the optimiser's state that are looked at after every update."""
+
 
 class DivergenceError(RuntimeError):
-    """Raised when a loss, a metric or a parameter stops being finite."""
+    """Raised when training has diverged, and cannot or must not be recovered."""
+
+
+class Monitor(NamedTuple):
+    """When an update counts as sick.
+
+    Non-finite numbers always do. A watched metric does if it leaves mean +- ``deviations`` standard
+    deviations of its running band; bands forget with a time constant of ``memory`` updates, and judge nothing
+    before they have seen ``warmup``. An outlier counts as two standard deviations at most, so that a slow
+    divergence does not widen the band that is to catch it.
+
+    Attributes:
+      deviations: half-width of the bands in running standard deviations.
+      smallest_deviation: the least standard deviation of a band: in nats for energies, in units of the
+        natural logarithm for norms.
+      memory: updates over which a band forgets.
+      warmup: updates that a band must have seen.
+      patience: updates in a row after which frozen, saturated or identical chains are a fault.
+      bands: whether anything but non-finite numbers is a fault.
+
+    Example:
+      >>> Monitor(deviations=6.0).memory
+      200
+    """
+
+    deviations: float = 8.0
+    smallest_deviation: float = 0.25
+    memory: int = 200
+    warmup: int = 100
+    patience: int = 5
+    bands: bool = True
+
+    def check(self) -> None:
+        """Raises ``ValueError`` naming the first number that is out of range."""
+        checks.positive("deviations", self.deviations)
+        checks.positive("smallest_deviation", self.smallest_deviation)
+        for name in ("memory", "warmup", "patience"):
+            checks.positive_integer(name, getattr(self, name))
+
+
+def name_faults(faults: int) -> list[str]:
+    """Returns the names of the bits that are set.
+
+    Args:
+      faults: from `diagnose`, 0 for a healthy update.
+
+    Example:
+      >>> name_faults(0), name_faults(0b1001)
+      ([], ['metrics', 'memory'])
+    """
+    return [name for bit, name in enumerate(FAULTS) if faults >> bit & 1]
+
+
+def _floating(tree: Any) -> list[Array]:
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+
+def _finite_norm(tree: Any) -> Array:
+    """Whether the norm of all floating-point entries is finite."""
+    # It is unless an entry is not, or beyond the square root of what floats can hold, which is no healthier;
+    # and on a CPU a product is three times as fast as a test of each entry.
+    squares = [jnp.vdot(leaf, leaf) for leaf in _floating(tree)]
+    return jnp.isfinite(sum(squares, jnp.zeros(())))
+
+
+def measure_chains(x_data: Position | None, x_model: Position, displacement: Array | None) -> Metrics:
+    """Returns what tells living chains from dead ones.
+
+    frozen_chains = share of chains whose displacement is exactly 0
+    saturated_chains = share of entries at the least or the greatest value there is, beyond that of the data
+    chain_spread = sd over chains / sd over data (each the root mean square over entries)
+
+    Args:
+      x_data: examples, leaves ``(n, ...)``, or None where a step has none.
+      x_model: where the chains end, leaves ``(m, ...)``.
+      displacement: how far each chain moved, ``(m,)``, or None where nobody measured it.
+
+    Returns:
+      The metrics `diagnose` judges; those that need what is None are left out.
+
+    Example:
+      >>> found = measure_chains(jnp.array([[0.0], [1.0]]), jnp.array([[0.5], [0.5]]), jnp.zeros(2))
+      >>> {name: float(value) for name, value in found.items()}
+      {'frozen_chains': 1.0, 'saturated_chains': 0.0, 'chain_spread': 0.0}
+    """
+    found: Metrics = {}
+    if displacement is not None:
+        found["frozen_chains"] = jnp.mean(displacement == 0, dtype=jnp.float32)
+    if x_data is not None:
+        excess = _share_at_ends(x_model) - _share_at_ends(x_data)
+        found["saturated_chains"] = jnp.maximum(excess, 0.0)
+        found["chain_spread"] = _spread(x_model) / jnp.maximum(_spread(x_data), 1e-30)
+    return found
+
+
+def _share_at_ends(xs: Position) -> Array:
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(xs)]
+    at_ends = [jnp.sum((leaf == leaf.min()) | (leaf == leaf.max())) for leaf in leaves]
+    return sum(at_ends, jnp.zeros((), jnp.int32)) / sum(leaf.size for leaf in leaves)
+
+
+def _spread(xs: Position) -> Array:
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(xs)]
+    squares = [jnp.sum(jnp.var(leaf, axis=0)) for leaf in leaves]
+    return jnp.sqrt(sum(squares, jnp.zeros(())) / sum(leaf[0].size for leaf in leaves))
+
+
+def diagnose(monitor: Monitor, state: TrainState, metrics: Metrics) -> tuple[Health, Array]:
+    """Judges one update by what it costs little to look at, and lets the running bands take it in.
+
+    Args:
+      monitor: the thresholds.
+      state: after the update; its ``health`` is still that of before.
+      metrics: of the update, scalars by name. `WATCHED` ones have bands; those of `measure_chains` are judged
+        by their streaks, ``optimizer_norm``, of the state that the update began with, by what the last
+        one left; all must be finite.
+
+    Returns:
+      ``(health, faults)``: the new health, and the faults as bits of an integer, 0 if there is none.
+
+    Example:
+      >>> from jaxebm.training.state import init_health
+      >>> state = TrainState(*[jnp.ones(())] * 7, health=init_health())
+      >>> health, faults = diagnose(Monitor(), state, {"loss": jnp.array(jnp.nan)})
+      >>> name_faults(int(faults))
+      ['metrics']
+    """
+    health = state.health
+    norm = sample_norm(state.optimizer_state)
+    found = {
+        # Gradients and updates are among them, in norm: so nothing that is learnt escapes.
+        "metrics": ~jnp.isfinite(jnp.stack([jnp.asarray(value) for value in metrics.values()])).all(),
+        "optimizer_state": ~jnp.isfinite(norm),
+        "memory": ~_finite_norm(state.memory),
+    }
+    if monitor.bands:
+        # The update is to begin with what the last one left, and moments forget a tenth of it at most.
+        began = metrics.get("optimizer_norm", health.optimizer_norm)
+        changed = jnp.abs(began - health.optimizer_norm) > 0.01 * health.optimizer_norm
+        found["optimizer_lost"] = (changed & (state.step > 1)) | (norm < 0.1 * health.optimizer_norm)
+        health, outside = _judge_bands(monitor, health, metrics)
+        health, stuck = _judge_chains(monitor, health, metrics)
+        found |= outside | stuck
+    return health._replace(optimizer_norm=norm), _as_bits(found)
+
+
+def inspect(state: TrainState) -> Array:
+    """Reads every number of a state: what `diagnose` leaves out, once a dispatch.
+
+    Args:
+      state: after the last update.
+
+    Returns:
+      Faults as bits of an integer, 0 if all is finite.
+
+    Example:
+      >>> from jaxebm.training.state import init_health
+      >>> state = TrainState(*[jnp.ones(())] * 7, health=init_health())
+      >>> name_faults(int(inspect(state._replace(ema_params=jnp.array([0.0, jnp.inf])))))
+      ['parameters']
+    """
+
+    def broken(tree: Any) -> Array:
+        return ~jnp.stack([jnp.isfinite(leaf).all() for leaf in [jnp.zeros(()), *_floating(tree)]]).all()
+
+    found = {
+        "parameters": broken((state.params, state.ema_params)),
+        "optimizer_state": broken(state.optimizer_state),
+        "memory": broken(state.memory),
+    }
+    return _as_bits(found)
+
+
+def _as_bits(found: Mapping[str, Array]) -> Array:
+    bits = [found[name].astype(jnp.int32) << bit for bit, name in enumerate(FAULTS) if name in found]
+    return sum(bits, jnp.zeros((), jnp.int32))
+
+
+def sample_norm(tree: Any) -> Array:
+    """Returns the norm of the first entries of each leaf: enough to see that an optimiser's state is another.
+
+    Example:
+      >>> float(sample_norm((jnp.array([3.0, 0.0]), jnp.array([4.0]))))
+      5.0
+    """
+    samples = [leaf.reshape(-1)[:SAMPLED].astype(jnp.float32) for leaf in _floating(tree)]
+    return jnp.sqrt(sum((jnp.vdot(sample, sample) for sample in samples), jnp.zeros(())))
+
+
+def _judge_bands(monitor: Monitor, health: Health, metrics: Metrics) -> tuple[Health, dict[str, Array]]:
+    logarithmic = np.array([name.endswith("_norm") for name in WATCHED])
+    raw = jnp.stack([jnp.asarray(metrics.get(name, 0.0), jnp.float32) for name in WATCHED])
+    # A norm of zero (the first update of a warm-up) has no logarithm, and no band takes it in.
+    seen = np.array([name in metrics for name in WATCHED]) & ~(logarithmic & (raw == 0))
+    values = jnp.where(logarithmic, jnp.log(jnp.where(seen, jnp.abs(raw), 1.0)), raw)
+
+    deviation = jnp.maximum(jnp.sqrt(health.variance), monitor.smallest_deviation)
+    distance = values - health.mean
+    judged = seen & (health.seen >= monitor.warmup)
+    # Rates fall to zero at the end of a schedule, gradients at its goal: only growth of a norm is a fault.
+    magnitude = jnp.where(logarithmic, distance, jnp.abs(distance))
+    outside = judged & (magnitude > monitor.deviations * deviation)
+
+    # The mean of the first updates at first, then an exponential one.
+    rate = jnp.maximum(1.0 / (health.seen + 1.0), 1.0 / monitor.memory)
+    limit = jnp.where(health.seen < monitor.warmup, jnp.inf, 2.0 * deviation)
+    move = jnp.clip(distance, -limit, limit)
+    mean = health.mean + rate * move
+    variance = (1.0 - rate) * (health.variance + rate * move**2)
+    health = health._replace(
+        mean=jnp.where(seen, mean, health.mean),
+        variance=jnp.where(seen, variance, health.variance),
+        seen=health.seen + seen,
+    )
+    return health, {name: outside[i] for i, name in enumerate(WATCHED)}
+
+
+def _judge_chains(monitor: Monitor, health: Health, metrics: Metrics) -> tuple[Health, dict[str, Array]]:
+    no = jnp.zeros((), bool)
+    now = jnp.stack(
+        [
+            metrics["frozen_chains"] == 1.0 if "frozen_chains" in metrics else no,
+            metrics["saturated_chains"] > 0.99 if "saturated_chains" in metrics else no,
+            metrics["chain_spread"] < 1e-3 if "chain_spread" in metrics else no,
+        ]
+    )
+    streaks = jnp.where(now, health.streaks + 1, 0)
+    stuck = streaks >= monitor.patience
+    return health._replace(streaks=streaks), {
+        name: stuck[i] for i, name in enumerate(("frozen", "saturated", "alike"))
+    }
+
+
+def describe_faults(step: int, faults: Sequence[str], metrics: Mapping[str, float]) -> str:
+    """Says in one sentence what is wrong, with the numbers that show it.
+
+    Args:
+      step: the update.
+      faults: names, from `name_faults`.
+      metrics: of that update.
+
+    Returns:
+      A sentence for people.
+
+    Example:
+      >>> describe_faults(7, ["memory"], {"loss": 0.5})
+      'step 7: the replay buffer holds entries that are not finite'
+    """
+    broken = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+    shown = broken | {
+        name: metrics[name] for name in (*WATCHED, *CHAINS) if name in faults and name in metrics
+    }
+    numbers = ", ".join(f"{name}={value:.6g}" for name, value in sorted(shown.items()))
+    said = " and ".join(FAULTS[name] for name in faults)
+    return f"step {step}: {said}{f' ({numbers})' if numbers else ''}"
 
 
 def check_metrics(step: int, metrics: Mapping[str, float]) -> None:

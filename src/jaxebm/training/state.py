@@ -9,7 +9,60 @@ import optax
 from jaxebm.objectives.negatives import NegativeSampler
 from jaxebm.types import Array, Params
 
-__all__ = ["TrainState", "init_state"]
+__all__ = ["Health", "TrainState", "init_health", "init_state"]
+
+WATCHED = ("energy_gap", "joint_energy_gap", "gradient_norm", "update_norm")
+"""Metrics that have a running band; the norms are followed by their logarithms."""
+
+
+class Health(NamedTuple):
+    """What `jaxebm.training.health.Monitor` remembers of a run, and what recoveries have changed in it.
+
+    Attributes:
+      mean: running means of the `WATCHED` metrics, ``(4,)``.
+      variance: running variances around them, ``(4,)``.
+      seen: values that each band has seen, ``(4,)``.
+      streaks: updates in a row that chains have been frozen, saturated, alike, ``(3,)``.
+      optimizer_norm: norm of the optimiser's state after the last update, a scalar.
+      recoveries: how often the run has been rolled back, a scalar.
+      last_change: the update of the last fault, or at which a remedy was lifted, a scalar; -1 before any.
+      in_a_row: faults without a healthy stretch between them, a scalar.
+      rung: how many remedies of the ladder are in force, a scalar.
+      learning_rate_factor: by which every update is multiplied, a scalar.
+    """
+
+    mean: Array
+    variance: Array
+    seen: Array
+    streaks: Array
+    optimizer_norm: Array
+    recoveries: Array
+    last_change: Array
+    in_a_row: Array
+    rung: Array
+    learning_rate_factor: Array
+
+
+def init_health() -> Health:
+    """Returns the health of a run that has not begun.
+
+    Example:
+      >>> int(init_health().recoveries), float(init_health().learning_rate_factor)
+      (0, 1.0)
+    """
+    # Every leaf an array of its own: one that two of them shared could not be donated.
+    return Health(
+        mean=jnp.zeros(len(WATCHED)),
+        variance=jnp.zeros(len(WATCHED)),
+        seen=jnp.zeros(len(WATCHED), jnp.int32),
+        streaks=jnp.zeros(3, jnp.int32),
+        optimizer_norm=jnp.zeros(()),
+        recoveries=jnp.zeros((), jnp.int32),
+        last_change=jnp.full((), -1, jnp.int32),
+        in_a_row=jnp.zeros((), jnp.int32),
+        rung=jnp.zeros((), jnp.int32),
+        learning_rate_factor=jnp.ones(()),
+    )
 
 
 class TrainState(NamedTuple):
@@ -24,6 +77,7 @@ class TrainState(NamedTuple):
       streams: places in the data, any pytree of `StreamState`.
       rng_key: the run's key; step n uses ``fold_in(rng_key, n)``, so that no step depends on how steps are
         grouped.
+      health: what detection and recovery remember.
     """
 
     step: Array
@@ -33,6 +87,7 @@ class TrainState(NamedTuple):
     memory: Any
     streams: Any
     rng_key: Array
+    health: Health
 
 
 def init_state(
@@ -74,6 +129,7 @@ def init_state(
         memory=negatives.init(memory_key),
         streams=streams,
         rng_key=run_key,
+        health=init_health(),
     )
     # A buffer that two leaves share (some optimisers keep the parameters themselves) could not be donated.
     return jax.tree.map(jnp.array, state)

@@ -10,6 +10,8 @@ import optax
 
 from jaxebm import checks
 from jaxebm.objectives.negatives import Negatives, NegativeSampler
+from jaxebm.training.health import measure_chains, sample_norm
+from jaxebm.training.placement import Placement
 from jaxebm.training.state import TrainState
 from jaxebm.types import Array, JointEnergyFn, Metrics, Params, Position
 
@@ -40,10 +42,12 @@ def make_train_step(
     start_of: Callable[[Batch], tuple[Position, Array]] | Callable[[Batch], tuple[None, None]] = _no_start,
     refresh: Callable[[Params, Batch], Params] | None = None,
     ema_decay: float = 0.999,
+    placement: Placement | None = None,
 ) -> TrainStep:
     """Returns the pure function of one update.
 
-    theta <- theta + optimizer(d loss(theta; batch, negatives) / d theta), negatives ~ chain on E(x, y; theta)
+    theta <- theta + f optimizer(d loss(theta; batch, negatives) / d theta), negatives ~ chain on
+    E(x, y; theta), f = 1 unless a recovery has lowered ``health.learning_rate_factor``
     ema <- d ema + (1 - d) theta,  d = min(ema_decay, (1 + step) / (10 + step)), so that early steps do not
     linger; step counts the updates done before this one.
 
@@ -57,9 +61,12 @@ def make_train_step(
       refresh: ``(params, batch) -> params`` after the update, where a network keeps statistics in its
         variables (`jaxebm.energies.networks.refresh_statistics`).
       ema_decay: in [0, 1); 0 makes the average equal to the parameters.
+      placement: where batches, chains and parameters lie on several devices; None for one device.
 
     Returns:
-      ``step(state, data) -> (state, metrics)``; metrics gain ``loss``, ``gradient_norm`` and ``update_norm``.
+      ``step(state, data) -> (state, metrics)``; metrics gain ``loss``, ``gradient_norm``, ``update_norm``,
+      ``optimizer_norm`` (of some entries of its state before the update) and those of
+      `jaxebm.training.health.measure_chains`.
 
     Raises:
       ValueError: if ``ema_decay`` lies outside [0, 1).
@@ -93,15 +100,21 @@ def make_train_step(
             jax.random.fold_in(state.rng_key, state.step), 3
         )
         batch, streams = next_batch(key_batch, data, state.streams)
+        whole_params = state.params
+        if placement is not None:
+            batch, whole_params = placement.shard_batch(batch), placement.gather(state.params)
         x_start, labels_start = start_of(batch)
         samples, memory = negatives.draw(
-            key_negatives, energy, state.params, x_start, labels_start, state.memory
+            key_negatives, energy, whole_params, x_start, labels_start, state.memory
         )
 
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.params, key_loss, batch, samples
+            whole_params, key_loss, batch, samples
         )
+        if placement is not None:
+            gradient = placement.scatter(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        updates = optax.tree.scale(state.health.learning_rate_factor, updates)
         params = optax.apply_updates(state.params, updates)
         if refresh is not None:
             params = refresh(params, batch)
@@ -115,11 +128,14 @@ def make_train_step(
             "loss": value,
             "gradient_norm": optax.tree.norm(gradient),
             "update_norm": optax.tree.norm(updates),
+            "optimizer_norm": sample_norm(state.optimizer_state),
         }
+        if samples.positions is not None:
+            metrics |= measure_chains(x_start, samples.positions, samples.displacement)
         new_state = TrainState(
-            state.step + 1, params, optimizer_state, ema_params, memory, streams, state.rng_key
+            state.step + 1, params, optimizer_state, ema_params, memory, streams, state.rng_key, state.health
         )
-        return new_state, metrics
+        return (new_state if placement is None else placement.constrain(new_state)), metrics
 
     return train_step
 

@@ -1,0 +1,136 @@
+"""Many updates in one compiled call that stops by itself at the first sick one."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxebm.training.health import Monitor, diagnose, inspect
+from jaxebm.training.state import TrainState
+from jaxebm.training.step import TrainStep
+from jaxebm.types import Array, Metrics
+
+__all__ = ["Dispatch", "Memory", "MonitoredSteps", "Report", "compile_monitored_steps"]
+
+
+class Report(NamedTuple):
+    """What happened in one dispatch of `compile_monitored_steps`.
+
+    Attributes:
+      metrics: means over its healthy updates; zeros if there was none.
+      updates: updates done, the sick one included, a scalar.
+      faults: of the last update, bits for `jaxebm.training.health.name_faults`; 0 if all went well.
+      last_metrics: of the last update.
+    """
+
+    metrics: Metrics
+    updates: Array
+    faults: Array
+    last_metrics: Metrics
+
+
+MonitoredSteps = Callable[[TrainState, Any, Array | int], tuple[TrainState, Report]]
+"""``(state, data, num_steps) -> (state, report)``, compiled, the state donated."""
+
+
+def compile_monitored_steps(train_step: TrainStep, monitor: Monitor | None = None) -> MonitoredSteps:
+    """Compiles updates into one dispatch that stops, on the device, at the first sick one.
+
+    Args:
+      train_step: from `make_train_step`.
+      monitor: what counts as sick; `Monitor()` by default.
+
+    Returns:
+      ``steps(state, data, num_steps) -> (state, report)``: one program for any ``num_steps``, a `Report` of
+      at most so many updates. The state passed in is consumed: use the one that is returned. After a fault
+      it is the sick one.
+
+    Example:
+      >>> from jaxebm.training import TrainState, init_health, name_faults
+      >>> def explode(state, data):
+      ...     params = 10.0 * state.params
+      ...     return state._replace(params=params, step=state.step + 1), {"loss": params}
+      >>> state = TrainState(jnp.zeros((), jnp.int32), jnp.ones(()), *[()] * 5, health=init_health())
+      >>> state, report = compile_monitored_steps(explode)(state, None, 100)
+      >>> int(report.updates), name_faults(int(report.faults))
+      (39, ['metrics', 'parameters'])
+    """
+    monitor = Monitor() if monitor is None else monitor
+    monitor.check()
+
+    @partial(jax.jit, donate_argnums=0)
+    def steps(state: TrainState, data: Any, num_steps: Array) -> tuple[TrainState, Report]:
+        def update(carry: tuple[TrainState, Report]) -> tuple[TrainState, Report]:
+            state, report = carry
+            state, metrics = train_step(state, data)
+            health, faults = diagnose(monitor, state, metrics)
+            sums = jax.tree.map(
+                lambda total, value: jnp.where(faults == 0, total + value, total), report.metrics, metrics
+            )
+            return state._replace(health=health), Report(sums, report.updates + 1, faults, metrics)
+
+        def unfinished(carry: tuple[TrainState, Report]) -> Array:
+            return (carry[1].updates < num_steps) & (carry[1].faults == 0)
+
+        shapes = jax.eval_shape(train_step, state, data)[1]
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        zero = jnp.zeros((), jnp.int32)
+        state, report = jax.lax.while_loop(unfinished, update, (state, Report(nothing, zero, zero, nothing)))
+        healthy = jnp.maximum(report.updates - (report.faults != 0), 1)
+        means = jax.tree.map(lambda total: total / healthy, report.metrics)
+        return state, report._replace(metrics=means, faults=report.faults | inspect(state))
+
+    return steps
+
+
+class Memory(NamedTuple):
+    """Bytes on one device, as the compiler counts them.
+
+    Attributes:
+      state_and_data: what goes into a dispatch.
+      donated: of which the outputs take the place.
+      temporary: what it needs beside its inputs and outputs.
+    """
+
+    state_and_data: int
+    donated: int
+    temporary: int
+
+
+class Dispatch:
+    """A program of `compile_monitored_steps`, compiled at its first call, with what that took.
+
+    Args:
+      train_step: from `make_train_step`.
+      monitor: what counts as sick.
+    """
+
+    def __init__(self, train_step: TrainStep, monitor: Monitor) -> None:
+        self.train_step, self.monitor = train_step, monitor
+        self._compiled: Any = None
+        self.compile_seconds = 0.0
+        self.memory: Memory | None = None
+        """None before the first call, and where the backend does not tell."""
+
+    def compile(self, state: TrainState, data: Any) -> None:
+        """Compiles for arguments of these shapes, unless it has been done."""
+        if self._compiled is not None:
+            return
+        started = time.monotonic()
+        steps: Any = compile_monitored_steps(self.train_step, self.monitor)
+        self._compiled = steps.lower(state, data, np.int32(1)).compile()
+        self.compile_seconds = time.monotonic() - started
+        found = self._compiled.memory_analysis()
+        if found is not None:
+            self.memory = Memory(
+                found.argument_size_in_bytes, found.alias_size_in_bytes, found.temp_size_in_bytes
+            )
+
+    def __call__(self, state: TrainState, data: Any, num_steps: int) -> tuple[TrainState, Report]:
+        """Runs at most ``num_steps`` updates, as `compile_monitored_steps` says."""
+        self.compile(state, data)
+        return self._compiled(state, data, np.int32(num_steps))
