@@ -155,8 +155,19 @@ def _neighbours(card: Card) -> list[str]:
 
 
 def _training(card: Card) -> list[str]:
-    lines = ["## Energies and training", "", "![energies](energies.png)", "", "![training](training.png)"]
-    return [*lines, "", "![telemetry](telemetry.png)"] if card["telemetry"] else lines
+    pictures = ["energies", "training", *(["telemetry"] if card["telemetry"] else [])]
+    told = ["No update was sick: the run never had to recover."]
+    if card["recoveries"]:
+        told = [f"The run recovered {len(card['recoveries'])} times (lines in the pictures):", ""]
+        told += [
+            f"- {one['said']}: back to step {one['back_to']} with {one['remedy']}; "
+            f"in force: {one['in_force'] or 'nothing else'}."
+            for one in card["recoveries"]
+        ]
+    if not card["config"].get("recovery", True):
+        told = ["Recovery was off (`--no-recovery`)."]
+    shown = [line for name in pictures for line in (f"![{name}]({name}.png)", "")]
+    return ["## Energies and training", "", *told, "", *shown[:-1]]
 
 
 def _configuration(card: Card) -> list[str]:

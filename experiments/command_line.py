@@ -46,6 +46,10 @@ class ResumableFlags(RunFlags):
 
     resume: bool = False
     """Go on with the run in the folder, bit for bit as if it had never stopped."""
+    resume_step: int | None = None
+    """The checkpoint to go on from with --resume, instead of the newest; newer ones are removed."""
+    recovery: bool = True
+    """Take a run that diverges back to its last healthy state, with a remedy, and tell; or let it end."""
 
 
 def as_json(config: Any) -> dict[str, Any]:
@@ -104,6 +108,8 @@ def run_experiment(
     if small_networks(config):
         quicken_small_networks_on_cpu()
     try:
+        if getattr(config, "resume_step", None) is not None and not getattr(config, "resume", False):
+            raise ValueError("resume_step is the checkpoint to go on from: add --resume.")
         main(config)
     except TrainingInterrupted as stopped:
         print(f"\n{stopped}", file=sys.stderr)

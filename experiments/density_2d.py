@@ -40,8 +40,9 @@ from jaxebm.evaluation import (
 )
 from jaxebm.objectives import NegativeSampler, contrastive_loss, persistent
 from jaxebm.samplers import Initial, UniformInitial, hmc, mala, sample
-from jaxebm.training import RunFolder, fit, init_state, make_train_step, open_run
+from jaxebm.training import RunFolder, TrainStep, fit, init_state, make_train_step, open_run
 from jaxebm.types import Array, EnergyFn, Kernel, Metrics, Params, Target
+from recoveries import recovery_for
 
 
 @dataclass(frozen=True)
@@ -177,39 +178,43 @@ def make_negatives(config: Config, density: ToyDensity) -> NegativeSampler:
 def learn(config: Config, density: ToyDensity, run: RunFolder) -> dict[str, Any]:
     """Trains on one density, evaluates, draws, and returns its card."""
     network, energy = make_energy(config, density)
-    negatives = make_negatives(config, density)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(config.updates // 20, 1), config.updates, config.learning_rate / 100
     )
     optimizer = optax.adam(schedule)
 
-    def loss(params: Params, rng_key: Array, batch: Array, samples: Any) -> tuple[Array, Metrics]:
-        del rng_key
-        return contrastive_loss(energy, params, batch, samples.positions, energy_l2=config.energy_l2)
+    def step_of(config: Config) -> TrainStep:
+        def loss(params: Params, rng_key: Array, batch: Array, samples: Any) -> tuple[Array, Metrics]:
+            del rng_key
+            return contrastive_loss(energy, params, batch, samples.positions, energy_l2=config.energy_l2)
 
-    train_step = make_train_step(
-        energy=lambda params, x, label: energy(params, x),
-        loss=loss,
-        optimizer=optimizer,
-        negatives=negatives,
-        next_batch=lambda key, data, streams: (density.sample(key, config.batch_size), streams),
-        ema_decay=config.ema_decay,
-    )
+        return make_train_step(
+            energy=lambda params, x, label: energy(params, x),
+            loss=loss,
+            optimizer=optimizer,
+            negatives=make_negatives(config, density),
+            next_batch=lambda key, data, streams: (density.sample(key, config.batch_size), streams),
+            ema_decay=config.ema_decay,
+        )
+
     keys = jax.random.split(jax.random.key(config.seed), 3)
-    state = init_state(keys[0], network.init(keys[1], jnp.zeros(2)), optimizer=optimizer, negatives=negatives)
+    params, negatives = network.init(keys[1], jnp.zeros(2)), make_negatives(config, density)
     result = fit(
-        train_step,
-        state,
+        step_of(config),
+        init_state(keys[0], params, optimizer=optimizer, negatives=negatives),
         (),
         num_steps=config.updates,
         steps_per_dispatch=200,
         samples_per_step=config.num_chains,
         run=run,
         checkpoint_every=1000,
+        resume_step=config.resume_step,
+        recovery=recovery_for(config, step_of),
         progress=config.progress,
     )
     card = judge(keys[2], config, density, energy, result.state.ema_params, run)
     card["seconds_training"] = result.seconds
+    card["recoveries"] = list(result.recoveries)
     run.write_json("card.json", card)
     return card
 

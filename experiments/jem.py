@@ -17,9 +17,12 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import jax
+
 from command_line import as_json, run_experiment
+from devices import join_processes, open_shared_run
 from jaxebm.data import load_dataset
-from jaxebm.training import open_run
+from jaxebm.training import fetch
 from jem_card import ModelUnderTest, evaluate, write_card
 from jem_config import Config, recipe_for
 from jem_likelihood import LikelihoodSettings
@@ -30,23 +33,27 @@ def main(config: Config) -> dict[str, Any]:
     """Trains, evaluates and writes the run's folder; returns the card."""
     started = time.monotonic()
     config.check()
+    join_processes(config)
     dataset = load_dataset(config.dataset, exclude_classes=config.exclude_classes)
     training = prepare(config, dataset)
-    run = open_run(config.output, as_json(config), resume=config.resume, overwrite=config.overwrite)
+    run = open_shared_run(config.output, as_json(config), resume=config.resume, overwrite=config.overwrite)
     result = train(training, run)
+    state = fetch(result.state if result.best_state is None else result.best_state)
 
     twin_params = None
     if config.twin and config.generative:
-        twin = replace(config, p_x_weight=0.0, p_xy_weight=0.0, p_y_given_x_weight=1.0)
-        twin_params = train(prepare(twin, dataset)).state.ema_params
+        twin = replace(config, p_x_weight=0.0, p_xy_weight=0.0, p_y_given_x_weight=1.0, select="last")
+        twin_params = fetch(train(prepare(twin, dataset)).state.ema_params)
+    if jax.process_index() > 0:
+        return {}  # one process evaluates
     buffered = config.generative and config.negatives == "persistent"
     model = ModelUnderTest(
         logits=training.logits,
-        params=result.state.ema_params,
+        params=state.ema_params,
         twin_params=twin_params,
         kernel=make_kernel(config),
         initial=make_initial(config, dataset),
-        buffer=result.state.memory if buffered else None,
+        buffer=state.memory if buffered else None,
         conditional=config.chains == "conditional",
     )
     card = evaluate(
@@ -66,8 +73,12 @@ def main(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "updates": training.num_steps,
         "config": as_json(config),
+        "recoveries": list(result.recoveries),
+        "evaluated_update": int(state.step),
         "seconds": time.monotonic() - started,
         "seconds_training": result.seconds,
+        "seconds_compiling": result.compile_seconds,
+        "device_memory": result.memory._asdict() if result.memory else None,
     }
     write_card(run, card)
     return card

@@ -142,9 +142,12 @@ def evaluate(
     # What it took.
     metrics = ("loss", "cross_entropy", "energy_gap", "gradient_norm")
     records = run.read_metrics()
-    plots.training_curves(run.path / "training.png", records, metrics)
+    recovered = [record["step"] for record in run.read_recoveries()]
+    plots.training_curves(run.path / "training.png", records, metrics, recovered)
     telemetry = sorted({name for record in records for name in record if name.startswith(TELEMETRY)})
-    plots.training_curves(run.path / "telemetry.png", records, [TELEMETRY + name for name in WATCHED])
+    plots.training_curves(
+        run.path / "telemetry.png", records, [TELEMETRY + name for name in WATCHED], recovered
+    )
     last = {name.removeprefix(TELEMETRY): records[-1][name] for name in telemetry if name in records[-1]}
     card["telemetry"] = {name: v if np.isfinite(v) else None for name, v in last.items()} or None
     card["parameters"] = sum(int(leaf.size) for leaf in jax.tree.leaves(model.params))

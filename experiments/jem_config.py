@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from command_line import ResumableFlags
+from devices import DeviceFlags
 from jaxebm import checks
 
 __all__ = ["RECIPES", "Config", "recipe_for"]
 
 
 @dataclass(frozen=True)
-class Config(ResumableFlags):
+class Config(DeviceFlags, ResumableFlags):
     """Train and evaluate a joint energy-based model (JEM) on images."""
 
     dataset: str = "digits"
@@ -42,6 +43,11 @@ class Config(ResumableFlags):
     """Normalisation in `convnet` and `wide-resnet`."""
     spectral_norm: bool = False
     """Bound each layer's largest singular value, in `convnet` and `wide-resnet`."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """In which the network computes; parameters, energies and chains stay float32. bfloat16 is for GPUs."""
+    remat: bool = False
+    """Compute a `wide-resnet`'s blocks again for its gradients, instead of keeping them in memory."""
 
     epochs: int = 100
     """Passes over the training images."""
@@ -103,6 +109,10 @@ class Config(ResumableFlags):
     """Updates a compiled call; metrics are means over them."""
     checkpoint_every: int = 1000
     """Updates between checkpoints."""
+    select: Literal["last", "best"] = "last"
+    """What is evaluated: the last weights, or those of the checkpoint with the least validation NLL."""
+    snapshots: Literal["device", "host"] = "device"
+    """Where the states are kept that recovery goes back to."""
 
     telemetry_every: int = 200
     """Updates between looks at the chains: energy gap on validation data, drift at ten times the length, MMD,
@@ -147,6 +157,8 @@ class Config(ResumableFlags):
             checks.non_negative(name, getattr(self, name))
         for name in ("p_y_given_x_weight", "p_x_weight", "p_xy_weight"):
             checks.non_negative(name, getattr(self, name))
+        if self.remat and self.network != "wide-resnet":
+            raise ValueError(f"remat is for --network wide-resnet; {self.network} has no blocks.")
         if self.p_xy_weight > 0 and self.chains != "conditional":
             raise ValueError("p_xy_weight needs samples of p(x, y): add --chains conditional.")
         if self.negatives == "persistent" and self.buffer_size < self.num_chains:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from devices import choose_generator, place
 from jaxebm import checks
 from jaxebm.data import Dataset, init_stream, next_batch, random_translation
 from jaxebm.energies import (
@@ -35,27 +36,33 @@ from jaxebm.samplers import Initial, ReplayBuffer, UniformInitial, fit_class_gau
 from jaxebm.training import (
     FitResult,
     Observe,
+    Placement,
+    Recovery,
     RunFolder,
     TrainState,
     TrainStep,
+    fingerprint,
     fit,
     init_state,
     make_train_step,
 )
 from jaxebm.types import Array, LogitsFn, MakeKernel, Metrics, Params
 from jem_config import Config
+from recoveries import recovery_for
 
 __all__ = ["Training", "make_initial", "make_kernel", "prepare", "train"]
 
 PIXELS = (-1.0, 1.0)
 """Range of the images that the network sees."""
+VALIDATION_BATCH = 500
+"""Validation images that are classified at once while training."""
 
 
 class Data(NamedTuple):
-    """Training arrays on the device, raw pixels: labelled examples, and the images log p(x) learns from."""
+    """Training arrays, raw pixels: labelled examples, and the images log p(x) learns from."""
 
-    labelled: tuple[Array, Array]
-    images: Array
+    labelled: tuple[Array | np.ndarray, Array | np.ndarray]
+    images: Array | np.ndarray
 
 
 class Streams(NamedTuple):
@@ -87,21 +94,24 @@ class Training(NamedTuple):
     data: Data
     num_steps: int
     observe: Observe | None
+    recovery: Recovery | None
+    fingerprint: str
 
 
 def make_network(config: Config, num_classes: int) -> Any:
     """Returns the Flax module that maps one image to its logits."""
+    dtype = None if config.precision == "float32" else jnp.dtype(config.precision)
+    common: dict[str, Any] = {"activation": config.activation, "dtype": dtype}
     if config.network == "mlp":
-        return MLP(num_classes, widths=config.widths, activation=config.activation)
-    norm = None if config.norm == "none" else config.norm
-    common = {"activation": config.activation, "norm": norm, "spectral_norm": config.spectral_norm}
+        return MLP(num_classes, widths=config.widths, **common)
+    common |= {"norm": None if config.norm == "none" else config.norm, "spectral_norm": config.spectral_norm}
     if config.network == "convnet":
         return ConvNet(num_classes, channels=config.channels, **common)
-    return WideResNet(num_classes, depth=config.depth, width=config.width, **common)
+    return WideResNet(num_classes, depth=config.depth, width=config.width, remat=config.remat, **common)
 
 
 def make_data(config: Config, dataset: Dataset) -> Data:
-    """Puts the training split on the device, with ``labels_per_class`` labels where that is asked for."""
+    """Returns the training split, on this host, with ``labels_per_class`` labels where that is asked for."""
     images, labels = dataset.train
     rows = np.arange(len(labels))
     if config.labels_per_class is not None:
@@ -119,7 +129,7 @@ def make_data(config: Config, dataset: Dataset) -> Data:
                 f"batch_size={config.batch_size} exceeds the {count} {name} images: use at most {count}."
             )
             raise ValueError(message)
-    return Data((jnp.asarray(images[rows]), jnp.asarray(labels[rows])), jnp.asarray(images))
+    return Data((images[rows], labels[rows]), images)
 
 
 def make_initial(config: Config, dataset: Dataset) -> Initial:
@@ -143,23 +153,30 @@ def make_kernel(config: Config) -> MakeKernel:
     )
 
 
-def make_negatives(config: Config, dataset: Dataset) -> NegativeSampler:
+def make_negatives(config: Config, dataset: Dataset, placement: Placement | None) -> NegativeSampler:
     """Returns where the model's samples come from."""
+    sharding = None if placement is None else placement.split
     if not config.generative:
         return no_negatives()
     kernel = make_kernel(config)
     if config.negatives == "contrastive-divergence":
-        return contrastive_divergence(kernel, num_steps=config.sampler_steps)
-    chains = {
+        return contrastive_divergence(kernel, num_steps=config.sampler_steps, sharding=sharding)
+    chains: dict[str, Any] = {
         "num_steps": config.sampler_steps,
         "initial": make_initial(config, dataset),
         "num_chains": config.num_chains,
         "num_classes": dataset.num_classes,
+        "sharding": sharding,
     }
     if config.negatives == "short-run":
         return short_run(kernel, **chains)
-    restart = config.restart_probability
-    return persistent(kernel, capacity=config.buffer_size, restart_probability=restart, **chains)
+    return persistent(
+        kernel,
+        capacity=config.buffer_size,
+        restart_probability=config.restart_probability,
+        num_strata=1 if placement is None else placement.num_strata,
+        **chains,
+    )
 
 
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
@@ -179,6 +196,7 @@ def make_step(
     network: Any,
     optimizer: optax.GradientTransformation,
     negatives: NegativeSampler,
+    placement: Placement | None,
 ) -> TrainStep:
     """Returns the pure function of one JEM update."""
     marginal, joint = marginal_energy(network.apply), joint_energy(network.apply)
@@ -235,22 +253,35 @@ def make_step(
         start_of=lambda batch: (batch.x_labelled, batch.labels),
         refresh=lambda params, batch: refresh_statistics(network, params, batch.x_data),
         ema_decay=config.ema_decay,
+        placement=placement,
     )
 
 
 def make_observe(
     config: Config, dataset: Dataset, logits: LogitsFn, negatives: NegativeSampler
 ) -> Observe | None:
-    """Returns what looks at the chains now and then: `make_telemetry` on p(x), against validation images.
+    """Returns what looks at a run now and then, on validation images: the averaged weights as a classifier,
+    and the chains (`make_telemetry` on p(x)).
 
     The samples are the replay buffer's where there is one, else what the sampler would train on next.
     """
-    if not (config.generative and config.telemetry_every):
+    if not config.telemetry_every and config.select == "last":
         return None
-    images, labels = jnp.asarray(dataset.rescale(dataset.validation.image)), dataset.validation.label
+    images = jnp.asarray(dataset.rescale(dataset.validation.image))
+    labels = jnp.asarray(dataset.validation.label, jnp.int32)
+
+    @jax.jit
+    def classify(params: Params) -> Metrics:
+        outputs = jax.lax.map(partial(logits, params), images, batch_size=VALIDATION_BATCH)
+        hits = jnp.argmax(outputs, axis=1) == labels
+        nll = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+        return {"validation_accuracy": jnp.mean(hits), "validation_nll": jnp.mean(nll)}
+
+    if not (config.generative and config.telemetry_every):
+        return lambda state: classify(state.ema_params)
     energy, joint = marginal_energy(logits), joint_energy(logits)
     telemetry = make_telemetry(energy, make_kernel(config), images, num_steps=config.sampler_steps)
-    start = images[: config.batch_size], jnp.asarray(labels[: config.batch_size], jnp.int32)
+    start = images[: config.batch_size], labels[: config.batch_size]
 
     def conditional_or_marginal(params: Params, x: Array, label: Array) -> Array:
         return joint(params, x, label) if config.chains == "conditional" else energy(params, x)
@@ -267,7 +298,7 @@ def make_observe(
             found = telemetry(keys[0], state.params, state.memory.positions, state.memory.ages)
         else:
             found = telemetry(keys[0], state.params, draw(keys[1], state.params))
-        return {TELEMETRY + name: value for name, value in found.items()}
+        return {TELEMETRY + name: value for name, value in found.items()} | classify(state.ema_params)
 
     return observe
 
@@ -286,22 +317,38 @@ def prepare(config: Config, dataset: Dataset) -> Training:
       ValueError: for settings that do not fit the data or each other.
     """
     data = make_data(config, dataset)
+    digest = fingerprint(data)
     network = make_network(config, dataset.num_classes)
     num_steps = config.epochs * (len(data.images) // config.batch_size)
-    optimizer, negatives = make_optimizer(config, num_steps), make_negatives(config, dataset)
+    placement = place(config)
+    strata = 1 if placement is None else placement.num_strata
+    for name in ("batch_size", "num_chains", "buffer_size"):
+        if getattr(config, name) % strata:
+            raise ValueError(f"{name}={getattr(config, name)} must be a multiple of strata={strata}.")
+    optimizer, negatives = make_optimizer(config, num_steps), make_negatives(config, dataset, placement)
 
     @jax.jit  # one program: op by op, each of them would be compiled by itself
     def start(rng_key: Array) -> TrainState:
         keys = jax.random.split(rng_key, 4)
         params = network.init(keys[1], jnp.zeros(dataset.image_shape))
-        labelled, images = init_stream(keys[2], len(data.labelled[1])), init_stream(keys[3], len(data.images))
-        streams = Streams(labelled, images)
+        streams = Streams(
+            init_stream(keys[2], len(data.labelled[1]), num_strata=strata),
+            init_stream(keys[3], len(data.images), num_strata=strata),
+        )
         return init_state(keys[0], params, optimizer=optimizer, negatives=negatives, streams=streams)
 
-    state = start(jax.random.key(config.seed))
-    step = make_step(config, dataset, network, optimizer, negatives)
+    def step_of(remedied: Config) -> TrainStep:
+        negatives = make_negatives(remedied, dataset, placement)
+        return make_step(remedied, dataset, network, optimizer, negatives, placement)
+
+    state = start(jax.random.key(config.seed, impl=choose_generator(config)))
+    if placement is not None:
+        state, data = placement.place_state(state), placement.place_data(data)
+    else:
+        data = jax.tree.map(jnp.asarray, data)
     observe = make_observe(config, dataset, network.apply, negatives)
-    return Training(config, network.apply, step, state, data, num_steps, observe)
+    recovery = recovery_for(config, step_of, config.snapshots)
+    return Training(config, network.apply, step_of(config), state, data, num_steps, observe, recovery, digest)
 
 
 def train(training: Training, run: RunFolder | None = None) -> FitResult:
@@ -316,7 +363,11 @@ def train(training: Training, run: RunFolder | None = None) -> FitResult:
         samples_per_step=config.num_chains if config.generative else config.batch_size,
         run=run,
         checkpoint_every=config.checkpoint_every,
+        resume_step=config.resume_step if run is not None else None,
+        best_metric="validation_nll" if config.select == "best" and run is not None else None,
+        data_fingerprint=training.fingerprint,
+        recovery=training.recovery,
         progress=config.progress and run is not None,
         observe=training.observe,
-        observe_every=max(config.telemetry_every, 1),
+        observe_every=config.telemetry_every or training.num_steps,
     )

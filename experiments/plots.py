@@ -149,8 +149,20 @@ def score_histograms(
     save(figure, path)
 
 
-def training_curves(path: Path, records: Sequence[Mapping[str, float]], names: Sequence[str]) -> None:
-    """Draws the named metrics against the update, each from the records that have it."""
+def training_curves(
+    path: Path,
+    records: Sequence[Mapping[str, float]],
+    names: Sequence[str],
+    recoveries: Sequence[int] = (),
+) -> None:
+    """Draws the named metrics against the update, each from the records that have it.
+
+    Args:
+      path: the picture.
+      records: lines of ``metrics.jsonl``.
+      names: metrics, some of which may be missing.
+      recoveries: updates at which the run was taken back, marked by lines.
+    """
     measured = {name: [record for record in records if name in record] for name in names}
     present = [name for name in names if measured[name]]
     if not present:
@@ -167,6 +179,35 @@ def training_curves(path: Path, records: Sequence[Mapping[str, float]], names: S
         axis.set(title=name.removeprefix("telemetry_").replace("_", " "), xlabel="update")
         if name.endswith(("energy_gap", "energy_change")):
             axis.axhline(0, color=INK, linewidth=0.8, linestyle="--")
+        for step in recoveries:
+            axis.axvline(step, color=INK, linewidth=0.8, linestyle=":")
+    figure.tight_layout()
+    save(figure, path)
+
+
+def survival(path: Path, records: Sequence[Mapping[str, Any]], runaway: float) -> None:
+    """Draws the energy gaps of all runs, with recovery and without, and how recovered runs turned out."""
+    figure, axes = plt.subplots(1, 3, figsize=(11.0, 3.2), width_ratios=(1.3, 1.3, 1.0))
+    for axis, recovery, title in ((axes[0], False, "without recovery"), (axes[1], True, "with recovery")):
+        for record in (record for record in records if record["recovery"] == recovery):
+            steps, gaps = np.array(record["gaps"]).T
+            sick = record["diverged"] or record["recoveries"]
+            axis.plot(steps, gaps, color=ACCENT if sick else INK, linewidth=0.6, alpha=0.9 if sick else 0.25)
+            for one in record["recoveries"]:
+                axis.axvline(one["step"], ymax=0.06, color=ACCENT, linewidth=0.7)
+        axis.set_yscale("symlog", linthresh=10.0)
+        axis.set(title=title, xlabel="update", ylabel="energy gap, nats")
+        axis.axhline(-runaway, color=INK, linewidth=0.8, linestyle="--")
+    axes[1].sharey(axes[0])
+    finished = [record for record in records if record["recovery"] and not record["diverged"]]
+    for label, color, rows in (
+        ("never sick", INK, [record for record in finished if not record["recoveries"]]),
+        ("recovered", ACCENT, [record for record in finished if record["recoveries"]]),
+    ):
+        accuracy, coverage = ([record[name] for record in rows] for name in ("accuracy", "coverage"))
+        axes[2].scatter(accuracy, coverage, s=12, color=color, label=label, alpha=0.7)
+    axes[2].set(title="finished runs", xlabel="test accuracy", ylabel="coverage of fresh samples")
+    axes[2].legend(fontsize=7)
     figure.tight_layout()
     save(figure, path)
 
