@@ -1,0 +1,229 @@
+"""Kill a run again and again, at random moments, and show that nothing comes of it.
+
+    python experiments/kill_and_resume.py                    # 100 kills: some 12 minutes on 2 CPU cores
+    python experiments/kill_and_resume.py --kills 10 --flags "--network convnet --epochs 4"
+
+Runs experiments/jem.py (small, on digits) once unharmed. Then again, ended by SIGKILL at a moment drawn
+uniformly over the time that a whole run takes, and taken up by ``--resume``, until one of its lives outlives
+its moment and ends by itself. As many such runs as it takes for the wanted number of kills. Each must end
+with the checkpoint of the unharmed run, bit for bit, and, but for times, with its metrics, card and samples.
+
+Writes a folder: config.json, kills.jsonl (a line a kill), card.json, card.md, and the last of the runs; a run
+that came out differently stays there and ends the script with status 1.
+"""
+
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from command_line import RunFlags, as_json, publish_card, run_experiment
+from jaxebm import checks
+from jaxebm.training import Checkpoints, RunFolder, open_run
+
+__all__ = ["Config", "differences", "main"]
+
+SCRIPT = Path(__file__).with_name("jem.py")
+SMALL = (
+    *("--epochs", "16", "--widths", "64", "64", "--sampler-steps", "5", "--buffer-size", "400"),
+    *("--steps-per-dispatch", "10", "--checkpoint-every", "10", "--telemetry-every", "100", "--no-twin"),
+    *("--samples-per-class", "7", "--sample-steps", "10", "--likelihood-steps", "0", "--no-progress"),
+)
+"""Settings of the run: some 300 updates, a checkpoint every ten, and as little evaluation as there is."""
+PHASES = ("start-up", "training", "checkpoint", "evaluation")
+MEASURED = ("seconds", "samples_per_second", "device_memory")
+"""What begins the names of numbers that depend on the clock, or on the call that finished the run."""
+FOR_EACH_RUN = ("output", "resume", "overwrite")
+
+
+@dataclass(frozen=True)
+class Config(RunFlags):
+    """Kill and resume a JEM run at random moments, and compare it with one that was left alone."""
+
+    output: Path = Path("runs/kill_and_resume")
+    """Folder of the card and of the runs."""
+    kills: int = 100
+    """How often to kill."""
+    flags: str = ""
+    """Further flags of experiments/jem.py, as one text."""
+
+    def check(self) -> None:
+        """Raises ``ValueError`` if there is nobody to kill."""
+        checks.positive_integer("kills", self.kills)
+
+
+def start(config: Config, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Starts the run, or takes it up where it was killed; what it compiles is kept for the next time."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    command = [sys.executable, str(SCRIPT), *SMALL, *shlex.split(config.flags)]
+    command += ["--seed", str(config.seed), "--output", str(folder), "--resume"]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+def run_to_end(config: Config, folder: Path, log: Path) -> float:
+    """Runs without harm and returns the seconds it took."""
+    started = time.monotonic()
+    process = start(config, folder, log)
+    try:
+        process.wait()
+    finally:
+        process.kill()
+    check_ended_well(process, log)
+    return time.monotonic() - started
+
+
+def check_ended_well(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Raises ``RuntimeError`` if a run ended with an error; ``log`` holds what it said."""
+    if process.returncode != 0:
+        raise RuntimeError(f"the run ended with status {process.returncode}; {log} holds what it said.")
+
+
+def newest_record(folder: Path) -> int:
+    """Returns the update of the last whole line of metrics, 0 before there is one."""
+    records = RunFolder(folder).read_metrics()
+    return records[-1]["step"] if records else 0
+
+
+def phase_of(folder: Path, lines_before: int, last_step: int) -> str:
+    """Returns what a killed run was doing, by the traces that it left."""
+    entries = os.listdir(folder / "checkpoints") if (folder / "checkpoints").exists() else []
+    if any(not name.isdigit() and name[:1].isdigit() for name in entries):
+        return "checkpoint"  # Orbax writes N.orbax-checkpoint-tmp aside and renames it
+    if newest_record(folder) == last_step:
+        return "evaluation"
+    return "training" if len(RunFolder(folder).read_metrics()) > lines_before else "start-up"
+
+
+def without_times(value: Any) -> Any:
+    """Returns plain values without those that no two runs share."""
+    if isinstance(value, list):
+        return [without_times(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {name: entry for name, entry in value.items() if not name.startswith(MEASURED)}
+    return {name: without_times(entry) for name, entry in kept.items() if name not in FOR_EACH_RUN}
+
+
+def differences(whole: Path, killed: Path) -> list[str]:
+    """Returns in what two finished runs differ: checkpoint, metrics, card, samples; nothing if in nothing."""
+    found = []
+    with Checkpoints(whole / "checkpoints") as one, Checkpoints(killed / "checkpoints") as other:
+        arrays, others = one.read()[1], other.read()[1]
+    if arrays.keys() != others.keys():
+        found.append("checkpoint: other arrays")
+    else:
+        found += [
+            f"checkpoint: {name}"
+            for name, array in arrays.items()
+            if array.tobytes() != others[name].tobytes()
+        ]
+    if without_times(RunFolder(whole).read_metrics()) != without_times(RunFolder(killed).read_metrics()):
+        found.append("metrics.jsonl")
+    cards = [without_times(json.loads((folder / "card.json").read_text())) for folder in (whole, killed)]
+    found += [f"card.json: {name}" for name in cards[0] if cards[0][name] != cards[1].get(name)]
+    with np.load(whole / "samples.npz") as here, np.load(killed / "samples.npz") as there:
+        found += [
+            f"samples.npz: {name}" for name in here.files if here[name].tobytes() != there[name].tobytes()
+        ]
+    return found
+
+
+def kill_until_done(
+    config: Config, run: RunFolder, moments: random.Random, seconds: float, last_step: int, kills: list[str]
+) -> Path:
+    """Runs once more, killed at random moments (as many as are left to do), and returns the finished run."""
+    folder = run.path / "killed"
+    shutil.rmtree(folder, ignore_errors=True)
+    (run.path / "killed.log").unlink(missing_ok=True)
+    while True:
+        lines = len(RunFolder(folder).read_metrics())
+        process = start(config, folder, run.path / "killed.log")
+        try:
+            process.wait(timeout=moments.uniform(0.0, seconds) if len(kills) < config.kills else None)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills.append(phase_of(folder, lines, last_step))
+            record = {"kill": len(kills), "phase": kills[-1], "step": newest_record(folder)}
+            with (run.path / "kills.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            if config.progress:
+                print(f"kill {len(kills)}/{config.kills}: {kills[-1]}, update {record['step']}", flush=True)
+            continue
+        finally:
+            process.kill()
+        check_ended_well(process, run.path / "killed.log")
+        return folder
+
+
+def as_markdown(card: dict[str, Any]) -> str:
+    """Returns the card for a reader."""
+    phases = ", ".join(f"{name} {card['phases'][name]}" for name in PHASES)
+    said = "none" if not card["differences"] else "; ".join(card["differences"])
+    return "\n".join(
+        [
+            f"# {card['kills']} kills of a JEM run of {card['updates']} updates",
+            "",
+            f"Killed in: {phases}. Runs that were killed and ended by themselves: {card['runs']}.",
+            "",
+            f"Differences between their ends and that of the run that was left alone: {said}.",
+            "",
+        ]
+    )
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Kills, resumes, compares, writes the card and returns it."""
+    started = time.monotonic()
+    config.check()
+    run = open_run(config.output, as_json(config), overwrite=config.overwrite, resumable=False)
+    for name in ("whole", "killed", "programs"):
+        shutil.rmtree(run.path / name, ignore_errors=True)
+    (run.path / "kills.jsonl").unlink(missing_ok=True)
+    whole, moments = run.path / "whole", random.Random(config.seed)
+    run_to_end(config, whole, run.path / "whole.log")
+    # Once more, with all programs compiled: that long a killed run would take.
+    seconds = run_to_end(config, run.path / "killed", run.path / "killed.log")
+    found = differences(whole, run.path / "killed")
+    last_step, kills, runs = newest_record(whole), [], 0
+    while not found and len(kills) < config.kills:
+        found = differences(whole, kill_until_done(config, run, moments, seconds, last_step, kills))
+        runs += 1
+    counts = Counter(kills)
+    card = {
+        "schema": 1,
+        "experiment": "kill_and_resume",
+        "seed": config.seed,
+        "kills": len(kills),
+        "phases": {name: counts[name] for name in PHASES},
+        "runs": runs,
+        "updates": last_step,
+        "seconds_of_a_run": seconds,
+        "differences": found,
+        "seconds": time.monotonic() - started,
+        "config": as_json(config),
+    }
+    publish_card(run, card, as_markdown(card))
+    if found:
+        raise RuntimeError(f"the runs differ in {', '.join(found)}; both are in {run.path}.")
+    return card
+
+
+if __name__ == "__main__":
+    run_experiment(Config, main)
