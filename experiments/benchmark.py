@@ -1,197 +1,231 @@
-"""Fair timing of several ways to compute one thing: same inputs, equal results, turns, ratios.
+"""Speed of jaxebm, in one run: samplers, the JEM update, scaling, utilisation, and the cost of protection.
 
-    from benchmark import Contender, Workload, check_agreement, compete
+    pip install torch torchebm numpyro     # the peers; without one, its row says so and the rest runs
+    python experiments/benchmark.py
+    python experiments/benchmark.py --only jem-8 --rounds 9 --threads 1
+    python experiments/benchmark.py --only --curves chains steps width devices
+    python experiments/benchmark.py --only utilisation    # wants a GPU; see benchmark_utilisation.py
+    python experiments/benchmark.py --only recovery --rounds 15 --seconds 1
 
-Contenders take turns, in an order that is reversed every round, and are judged by the ratio of their times
-within a round, so that what slows the whole machine for a while slows them all.
+Each workload is run by jaxebm, PyTorch (eager, and with torch.compile, warm), TorchEBM and BlackJAX, with
+the same inputs and weights, and beside its floor: as many bare gradients. Before the clock starts energies
+and gradients are compared to 1e-4, the laws of samplers in standard errors, and one JEM update from equal
+negatives in its parameters. Then contenders take turns; the median over the rounds of the ratio of times
+within a round is what counts. What the project wants is compared with what this run measured. Let the
+machine do nothing else.
+
+Prints tables, and writes them as Markdown beside the JSON, and the curves as a picture. docs/performance.md
+has figures and what they mean.
 """
 
+import json
 import os
-import platform
-import time
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
-__all__ = [
-    "Contender",
-    "Workload",
-    "check_agreement",
-    "compete",
-    "count_compilations",
-    "describe_machine",
-    "peer",
-    "tables",
-]
+import benchmark_curves as scaling
+import benchmark_recovery as recovery
+import benchmark_samplers as samplers
+import benchmark_training as training
+import benchmark_utilisation as utilisation
+from benchmark_harness import (
+    Aim,
+    Workload,
+    aims_table,
+    check_agreement,
+    compete,
+    describe_machine,
+    heading,
+    judge,
+    set_threads,
+    tables,
+)
+from command_line import as_json, run_experiment
+from jaxebm import checks
+from jaxebm.training import write_atomically
 
-THREAD_VARIABLES = ("PJRT_NPROC", "XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+SAMPLED = {
+    "images": ("images", "sgld"),
+    "sgld": ("mlp", "sgld"),
+    "mala": ("mlp", "mala"),
+    "hmc": ("mlp", "hmc"),
+}
+"""Target and sampler of `benchmark_samplers`, by name."""
+UPDATES = {"jem-8": (8, 1), "jem-32": (32, 3)}
+"""Pixels and channels of the images of a JEM update, by name."""
+WORKLOADS = (*SAMPLED, *UPDATES)
+PARTS = (*WORKLOADS, "recovery", "utilisation")
 
-
-class Contender(NamedTuple):
-    """One way to compute a workload.
-
-    Attributes:
-      name: of its row.
-      run: computes everything and returns the result; None where a package is missing.
-      items: what the time of a call is divided by.
-      agrees: whether the result must equal the others', in as many items as both have.
-      note: what is missing.
-    """
-
-    name: str
-    run: Callable[[], Any] | None
-    items: int = 1
-    agrees: bool = True
-    note: str = ""
-
-
-class Workload(NamedTuple):
-    """What is timed.
-
-    Attributes:
-      title: of its table.
-      contenders: ratios are to the time of the first, which must be there.
-      item: what a time is of.
-      tolerance: of a difference between results, relative to their largest number.
-      speed: whether ratios say how many times as fast as the first a contender is, and not how many times as
-        long it takes.
-    """
-
-    title: str
-    contenders: Sequence[Contender]
-    item: str = "call"
-    tolerance: float = 1e-4
-    speed: bool = False
-
-
-def peer(name: str, packages: str, make: Callable[[], Callable[[], Any]], **options: Any) -> Contender:
-    """Returns a contender that imports a package as it is made, or one that says what is missing."""
-    try:
-        return Contender(name, make(), **options)
-    except ModuleNotFoundError as missing:
-        return Contender(name, None, note=f"{missing.name} is not installed: pip install {packages}")
+SAMPLE, UPDATE, FLOOR = "jaxebm, `sample`", training.OURS, "bare gradients, JAX"
+EAGER, TORCHEBM = "PyTorch, eager", "TorchEBM"
+AIMS = (
+    Aim("SGLD on images: time over PyTorch's, at most 0.70", "images", SAMPLE, EAGER, 0.70),
+    Aim("SGLD on the network: time over PyTorch's, at most 0.57", "sgld", SAMPLE, EAGER, 0.57),
+    Aim("SGLD on the network: TorchEBM's time over ours, at least 1.9", "sgld", TORCHEBM, SAMPLE, 1.9, True),
+    Aim("HMC on the network: TorchEBM's time over ours, at least 3.5", "hmc", TORCHEBM, SAMPLE, 3.5, True),
+    Aim("SGLD on the network: time over its bare gradients, at most 1.05", "sgld", SAMPLE, FLOOR, 1.05),
+    Aim("SGLD on images: time over its bare gradients, at most 1.10", "images", SAMPLE, FLOOR, 1.10),
+    Aim("JEM update 8 x 8 x 1: time over PyTorch's, at most 0.70", "jem-8", UPDATE, EAGER, 0.70),
+    Aim("JEM update 32 x 32 x 3: time over PyTorch's, at most 1.3", "jem-32", UPDATE, EAGER, 1.3),
+    Aim(
+        "Detection and snapshots: time over that without, at most 1.02",
+        "recovery",
+        recovery.PROTECTED,
+        recovery.UNPROTECTED,
+        1.02,
+    ),
+)
 
 
-def check_agreement(workload: Workload) -> None:
-    """Runs every contender and raises ``RuntimeError`` if results that are to agree do not."""
-    expected: list[np.ndarray] = []
-    for contender in workload.contenders:
-        if contender.run is None:
+@dataclass(frozen=True)
+class Config:
+    """Measure samplers, training, scaling and utilisation beside their peers and floors."""
+
+    only: tuple[str, ...] = WORKLOADS
+    """Which parts: images, sgld, mala, hmc, jem-8, jem-32, recovery, utilisation; with no name, none."""
+    curves: tuple[str, ...] = ()
+    """Which scaling curves: chains, steps, width, devices."""
+    output: Path = Path("runs/benchmark.json")
+    """The file to write; tables (.md) and curves (.png) go beside it."""
+    overwrite: bool = False
+    """Replace the file if there is one."""
+    rounds: int = 5
+    """In each of which every contender is timed once."""
+    seconds: float = 0.2
+    """For which a contender is called over and over in a round; at least one call is made."""
+    seed: int = 0
+    """Of weights, positions and noise."""
+    threads: int | None = None
+    """For JAX and PyTorch each; as many as there are cores if not given."""
+    sampling: samplers.Sizes = field(default_factory=samplers.Sizes)
+    """Sizes of the samplers' workloads; whether torch.compile takes part there and in training."""
+    jem: training.JemSizes = field(default_factory=training.JemSizes)
+    """Sizes of the JEM updates."""
+    wide: utilisation.WideSizes = field(default_factory=utilisation.WideSizes)
+    """Sizes of the utilisation's network."""
+    curve: scaling.CurveSizes = field(default_factory=scaling.CurveSizes)
+    """Where the curves are measured."""
+
+    def check(self) -> None:
+        """Raises ``ValueError`` naming what is unknown or out of range, or ``FileExistsError``."""
+        for name, known in (("only", PARTS), ("curves", scaling.CURVES)):
+            chosen = getattr(self, name)
+            if not set(chosen) <= set(known):
+                raise ValueError(f"{name}={chosen}: choose among {', '.join(known)}.")
+        if not self.only and not self.curves:
+            raise ValueError("only=() and curves=(): nothing would be measured.")
+        checks.positive_integer("rounds", self.rounds)
+        checks.non_negative("seconds", self.seconds)
+        if self.threads is not None:
+            checks.positive_integer("threads", self.threads)
+        for sizes in (self.sampling, self.jem, self.wide, self.curve):
+            sizes.check()
+        if self.output.exists() and not self.overwrite:
+            raise FileExistsError(f"{self.output} exists: choose another --output, or give --overwrite.")
+
+
+def sampler_workload(config: Config, name: str) -> tuple[Workload, dict[str, float]]:
+    """Returns a workload of `benchmark_samplers`, compared, and its differences in standard errors."""
+    target, sampler = SAMPLED[name]
+    settings = samplers.Config(**asdict(config.sampling), seed=config.seed)
+    problem = samplers.TARGETS[target](settings)
+    samplers.check_same_energy(problem)
+    workload = samplers.make_workload(settings, problem, sampler)
+    return workload, samplers.check_same_law(problem, workload)
+
+
+def update_workload(config: Config, name: str) -> tuple[Workload, dict[str, float]]:
+    """Returns a workload of `benchmark_training`, compared, and its differences."""
+    problem = training.jem_problem(config.jem, *UPDATES[name], config.seed)
+    differences = training.check_same_update(problem)
+    workload = training.jem_workload(problem, torch_compile=config.sampling.torch_compile)
+    check_agreement(workload)  # which compiles; none of them is to agree
+    return workload, differences
+
+
+def protected_workload(config: Config, name: str) -> tuple[Workload, dict[str, float]]:
+    """Returns the workload of `benchmark_recovery`, compared: the losses of the first dispatch agree."""
+    del name
+    workload = recovery.digits_workload(config.seed)
+    check_agreement(workload)
+    return workload, {}
+
+
+def make_workload(config: Config, name: str) -> tuple[Workload, dict[str, float]]:
+    """Returns a workload by its name, compiled and compared, and the differences that were found."""
+    make: Callable[[Config, str], tuple[Workload, dict[str, float]]] = protected_workload
+    if name in SAMPLED:
+        make = sampler_workload
+    elif name in UPDATES:
+        make = update_workload
+    # Digits are trained as `jaxebm.training.fit` does: at JAX's default precision.
+    with nullcontext() if name == "recovery" else jax.default_matmul_precision("float32"):
+        return make(config, name)
+
+
+def as_markdown(card: Mapping[str, Any]) -> str:
+    """Returns the card for a reader."""
+    parts = [heading(card)]
+    if card["aims"]:
+        parts.append(aims_table(card["aims"]))
+    if card["workloads"]:
+        parts.append(tables(list(card["workloads"].values())).rstrip())
+    if card["utilisation"]:
+        parts.append(utilisation.as_markdown(card["utilisation"]))
+    if card["curves"]:
+        parts.append(scaling.as_markdown(card["curves"]).rstrip())
+    return "\n\n".join(parts) + "\n"
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measures the chosen parts, writes the card and returns it."""
+    config.check()
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    if config.threads is not None:
+        set_threads(config.threads)
+    load = os.getloadavg()[0]
+    results: dict[str, dict[str, Any]] = {}
+    for name in config.only:
+        if name == "utilisation":
             continue
-        result = [np.asarray(leaf) for leaf in jax.tree.leaves(contender.run())]
-        if not contender.agrees:
-            continue
-        expected = expected or result
-        allowed = workload.tolerance * max(float(np.max(np.abs(leaf))) for leaf in expected)
-        for first, other in zip(expected, result, strict=True):
-            items = min(len(first), len(other))
-            error = float(np.max(np.abs(first[:items] - other[:items])))
-            if not error <= allowed:
-                raise RuntimeError(
-                    f"{workload.title}: the result of {contender.name!r} differs from the others' by "
-                    f"{error:.3g}, more than {allowed:.3g}."
-                )
+        print(f"{name}: compiling and comparing", flush=True)
+        workload, differences = make_workload(config, name)
+        with nullcontext() if name == "recovery" else jax.default_matmul_precision("float32"):
+            results[name] = compete(workload, config.rounds, config.seconds) | {"differences": differences}
+        print(
+            tables([results[name]]), flush=True
+        )  # at once: a long run that is stopped has said what it knew
+    used = None
+    if "utilisation" in config.only:
+        used = utilisation.measure_utilisation(config.wide, rounds=config.rounds, seed=config.seed)
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for name in config.curves:
+        print(f"scaling in {name}", flush=True)
+        curves[name] = scaling.measure_curve(name, config.curve, rounds=config.rounds, seed=config.seed)
+    card = {
+        "schema": 1,
+        "experiment": "benchmark",
+        "machine": describe_machine((*samplers.PACKAGES, "optax")),
+        "load": [load, os.getloadavg()[0]],
+        "workloads": results,
+        "aims": judge(AIMS, results),
+        "utilisation": used,
+        "curves": curves,
+        "config": as_json(config),
+    }
+    text = as_markdown(card)
+    write_atomically(config.output, json.dumps(card, indent=2, default=str) + "\n")
+    write_atomically(config.output.with_suffix(".md"), text)
+    if curves:
+        scaling.draw(config.output.with_suffix(".png"), curves)
+    print(text)
+    return card
 
 
-def _seconds_an_item(contender: Contender, at_least: float) -> float:
-    assert contender.run is not None
-    jax.block_until_ready(contender.run())  # Fills caches and wakes threads.
-    calls, started = 0, time.perf_counter()
-    while calls == 0 or time.perf_counter() - started < at_least:
-        jax.block_until_ready(contender.run())
-        calls += 1
-    return (time.perf_counter() - started) / calls / contender.items
-
-
-def compete(workload: Workload, rounds: int, seconds: float) -> dict[str, Any]:
-    """Times the contenders in turns.
-
-    Args:
-      workload: compiled and compared, as `check_agreement` leaves it.
-      rounds: in each of which every contender is timed once.
-      seconds: for which it is then called over and over; it is called once at least.
-
-    Returns:
-      Plain values for JSON: for each contender its times of all rounds and their median in seconds an item,
-      and the median and range over rounds of their ratio to the first contender's (or, for a workload of
-      ``speed``, of the first one's to theirs).
-    """
-    present = [contender for contender in workload.contenders if contender.run is not None]
-    times = {contender.name: np.zeros(rounds) for contender in present}
-    for number in range(rounds):
-        for contender in present[:: -1 if number % 2 else 1]:
-            times[contender.name][number] = _seconds_an_item(contender, seconds)
-    rows: dict[str, Any] = {one.name: {"missing": one.note} for one in workload.contenders}
-    for name, values in times.items():
-        ratios = values / times[present[0].name]
-        if workload.speed:
-            ratios = 1 / ratios
-        rows[name] = {
-            "seconds": float(np.median(values)),
-            "ratio": float(np.median(ratios)),
-            "ratio_range": [float(ratios.min()), float(ratios.max())],
-            "rounds": values.tolist(),
-        }
-    return {"title": workload.title, "item": workload.item, "speed": workload.speed, "contenders": rows}
-
-
-def count_compilations(run: Callable[[], Any]) -> int:
-    """Returns how many programs XLA compiles during a call."""
-    count = 0
-
-    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        nonlocal count
-        del duration_secs, kwargs
-        count += event == "/jax/core/compile/backend_compile_duration"
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        jax.block_until_ready(run())
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    return count
-
-
-def describe_machine(packages: Sequence[str]) -> dict[str, Any]:
-    """Returns what times depend on: processor, threads, the versions of packages (None if missing)."""
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    threads: dict[str, Any] = {"cores": os.cpu_count()}
-    if versions.get("torch"):
-        import torch  # pyright: ignore[reportMissingImports]
-
-        threads["torch"] = torch.get_num_threads()
-    threads |= {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
-    device = jax.devices()[0].device_kind
-    return {"processor": processor, "jax_device": device, "threads": threads, "versions": versions}
-
-
-def tables(results: Sequence[dict[str, Any]]) -> str:
-    """Returns what `compete` measured as tables in Markdown."""
-    lines = []
-    for result in results:
-        ratio = "times as fast" if result["speed"] else "times as long"
-        lines += [
-            f"| {result['title']} | ms a {result['item']} | {ratio} | over the rounds |",
-            "|---|---|---|---|",
-        ]
-        for name, row in result["contenders"].items():
-            cells = [row.get("missing", ""), "", ""]
-            if "seconds" in row:
-                low, high = row["ratio_range"]
-                cells = [f"{1000 * row['seconds']:.3g}", f"{row['ratio']:.3g}", f"{low:.3g} to {high:.3g}"]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+if __name__ == "__main__":
+    run_experiment(Config, main)

@@ -25,13 +25,14 @@ import numpy as np
 from flax import linen as nn
 
 import benchmark_peers as peers
-from benchmark import (
+from benchmark_harness import (
     Contender,
     Workload,
     check_agreement,
     compete,
     count_compilations,
     describe_machine,
+    heading,
     peer,
     tables,
 )
@@ -247,12 +248,8 @@ def compilations(config: Config) -> dict[str, int]:
 
 def as_markdown(card: dict[str, Any]) -> str:
     """Returns the card for a reader."""
-    machine, (before, after) = card["machine"], card["load"]
-    versions = ", ".join(f"{name} {number or 'missing'}" for name, number in machine["versions"].items())
-    threads = ", ".join(f"{name} {number}" for name, number in machine["threads"].items())
     lines = [
-        f"{machine['processor']}, JAX on {machine['jax_device']}; threads: {threads}; {versions}; "
-        f"load {before:.1f} before and {after:.1f} after; {card['config']['rounds']} rounds.",
+        heading(card),
         "",
         tables(card["workloads"]),
     ]

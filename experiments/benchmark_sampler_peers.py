@@ -136,11 +136,16 @@ def energies_in_torch(job: Job) -> tuple[Any, TorchEnergies]:
     return positions, job.in_torch(jax.tree.map(np.array, job.params))
 
 
-def run_in_torch(job: Job) -> Run:
-    """Makes the loops that one writes by hand, eager, with the last gradient kept where it serves again."""
+def run_in_torch(job: Job, *, compiled: bool = False) -> Run:
+    """Makes the loops that one writes by hand, with the last gradient kept where it serves again.
+
+    Eager, or with the energy and its gradient behind ``torch.compile``, which does not take the whole loop.
+    """
     import torch  # pyright: ignore[reportMissingImports]
 
     start, energies = energies_in_torch(job)
+    if compiled:
+        energies = torch.compile(energies)
     step, half = job.step_size, job.step_size / 2
 
     def energy_and_gradient(x: Any) -> tuple[Any, Any]:

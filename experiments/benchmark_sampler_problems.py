@@ -12,7 +12,7 @@ from jaxebm.energies import MLP, ConvNet
 from jaxebm.energies.convolution import convolve_direct
 from jaxebm.types import EnergyFn, Params
 
-__all__ = ["Problem", "gaussian", "images", "mlp"]
+__all__ = ["Problem", "convnet_in_torch", "gaussian", "images", "mlp"]
 
 Runs = dict[str, tuple[float, int]]
 
@@ -123,35 +123,8 @@ def images(seed: int, num_chains: int, pixels: int, channels: Sequence[int], run
         return (x.reshape(-1) @ layers["output"]["kernel"] + layers["output"]["bias"])[0]
 
     def in_torch(params: Any) -> TorchEnergies:
-        import torch  # pyright: ignore[reportMissingImports]
-        from torch.nn import functional as nn  # pyright: ignore[reportMissingImports]
-
-        layers = [params["params"][f"level_{level}"] for level in range(len(channels))]
-        kernels = [np.ascontiguousarray(layer["kernel"].transpose(3, 2, 0, 1)) for layer in layers]
-        weights = [torch.from_numpy(kernel) for kernel in kernels]
-        biases = [torch.from_numpy(layer["bias"]) for layer in layers]
-        side = pixels
-        paddings = []
-        for kernel in kernels:
-            total = max((-(-side // 2) - 1) * 2 + kernel.shape[2] - side, 0)
-            paddings.append([total // 2, total - total // 2] * 2)
-            side = -(-side // 2)
-        # PyTorch lays features before rows and columns; the last layer's weights are put in that order.
-        last = params["params"]["output"]["kernel"].reshape(side, side, -1).transpose(2, 0, 1).reshape(1, -1)
-        output = torch.from_numpy(np.ascontiguousarray(last))
-        bias = torch.from_numpy(params["params"]["output"]["bias"])
-
-        def energies(x: Any) -> Any:
-            h = x.permute(0, 3, 1, 2)
-            for weight, offset, padding in zip(weights, biases, paddings, strict=True):
-                if len(set(padding)) == 1:
-                    h = nn.conv2d(h, weight, offset, stride=2, padding=padding[0])
-                else:
-                    h = nn.conv2d(nn.pad(h, padding), weight, offset, stride=2)
-                h = nn.silu(h)
-            return nn.linear(h.flatten(1), output, bias)[:, 0]
-
-        return energies
+        tensors, logits = convnet_in_torch(params["params"], pixels)
+        return lambda x: logits(tensors, x.permute(0, 3, 1, 2))[:, 0]
 
     return Problem(
         f"images {pixels} x {pixels} x 1, ConvNet, {num_chains} chains",
@@ -162,3 +135,41 @@ def images(seed: int, num_chains: int, pixels: int, channels: Sequence[int], run
         in_torch,
         plain,
     )
+
+
+def convnet_in_torch(layers: Any, pixels: int) -> tuple[list[Any], Callable[[Sequence[Any], Any], Any]]:
+    """Returns `jaxebm.energies.ConvNet` with swish in PyTorch, as its tensors and a function of them.
+
+    Args:
+      layers: the network's parameters ``level_0``, ``level_1``, ... and ``output``, as arrays of NumPy.
+      pixels: height and width of an image.
+
+    Returns:
+      ``(tensors, logits)`` with ``logits(tensors, x)``, (n, C, H, W) to (n, K); tensors are kernels and
+      biases in turns, the last layer's among them, laid out as PyTorch's layers have them.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn import functional as nn  # pyright: ignore[reportMissingImports]
+
+    tensors, paddings, side = [], [], pixels
+    for level in range(len(layers) - 1):
+        layer = layers[f"level_{level}"]
+        total = max((-(-side // 2) - 1) * 2 + layer["kernel"].shape[0] - side, 0)
+        paddings.append([total // 2, total - total // 2] * 2)
+        side = -(-side // 2)
+        tensors += [torch.tensor(layer["kernel"].transpose(3, 2, 0, 1).copy()), torch.tensor(layer["bias"])]
+    # PyTorch lays features before rows and columns; the last layer's weights are put in that order.
+    last = layers["output"]["kernel"].reshape(side, side, -1, layers["output"]["kernel"].shape[1])
+    last = last.transpose(3, 2, 0, 1).reshape(last.shape[3], -1)
+    tensors += [torch.tensor(last), torch.tensor(layers["output"]["bias"])]
+
+    def logits(tensors: Sequence[Any], x: Any) -> Any:
+        for kernel, bias, padding in zip(tensors[:-2:2], tensors[1:-2:2], paddings, strict=True):
+            if len(set(padding)) == 1:
+                x = nn.conv2d(x, kernel, bias, stride=2, padding=padding[0])
+            else:
+                x = nn.conv2d(nn.pad(x, padding), kernel, bias, stride=2)
+            x = nn.silu(x)
+        return nn.linear(x.flatten(1), tensors[-2], tensors[-1])
+
+    return tensors, logits

@@ -29,7 +29,16 @@ import numpy as np
 
 import benchmark_sampler_peers as peers
 import benchmark_sampler_problems as problems
-from benchmark import Contender, Workload, compete, describe_machine, peer, tables
+from benchmark_harness import (
+    Contender,
+    Workload,
+    compete,
+    compiled_peer,
+    describe_machine,
+    heading,
+    peer,
+    tables,
+)
 from benchmark_sampler_peers import Job
 from benchmark_sampler_problems import Problem
 from command_line import as_json, run_experiment
@@ -43,23 +52,8 @@ LARGEST_SIGMA = 6.0
 
 
 @dataclass(frozen=True)
-class Config:
-    """Measure SGLD, MALA and HMC on a small network, a Gaussian and images."""
-
-    targets: tuple[str, ...] = ("mlp", "gaussian", "images")
-    """Which energies."""
-    samplers: tuple[str, ...] = SAMPLERS
-    """Which samplers; images are sampled by SGLD alone."""
-    output: Path = Path("runs/benchmark_samplers.json")
-    """The file to write."""
-    overwrite: bool = False
-    """Replace the file if there is one."""
-    rounds: int = 5
-    """In each of which every contender is timed once."""
-    seconds: float = 0.2
-    """For which a contender is called over and over in a round; at least one call is made."""
-    seed: int = 0
-    """Of weights, positions and noise."""
+class Sizes:
+    """How much is sampled."""
 
     num_steps: int = 200
     """Of SGLD and MALA on the network and the Gaussian."""
@@ -81,6 +75,38 @@ class Config:
     """Height and width of an image, of one channel."""
     channels: tuple[int, int] = (64, 128)
     """Of the convolutional network."""
+    torch_compile: bool = True
+    """Whether torch.compile takes part; it needs a C++ compiler and some ten seconds for each sampler."""
+
+    def check(self) -> None:
+        """Raises ``ValueError`` naming what is out of range."""
+        names = (
+            "num_steps num_trajectories num_leapfrog num_chains dimension num_images num_image_steps pixels"
+        )
+        for name in names.split():
+            checks.positive_integer(name, getattr(self, name))
+        for number in self.widths + self.channels:
+            checks.positive_integer("widths and channels", number)
+
+
+@dataclass(frozen=True)
+class Config(Sizes):
+    """Measure SGLD, MALA and HMC on a small network, a Gaussian and images."""
+
+    targets: tuple[str, ...] = ("mlp", "gaussian", "images")
+    """Which energies."""
+    samplers: tuple[str, ...] = SAMPLERS
+    """Which samplers; images are sampled by SGLD alone."""
+    output: Path = Path("runs/benchmark_samplers.json")
+    """The file to write."""
+    overwrite: bool = False
+    """Replace the file if there is one."""
+    rounds: int = 5
+    """In each of which every contender is timed once."""
+    seconds: float = 0.2
+    """For which a contender is called over and over in a round; at least one call is made."""
+    seed: int = 0
+    """Of weights, positions and noise."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming what is unknown or out of range, or ``FileExistsError``."""
@@ -88,11 +114,8 @@ class Config:
             chosen = getattr(self, name)
             if not chosen or not set(chosen) <= set(known):
                 raise ValueError(f"{name}={chosen}: choose among {', '.join(known)}.")
-        names = "rounds num_steps num_trajectories num_leapfrog num_chains dimension num_images"
-        for name in (*names.split(), "num_image_steps", "pixels"):
-            checks.positive_integer(name, getattr(self, name))
-        for number in self.widths + self.channels:
-            checks.positive_integer("widths and channels", number)
+        super().check()
+        checks.positive_integer("rounds", self.rounds)
         if self.output.exists() and not self.overwrite:
             raise FileExistsError(f"{self.output} exists: choose another --output, or give --overwrite.")
 
@@ -160,6 +183,9 @@ def make_workload(config: Config, problem: Problem, sampler: str) -> Workload:
     if sampler != "sgld":
         contenders.append(peer("NumPyro", "numpyro", lambda: peers.run_in_numpyro(job), **options))
     contenders.append(peer("PyTorch, eager", "torch", lambda: peers.run_in_torch(job), **options))
+    if config.torch_compile:
+        compiled = partial(peers.run_in_torch, job, compiled=True)
+        contenders.append(compiled_peer("PyTorch, torch.compile", compiled, **options))
     if sampler != "mala":
         contenders.append(peer("TorchEBM", "torch torchebm", lambda: peers.run_in_torchebm(job), **options))
     name = f"HMC, {job.num_leapfrog} leapfrog steps" if sampler == "hmc" else sampler.upper()
@@ -233,13 +259,9 @@ def check_same_law(problem: Problem, workload: Workload) -> dict[str, float]:
 
 def as_markdown(card: dict[str, Any]) -> str:
     """Returns the card for a reader."""
-    machine, (before, after) = card["machine"], card["load"]
-    versions = ", ".join(f"{name} {number or 'missing'}" for name, number in machine["versions"].items())
-    threads = ", ".join(f"{name} {number}" for name, number in machine["threads"].items())
     worst = max((sigma for row in card["differences"] for sigma in row.values()), default=0.0)
     lines = [
-        f"{machine['processor']}, JAX on {machine['jax_device']}; threads: {threads}; {versions}; "
-        f"load {before:.1f} before and {after:.1f} after; {card['config']['rounds']} rounds.",
+        heading(card),
         "",
         tables(card["workloads"]),
         f"Largest difference in law between contenders: {worst:.1f} standard errors.",

@@ -12,7 +12,7 @@ import pytest
 
 import benchmark_hopfield
 import benchmark_peers as peers
-from benchmark import Contender, Workload, check_agreement, compete, count_compilations, peer, tables
+from benchmark_harness import Contender, Workload, check_agreement, compete, count_compilations, peer, tables
 from command_line import run_experiment
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -129,7 +129,7 @@ def test_a_contender_that_differs_is_caught():
 
 def test_ratios_are_of_one_round_and_turn_around_for_speeds(monkeypatch: pytest.MonkeyPatch):
     durations = iter([2.0, 4.0, 9.0, 3.0])  # first, second; then second, first
-    monkeypatch.setattr("benchmark._seconds_an_item", lambda contender, seconds: next(durations))
+    monkeypatch.setattr("benchmark_harness._seconds_an_item", lambda contender, seconds: next(durations))
     contenders = [Contender("first", lambda: 0), Contender("missing", None), Contender("second", lambda: 0)]
     result = compete(Workload("times", contenders), rounds=2, seconds=0.0)
     assert result["contenders"]["second"]["rounds"] == [4.0, 9.0]

@@ -12,7 +12,7 @@ import pytest
 
 import benchmark_sampler_peers as peers
 import benchmark_samplers
-from benchmark import Contender
+from benchmark_harness import Contender
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -29,6 +29,7 @@ TOY = benchmark_samplers.Config(
     num_image_steps=2,
     pixels=8,
     channels=(2, 3),
+    torch_compile=False,
 )
 PAIRS = [("mlp", "hmc"), ("gaussian", "mala"), ("images", "sgld")]
 

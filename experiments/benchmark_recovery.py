@@ -1,0 +1,93 @@
+"""What detection of divergence and snapshots cost a healthy run: the digits JEM update with and without."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmark_harness import Contender, Workload
+from jaxebm.data import load_dataset
+from jaxebm.training import TrainState, TrainStep, compile_steps
+from jaxebm.training.dispatch import compile_monitored_steps
+from jaxebm.training.health import name_faults
+from jaxebm.training.recovery import DEFAULT_RECOVERY, Snapshots
+from jaxebm.types import Metrics
+from jem_config import Config
+from jem_parts import prepare
+
+__all__ = ["PROTECTED", "UNPROTECTED", "Protected", "Unprotected", "digits_workload", "recovery_workload"]
+
+PROTECTED = "with detection and snapshots"
+UNPROTECTED = "without"
+CHAIN_METRICS = ("chain_spread", "frozen_chains", "saturated_chains")
+"""What a step measures for detection alone; the compiler drops what nobody reads."""
+
+
+class Unprotected:
+    """Dispatches of updates and nothing else, each going on from the last."""
+
+    def __init__(self, train_step: TrainStep, state: TrainState, data: Any, num_updates: int) -> None:
+        def bare(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+            state, metrics = train_step(state, data)
+            kept = {name: value for name, value in metrics.items() if name not in CHAIN_METRICS}
+            return state, kept
+
+        # A copy: the state is donated, and the other contender starts from the same.
+        self.state, self.data = jax.tree.map(jax.numpy.copy, state), data
+        self.dispatch = compile_steps(bare, num_updates)
+
+    def __call__(self) -> np.ndarray:
+        """Dispatches once, reads the metrics, and returns the mean loss, (1,)."""
+        self.state, metrics = self.dispatch(self.state, self.data)
+        return np.atleast_1d(jax.device_get(metrics)["loss"])
+
+
+class Protected:
+    """The same as `jaxebm.training.fit` does it: watched updates, and a snapshot where one is due."""
+
+    def __init__(self, train_step: TrainStep, state: TrainState, data: Any, num_updates: int) -> None:
+        self.state, self.data = jax.tree.map(jax.numpy.copy, state), data
+        self.num_updates = num_updates
+        self.snapshots = Snapshots(DEFAULT_RECOVERY)
+        self.dispatch = compile_monitored_steps(train_step, DEFAULT_RECOVERY.monitor)
+
+    def __call__(self) -> np.ndarray:
+        """Dispatches once, reads the report, and returns the mean loss, (1,).
+
+        Raises ``RuntimeError`` if the run was not healthy.
+        """
+        self.snapshots.offer(self.state, int(self.state.step))
+        self.state, report = self.dispatch(self.state, self.data, self.num_updates)
+        report = jax.device_get(report)
+        if report.faults:
+            raise RuntimeError(f"The run that is timed was not healthy: {name_faults(int(report.faults))}.")
+        return np.atleast_1d(report.metrics["loss"])
+
+
+def recovery_workload(
+    title: str, train_step: TrainStep, state: TrainState, data: Any, num_updates: int
+) -> Workload:
+    """Returns the two contenders; after the first dispatch their losses agree.
+
+    Args:
+      title: of the table.
+      train_step: from `jaxebm.training.make_train_step`.
+      state: where both start.
+      data: passed to every step.
+      num_updates: of a dispatch.
+    """
+    arguments = (train_step, state, data, num_updates)
+    contenders = [
+        Contender(UNPROTECTED, Unprotected(*arguments), num_updates),
+        Contender(PROTECTED, Protected(*arguments), num_updates),
+    ]
+    # The two programs are fused differently, and the updates of a dispatch amplify rounding.
+    return Workload(title, contenders, "update", tolerance=1e-2)
+
+
+def digits_workload(seed: int) -> Workload:
+    """The digits of experiments/jem.py, at its own settings."""
+    config = Config(seed=seed)
+    training = prepare(config, load_dataset("digits"))
+    title = f"JEM update on digits, {config.network}, {config.steps_per_dispatch} a dispatch"
+    return recovery_workload(title, training.step, training.state, training.data, config.steps_per_dispatch)
