@@ -8,8 +8,8 @@ uniformly over the time that a whole run takes, and taken up by ``--resume``, un
 its moment and ends by itself. As many such runs as it takes for the wanted number of kills. Each must end
 with the checkpoint of the unharmed run, bit for bit, and, but for times, with its metrics, card and samples.
 
-Writes a folder: config.json, kills.jsonl (a line a kill), card.json, card.md, and the last of the runs; a run
-that came out differently stays there and ends the script with status 1.
+Writes a folder: config.json, kills.jsonl (a line a kill), card.json, card.md, and in lives/ the unharmed run
+and the last of the others; one that came out differently stays there and ends the script with status 2.
 """
 
 import json
@@ -148,12 +148,13 @@ def kill_until_done(
     config: Config, run: RunFolder, moments: random.Random, seconds: float, last_step: int, kills: list[str]
 ) -> Path:
     """Runs once more, killed at random moments (as many as are left to do), and returns the finished run."""
-    folder = run.path / "killed"
+    lives = run.path / "lives"
+    folder, log = lives / "killed", lives / "killed.log"
     shutil.rmtree(folder, ignore_errors=True)
-    (run.path / "killed.log").unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
     while True:
         lines = len(RunFolder(folder).read_metrics())
-        process = start(config, folder, run.path / "killed.log")
+        process = start(config, folder, log)
         try:
             process.wait(timeout=moments.uniform(0.0, seconds) if len(kills) < config.kills else None)
         except subprocess.TimeoutExpired:
@@ -168,7 +169,7 @@ def kill_until_done(
             continue
         finally:
             process.kill()
-        check_ended_well(process, run.path / "killed.log")
+        check_ended_well(process, log)
         return folder
 
 
@@ -193,14 +194,13 @@ def main(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     config.check()
     run = open_run(config.output, as_json(config), overwrite=config.overwrite, resumable=False)
-    for name in ("whole", "killed", "programs"):
-        shutil.rmtree(run.path / name, ignore_errors=True)
-    (run.path / "kills.jsonl").unlink(missing_ok=True)
-    whole, moments = run.path / "whole", random.Random(config.seed)
-    run_to_end(config, whole, run.path / "whole.log")
+    lives = run.path / "lives"
+    lives.mkdir()
+    whole, again, moments = lives / "whole", lives / "again", random.Random(config.seed)
+    run_to_end(config, whole, lives / "whole.log")
     # Once more, with all programs compiled: that long a killed run would take.
-    seconds = run_to_end(config, run.path / "killed", run.path / "killed.log")
-    found = differences(whole, run.path / "killed")
+    seconds = run_to_end(config, again, lives / "again.log")
+    found = differences(whole, again)
     last_step, kills, runs = newest_record(whole), [], 0
     while not found and len(kills) < config.kills:
         found = differences(whole, kill_until_done(config, run, moments, seconds, last_step, kills))
@@ -221,7 +221,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     publish_card(run, card, as_markdown(card))
     if found:
-        raise RuntimeError(f"the runs differ in {', '.join(found)}; both are in {run.path}.")
+        raise RuntimeError(f"the runs differ in {', '.join(found)}; both are in {lives}.")
     return card
 
 

@@ -201,8 +201,6 @@ def main(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     config.check()
     run = open_run(config.output, as_json(config), resume=config.resume, overwrite=config.overwrite)
-    if not config.resume:
-        (run.path / "runs.jsonl").unlink(missing_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         records = run_all(config, run)

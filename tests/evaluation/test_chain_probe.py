@@ -141,7 +141,8 @@ def test_looks_are_taken_at_checkpoints_only():
         return probe_chains(rng_key, slope, 1.0, partial(sgld, step_size=0.1), positions, [2, 7]).energy
 
     jaxpr = str(jax.make_jaxpr(program)(jax.random.key(0), jnp.ones((4, 2))))
-    assert jaxpr.count("cond[") == 1
+    by_platform = jaxpr.count("platform_index[")  # the noise has two of those
+    assert jaxpr.count("cond[") - by_platform == 1
 
 
 def test_an_energy_may_average_over_its_batch():

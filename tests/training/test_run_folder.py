@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxebm.training import CheckpointMismatchError, open_run, write_atomically
-from jaxebm.training.run_folder import CONFIG, METRICS, RESULTS
+from jaxebm.training.run_folder import CONFIG, FOLDERS, METRICS, RESULTS
 
 SETTINGS = {"seed": 0, "widths": (8, 8), "learning_rate": 0.1}
 
@@ -163,7 +163,7 @@ class TestOverwriting:
             written |= set(re.findall(r'run\.path / "([^"]+)"', source))
             written |= set(re.findall(r'run\.write_json\(\s*"([^"]+)"', source))
         assert "card.json" in written
-        assert written <= set(RESULTS)
+        assert written <= {*RESULTS, *FOLDERS}
 
 
 class TestMetrics:

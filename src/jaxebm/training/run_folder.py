@@ -20,8 +20,13 @@ PICTURES = (
     *("accuracy", "attention", "recall", "energy", "masked", "diffusion", "landscape", "capacity"),
     *("intervals", "errors", "trajectories", "marginals", "survival"),
 )
-RESULTS = (RECOVERIES, "card.json", "card.md", "samples.npz", *(f"{name}.png" for name in PICTURES))
+RESULTS = (
+    *(RECOVERIES, "card.json", "card.md", "samples.npz", "runs.jsonl", "kills.jsonl"),
+    *(f"{name}.png" for name in PICTURES),
+)
 """What a run writes beside those; ``overwrite`` removes no others, so that a person's own pictures stay."""
+FOLDERS = (CHECKPOINTS, "lives")
+"""The folders that it makes."""
 
 
 @contextmanager
@@ -146,8 +151,9 @@ def _is_run(path: Path) -> bool:
 
 def _remove_run(path: Path) -> None:
     """Removes what a run wrote, and nothing else that lies in its folder."""
-    if (path / CHECKPOINTS).exists():
-        shutil.rmtree(path / CHECKPOINTS)
+    for name in FOLDERS:
+        if (path / name).exists():
+            shutil.rmtree(path / name)
     for name in RESULTS:
         (path / name).unlink(missing_ok=True)
     # Emptied, not removed: a removal that is killed half-way leaves a folder that is still known as a run.
