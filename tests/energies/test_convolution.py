@@ -137,17 +137,17 @@ def test_kernels_and_images_mapped_together_and_apart():
 
 
 @pytest.mark.parametrize("argnums", [0, 1])
-@pytest.mark.parametrize(("side", "forward"), [(4, "dot"), (8, "convolution")])
-def test_vmapped_gradient_is_matrix_products_and_never_a_convolution(side, forward, argnums):
-    """One product or convolution for the value, one product for the gradient, and nothing for the other."""
+@pytest.mark.parametrize("side", [4, 8])
+def test_vmapped_gradient_is_matrix_products_and_never_a_convolution(side, argnums):
+    """One product for the value, one for the gradient, and nothing for the other argument's."""
     xs, kernel = _operands((side, side, 3), (3, 3))
     gradient = jax.grad(
         lambda xs, kernel: jnp.sum(jnp.sin(jax.vmap(lambda x: convolve(x, kernel, (2, 2)))(xs))), argnums
     )
     text = jax.jit(gradient).lower(xs, kernel).compile().as_text() or ""
     assert "batch_dims={0}" not in text
-    assert text.count(" convolution(") == (forward == "convolution")
-    assert text.count(" dot(") == 1 + (forward == "dot")
+    assert " convolution(" not in text
+    assert text.count(" dot(") == 2
 
 
 def test_other_types_than_float32_are_products():

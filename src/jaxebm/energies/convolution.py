@@ -2,14 +2,14 @@
 
 On a CPU, XLA's gradients of a convolution are slow inside ``lax.scan`` (measured, jax 0.10.2, one thread: the
 input gradients of ``ConvNet`` and ``WideResNet`` 1.8 to 11 times slower than here, ``ConvNet``'s gradients by
-its parameters 20 to 55 times), and Langevin sampling consists of the former. Its forward convolution is fast:
-3 to 30% above the bare matrix product. So:
+its parameters 20 to 55 times), and Langevin sampling consists of the former. So:
 
-- the value is ``lax.conv``'s;
+- the value is the patches of the image (im2col) times the kernel as a matrix, one product. XLA's forward
+  convolution is up to a third faster with one thread, but it stays on one thread however many there are;
 - a tangent of the input is cut into the phases of the stride, shifted and multiplied by the kernel as a
   matrix. Its transpose, the input gradient, is one matrix product, sums of contiguous slices and a join;
-- a tangent of the kernel multiplies the patches of the input (im2col); its transpose is one product, too;
-- small images, and types other than float32, are patches and one product throughout.
+- a tangent of the kernel multiplies the patches of the input; its transpose is one product, too;
+- small images, and types other than float32, take the derivatives of the patches themselves.
 
 The value's derivative is stated by ``jax.custom_jvp`` in plain operations, which JAX transposes and
 differentiates by itself: forward mode, reverse mode and any nesting work, and a ``vmap`` over examples
@@ -35,7 +35,7 @@ Padding: TypeAlias = str | Sequence[tuple[int, int]]
 """``"SAME"``, ``"VALID"`` or ((top, bottom), (left, right)) in pixels."""
 
 _FEWEST_PIXELS = 16
-"""Output pixels from which on the CPU's value is ``lax.conv``'s."""
+"""Output pixels from which on the CPU's derivatives are stated apart from the value."""
 
 
 def _resolve_padding(
@@ -184,8 +184,8 @@ def _convolve_phases(
 def _convolve_forward(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding
 ) -> jax.Array:
-    """Convolves by ``lax.conv``, with the derivatives of the two forms by products."""
-    return convolve_direct(x, kernel, strides, padding)
+    """Convolves by patches, with the derivatives whose transposes are fast."""
+    return convolve_patches(x, kernel, strides, padding)
 
 
 def _convolve_forward_jvp(
@@ -210,7 +210,7 @@ def _convolve_on_cpu(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding
 ) -> jax.Array:
     _, (rows, columns) = _count_windows(x, kernel.shape[:2], strides, padding)
-    # Measured: lax.conv costs more than patches on few pixels, and has no fast form of other types.
+    # On few pixels there is nothing to gain, and in other types nothing has been measured.
     if rows * columns < _FEWEST_PIXELS or x.dtype != jnp.float32:
         return convolve_patches(x, kernel, strides, padding)
     return _convolve_forward(x, kernel, strides, padding)
