@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from command_line import run_experiment
+from jaxebm.training.manifest import UNCOMPARED
 
-VARYING = frozenset({"seed", "output", "resume", "overwrite", "progress"})
+VARYING = UNCOMPARED | {"seed"}
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """What is written is on the disk before it has its name; what is damaged there is refused, never taken."""
 
+import logging
 import os
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxebm.training import CheckpointCorruptError, Checkpoints, TrainState
-from jaxebm.training.orbax_store import TEMPORARY
+from jaxebm.training.orbax_store import TEMPORARY, one_error_at_a_time
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -45,9 +48,9 @@ def test_everything_is_on_the_disk_before_the_renaming(tmp_path, monkeypatch):
     assert str(tmp_path) in flushed  # and the renaming itself
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore, of later reads
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 class TestDamage:
-    """What is read back is what was written, or it is refused and an older whole one is named."""
+    """What is read back is what was written, or it is refused, in one line, and an older whole one is named."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -125,3 +128,20 @@ class TestDamage:
             pytest.raises(CheckpointCorruptError, match="of step 10, and was"),
         ):
             checkpoints.restore(small(0))
+
+
+def test_errors_that_come_late_are_not_seen_and_others_are(monkeypatch, caplog):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(str(unraisable.exc_value)))
+    outside = sys.unraisablehook
+    with one_error_at_a_time():
+        for error in (
+            RuntimeError("Event loop is closed"),
+            RuntimeError("a bug"),
+            ValueError("Event loop is closed"),
+        ):
+            sys.unraisablehook(SimpleNamespace(exc_value=error))
+        logging.getLogger("absl").error("of another library")
+    assert seen == ["a bug", "Event loop is closed"]
+    assert sys.unraisablehook is outside
+    assert "of another library" in caplog.text

@@ -15,9 +15,7 @@ from jaxebm.training.write_errors import advise, error_number, explain
 
 pytestmark = [
     pytest.mark.usefixtures("cheap_compilation"),
-    pytest.mark.filterwarnings(
-        "ignore::pytest.PytestUnraisableExceptionWarning"
-    ),  # TensorStore, of other writes
+    pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning"),
 ]
 HELPERS = """
 import jax
@@ -198,3 +196,4 @@ def test_permission_and_limits_of_a_common_user():
     assert re.search(r"step 30 .*File too large \(EFBIG\); .*step 20 is intact.*raise the limit", large)
     assert re.search(r"step 30 .*Permission denied \(EACCES\); no checkpoint .* could be read back", gone)
     assert "ERROR:absl" not in ended.stderr  # Orbax's own tracebacks
+    assert "Event loop" not in ended.stderr  # and those of the other arrays

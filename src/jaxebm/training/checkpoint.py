@@ -6,13 +6,12 @@ manifest (`jaxebm.training.manifest`), and nothing damaged or foreign is ever ta
 
 import errno
 import json
-import logging
 import math
 import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -28,10 +27,10 @@ from jaxebm.training.manifest import CheckpointCorruptError, CheckpointMismatchE
 from jaxebm.training.orbax_store import (
     ITEM,
     TEMPORARY,
-    NoTracebacks,
     StateArgs,
     flush,
     make_manager,
+    one_error_at_a_time,
     read_arrays,
 )
 from jaxebm.training.state import TrainState
@@ -95,10 +94,11 @@ class Checkpoints:
             if jax.process_index() == 0:
                 for leftover in self.directory.glob(f"*{TEMPORARY}*"):
                     shutil.rmtree(leftover)
-        self._manager = make_manager(self.directory, max_to_keep, self._best_of_all)
-        self._scores = self._read_scores()
-        self._filter = NoTracebacks()
-        logging.getLogger("absl").addFilter(self._filter)
+        with ExitStack() as quiet:
+            quiet.enter_context(one_error_at_a_time())
+            self._manager = make_manager(self.directory, max_to_keep, self._best_of_all)
+            self._scores = self._read_scores()
+            self._quiet = quiet.pop_all()  # until `close`
 
     def __enter__(self) -> Self:
         return self
@@ -192,11 +192,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits like `wait`, and frees what writing needs."""
-        try:
-            self.wait()
-        finally:
-            self._manager.close()
-            logging.getLogger("absl").removeFilter(self._filter)
+        with self._quiet:
+            try:
+                self.wait()
+            finally:
+                self._manager.close()
 
     def restore(self, template: TrainState, step: int | None = None) -> TrainState:
         """Reads a checkpoint into the structure of ``template``; on several hosts, each reads all of it.

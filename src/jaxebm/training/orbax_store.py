@@ -2,8 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +64,35 @@ class KeepStep(ocp.checkpoint_managers.PreservationPolicy):
         return [checkpoint.step == kept for checkpoint in checkpoints]
 
 
-class NoTracebacks(logging.Filter):
+class _NoTracebacks(logging.Filter):
     """Drops what Orbax logs of an error in the background: it is raised here, with its cause."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+@contextmanager
+def one_error_at_a_time() -> Iterator[None]:
+    """Of an error in the background, lets only that be seen which is raised.
+
+    Orbax reads and writes many arrays at once and closes its event loop at the first that fails. It logs that
+    error too, and when the others come to their end, each prints that the loop is closed.
+    """
+    log, noise, hook_before = logging.getLogger("absl"), _NoTracebacks(), sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        late = isinstance(unraisable.exc_value, RuntimeError)
+        if not (late and str(unraisable.exc_value) == "Event loop is closed"):
+            hook_before(unraisable)
+
+    log.addFilter(noise)
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        log.removeFilter(noise)
+        if sys.unraisablehook is hook:  # somebody else's stays
+            sys.unraisablehook = hook_before
 
 
 def flush(paths: Iterable[Path]) -> None:
@@ -80,7 +106,8 @@ def flush(paths: Iterable[Path]) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 100 else f"{line[:100]} ..."
 
 
 def make_manager(

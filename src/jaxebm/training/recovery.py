@@ -260,7 +260,7 @@ def roll_back(
         tried = remedies_in_force(ladder, len(ladder)).name
         raise DivergenceError(
             f"{said}. {in_a_row} faults in a row, {count - 1} recoveries in all; tried: fresh noise, "
-            f"{tried}. {ADVICE}"
+            f"{tried}. {ADVICE} An older one may lie further from the fault: --resume --resume-step."
         )
     back_to, state = snapshots.choose(fault, in_a_row)
     in_force = remedies_in_force(ladder, rung)
