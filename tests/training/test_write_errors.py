@@ -147,7 +147,9 @@ def test_the_folder_has_gone(tmp_path):
 PROGRAM = (
     HELPERS
     + """
+import grp  # what is imported later might be closed to a common user
 import os
+import pwd
 import resource
 import sys
 

@@ -88,7 +88,7 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self._best_metric, self._sign = best_metric, 1.0 if best_mode == "max" else -1.0
         self._writing: int | None = None
-        self._failed = False
+        self._failed = self._told = False
         with self._clear_errors("opened"):
             self.directory.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
@@ -96,7 +96,9 @@ class Checkpoints:
                     shutil.rmtree(leftover)
         with ExitStack() as quiet:
             quiet.enter_context(one_error_at_a_time())
-            self._manager = make_manager(self.directory, max_to_keep, self._best_of_all)
+            self._manager = make_manager(
+                self.directory, max_to_keep, self._best_of_all, lambda: self._writing
+            )
             self._scores = self._read_scores()
             self._quiet = quiet.pop_all()  # until `close`
 
@@ -196,7 +198,7 @@ class Checkpoints:
             try:
                 self.wait()
             finally:
-                self._manager.close()
+                self._close_manager()
 
     def restore(self, template: TrainState, step: int | None = None) -> TrainState:
         """Reads a checkpoint into the structure of ``template``; on several hosts, each reads all of it.
@@ -270,6 +272,15 @@ class Checkpoints:
             self._manager.reload()
         self._scores = {other: score for other, score in self._scores.items() if other <= step}
 
+    def _close_manager(self) -> None:
+        told = self._told
+        try:
+            with self._clear_errors("closed"):
+                self._manager.close()
+        except CheckpointWriteError:
+            if not told:  # Orbax remembers a write that failed, and raises its error again
+                raise
+
     def _item(self, step: int) -> Path:
         return self.directory / str(step) / ITEM
 
@@ -323,9 +334,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            number = error_number(error)
+            number = error_number(error) or self._closed_to_us()
             if step is not None:
-                self._writing, self._failed = None, True
+                self._writing, self._failed, self._told = None, True, True
                 self._scores.pop(step, None)
             if number is None:
                 raise
@@ -339,6 +350,12 @@ class Checkpoints:
             )
             failure.errno = number
             raise failure from error
+
+    def _closed_to_us(self) -> int | None:
+        """The reason behind whatever Orbax may say, where the folder has gone or may not be written."""
+        if not self.directory.is_dir():
+            return errno.ENOENT
+        return None if os.access(self.directory, os.R_OK | os.W_OK | os.X_OK) else errno.EACCES
 
     def _read_scores(self) -> dict[int, float]:
         scores: dict[int, float] = {}

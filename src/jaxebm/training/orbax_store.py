@@ -1,5 +1,6 @@
 """What is used of Orbax: how one checkpoint is written in the background, kept, and read."""
 
+import errno
 import logging
 import os
 import sys
@@ -21,6 +22,8 @@ __all__ = []
 
 ITEM = "default"
 """Orbax's name for the only thing in a checkpoint."""
+NEEDED = (manifests.MANIFEST, "manifest.ocdbt")
+"""What no checkpoint is without: where its arrays are, in our words and in TensorStore's."""
 TEMPORARY = ".orbax-checkpoint-tmp"
 """What Orbax puts into the name of a folder that is being written, and this module of one being removed."""
 
@@ -68,7 +71,31 @@ class _NoTracebacks(logging.Filter):
     """Drops what Orbax logs of an error in the background: it is raised here, with its cause."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno < logging.ERROR or "orbax" not in record.pathname
+        return record.levelno < logging.ERROR or "/orbax/checkpoint/" not in record.pathname
+
+
+class _NoLateErrors(logging.Filter):
+    """Drops what asyncio logs of an array that nobody waited for, because another one had failed."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return "never retrieved" not in record.getMessage() or "OCDBT database" not in str(error)
+
+
+class _NoClosedLoops:
+    """A hook for exceptions that nobody can catch: drops those of TensorStore's calls to a closed loop."""
+
+    def __init__(self, hook: Callable[[Any], Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        if not (closed and unraisable.object is None):  # those of Python's own loops name an object
+            self.hook(unraisable)
+
+
+NO_LATE_ERRORS = _NoLateErrors()
 
 
 @contextmanager
@@ -76,23 +103,18 @@ def one_error_at_a_time() -> Iterator[None]:
     """Of an error in the background, lets only that be seen which is raised.
 
     Orbax reads and writes many arrays at once and closes its event loop at the first that fails. It logs that
-    error too, and when the others come to their end, each prints that the loop is closed.
+    error too; and when the others come to their end, each of them complains. That may be late, so what drops
+    those complaints stays.
     """
-    log, noise, hook_before = logging.getLogger("absl"), _NoTracebacks(), sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        late = isinstance(unraisable.exc_value, RuntimeError)
-        if not (late and str(unraisable.exc_value) == "Event loop is closed"):
-            hook_before(unraisable)
-
+    if not isinstance(sys.unraisablehook, _NoClosedLoops):
+        sys.unraisablehook = _NoClosedLoops(sys.unraisablehook)
+    logging.getLogger("asyncio").addFilter(NO_LATE_ERRORS)
+    log, noise = logging.getLogger("absl"), _NoTracebacks()
     log.addFilter(noise)
-    sys.unraisablehook = hook
     try:
         yield
     finally:
         log.removeFilter(noise)
-        if sys.unraisablehook is hook:  # somebody else's stays
-            sys.unraisablehook = hook_before
 
 
 def flush(paths: Iterable[Path]) -> None:
@@ -111,7 +133,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def make_manager(
-    directory: Path, max_to_keep: int, best_step: Callable[[], int | None]
+    directory: Path,
+    max_to_keep: int,
+    best_step: Callable[[], int | None],
+    writing: Callable[[], int | None],
 ) -> ocp.CheckpointManager:
     """Returns Orbax's manager of a folder that exists.
 
@@ -119,11 +144,19 @@ def make_manager(
       directory: where the checkpoints live.
       max_to_keep: the newest ones that are kept.
       best_step: which one is kept besides, asked after every save.
+      writing: the step that is being saved.
     """
 
     def flush_written() -> None:
         """Runs in the background, after everything is written and before the renaming."""
-        for folder in directory.glob(f"*{TEMPORARY}*"):
+        for folder in directory.glob(f"{writing()}{TEMPORARY}*"):
+            for (
+                name
+            ) in NEEDED:  # Orbax goes on where it finds no arrays, for instance in a folder that has gone
+                if not (folder / ITEM / name).is_file():
+                    raise FileNotFoundError(
+                        errno.ENOENT, os.strerror(errno.ENOENT), str(folder / ITEM / name)
+                    )
             flush([folder, *folder.rglob("*")])
 
     managers = ocp.checkpoint_managers
