@@ -150,9 +150,8 @@ def make_manager(
     def flush_written() -> None:
         """Runs in the background, after everything is written and before the renaming."""
         for folder in directory.glob(f"{writing()}{TEMPORARY}*"):
-            for (
-                name
-            ) in NEEDED:  # Orbax goes on where it finds no arrays, for instance in a folder that has gone
+            # Orbax goes on where it finds no arrays, for instance in a folder that has gone.
+            for name in NEEDED:
                 if not (folder / ITEM / name).is_file():
                     raise FileNotFoundError(
                         errno.ENOENT, os.strerror(errno.ENOENT), str(folder / ITEM / name)
