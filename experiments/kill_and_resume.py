@@ -100,11 +100,16 @@ def newest_record(folder: Path) -> int:
     return records[-1]["step"] if records else 0
 
 
-def phase_of(folder: Path, lines_before: int, last_step: int) -> str:
-    """Returns what a killed run was doing, by the traces that it left."""
+def unfinished_checkpoints(folder: Path) -> set[str]:
+    """Returns the names of those that are being written, or were: Orbax renames N.orbax-checkpoint-tmp."""
     entries = os.listdir(folder / "checkpoints") if (folder / "checkpoints").exists() else []
-    if any(not name.isdigit() and name[:1].isdigit() for name in entries):
-        return "checkpoint"  # Orbax writes N.orbax-checkpoint-tmp aside and renames it
+    return {name for name in entries if not name.isdigit() and name[:1].isdigit()}
+
+
+def phase_of(folder: Path, lines_before: int, unfinished_before: set[str], last_step: int) -> str:
+    """Returns what a killed run was doing, by the traces that it left and its last life had not."""
+    if unfinished_checkpoints(folder) - unfinished_before:
+        return "checkpoint"
     if newest_record(folder) == last_step:
         return "evaluation"
     return "training" if len(RunFolder(folder).read_metrics()) > lines_before else "start-up"
@@ -153,14 +158,14 @@ def kill_until_done(
     shutil.rmtree(folder, ignore_errors=True)
     log.unlink(missing_ok=True)
     while True:
-        lines = len(RunFolder(folder).read_metrics())
+        lines, unfinished = len(RunFolder(folder).read_metrics()), unfinished_checkpoints(folder)
         process = start(config, folder, log)
         try:
             process.wait(timeout=moments.uniform(0.0, seconds) if len(kills) < config.kills else None)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            kills.append(phase_of(folder, lines, last_step))
+            kills.append(phase_of(folder, lines, unfinished, last_step))
             record = {"kill": len(kills), "phase": kills[-1], "step": newest_record(folder)}
             with (run.path / "kills.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
