@@ -147,13 +147,18 @@ def test_the_folder_has_gone(tmp_path):
 PROGRAM = (
     HELPERS
     + """
-import grp  # what is imported later might be closed to a common user
+import grp  # what is imported later may be closed to a common user
 import os
 import pwd
 import resource
+import shutil
 import sys
 
 folder = sys.argv[1]
+with Checkpoints(folder + "/rehearsal") as checkpoints:  # imports all that is only imported when needed
+    checkpoints.save(small(10))
+    checkpoints.restore(small(0))
+shutil.rmtree(folder + "/rehearsal")
 if os.geteuid() == 0:
     os.chown(folder, 65534, 65534)
     os.setuid(65534)

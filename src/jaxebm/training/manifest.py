@@ -1,5 +1,6 @@
 """What a checkpoint says of itself: what it is of, and checksums that tell whether it is whole."""
 
+import functools
 import hashlib
 import json
 import os
@@ -100,7 +101,12 @@ def describe_versions() -> dict[str, str]:
       >>> sorted(describe_versions())
       ['flax', 'jax', 'jaxebm', 'jaxlib', 'numpy', 'optax', 'orbax-checkpoint', 'python']
     """
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return dict(_versions())
+
+
+@functools.cache  # read once, for each checkpoint has them
+def _versions() -> tuple[tuple[str, str], ...]:
+    return (("python", platform.python_version()), *((name, version(name)) for name in PACKAGES))
 
 
 def differing_entries(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
