@@ -308,9 +308,7 @@ def describe_faults(step: int, faults: Sequence[str], metrics: Mapping[str, floa
       'step 7: the replay buffer holds entries that are not finite'
     """
     broken = {name: value for name, value in metrics.items() if not math.isfinite(value)}
-    shown = broken | {
-        name: metrics[name] for name in (*WATCHED, *CHAINS) if name in faults and name in metrics
-    }
+    shown = broken | {name: metrics[name] for name in WATCHED if name in faults and name in metrics}
     numbers = ", ".join(f"{name}={value:.6g}" for name, value in sorted(shown.items()))
     said = " and ".join(FAULTS[name] for name in faults)
     return f"step {step}: {said}{f' ({numbers})' if numbers else ''}"

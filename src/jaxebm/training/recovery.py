@@ -192,13 +192,9 @@ class Snapshots:
         Called at every checkpoint, because a run that is resumed from it has no older ones either, and is to
         recover to the same state bit for bit.
         """
-        if self._kept and self._kept[-1][0] == step:
-            newest = self._kept[-1]
-            self._kept.clear()
-            self._kept.append(newest)
-        else:
-            self._kept.clear()
-            self._kept.append((step, self._put(state)))
+        newest = self._kept[-1] if self._kept else None
+        self._kept.clear()
+        self._kept.append(newest if newest and newest[0] == step else (step, self._put(state)))
 
     def choose(self, fault: int, in_a_row: int) -> tuple[int, TrainState]:
         """Returns ``(step, copy of the state)`` to go back to, and forgets the newer ones.
@@ -215,16 +211,16 @@ class Snapshots:
         return step, self._get(state)
 
     def _put(self, state: TrainState) -> TrainState:
-        if self.recovery.keep_on == "host":
-            shardings = jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind("pinned_host"), state)
-            return jax.device_put(state, shardings)
-        return _copy(state)
+        return self._copied_to("pinned_host", state)
 
     def _get(self, state: TrainState) -> TrainState:
-        if self.recovery.keep_on == "host":
-            shardings = jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind("device"), state)
-            return jax.device_put(state, shardings)
-        return _copy(state)
+        return self._copied_to("device", state)
+
+    def _copied_to(self, memory_kind: str, state: TrainState) -> TrainState:
+        if self.recovery.keep_on == "device":
+            return _copy(state)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind(memory_kind), state)
+        return jax.device_put(state, shardings)
 
 
 def roll_back(
