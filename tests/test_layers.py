@@ -24,7 +24,7 @@ LAYERS = {
 ONLY_IN_EXPERIMENTS = {"matplotlib", "tyro", "tensorflow_datasets", "sklearn", "tqdm", "rich"}
 FLAX_FILES = {
     *(Path("energies") / name for name in ("convolution.py", "network_layers.py", "networks.py")),
-    *(Path("energies") / name for name in ("statistics.py", "wide_resnet.py")),
+    *(Path("energies") / name for name in ("statistics.py", "submodules.py", "wide_resnet.py")),
     Path("hopfield/layers.py"),
 }
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -14,7 +14,7 @@ from jaxebm.evaluation.quadrature import (
     log_partition_by_enumeration,
     log_partition_on_grid,
 )
-from jaxebm.objectives.contrastive import batch_energy, contrastive_loss
+from jaxebm.objectives.contrastive import batch_energy, binary_energy_loss, contrastive_loss
 from jaxebm.types import BATCH_AXIS
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -256,13 +256,80 @@ def test_new_values_do_not_recompile():
         chex.assert_tree_all_finite(loss(params, X_DATA + alpha, X_MODEL, alpha))
 
 
+# --- data told from negatives by a cross-entropy, on a table of energies ---
+
+DATA_COUNTS, MODEL_COUNTS = np.array([4, 1, 2, 1]), np.array([1, 5, 2, 2])
+# Examples are rows of the identity, since an energy is of a floating-point x.
+TABLE_DATA = jnp.repeat(jnp.eye(4), DATA_COUNTS, axis=0, total_repeat_length=8)
+TABLE_MODEL = jnp.repeat(jnp.eye(4), MODEL_COUNTS, axis=0, total_repeat_length=10)
+P, Q = DATA_COUNTS / 8, MODEL_COUNTS / 10
+
+
+def table(params, x):
+    return params @ x
+
+
+@jax.jit
+@partial(jax.value_and_grad, has_aux=True)
+def binary(params):
+    return binary_energy_loss(table, params, TABLE_DATA, TABLE_MODEL)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_the_binary_loss_and_its_gradient_are_their_closed_forms():
+    params = np.array([0.3, -1.2, 2.0, 0.0])
+    (loss, metrics), gradient = binary(jnp.asarray(params, jnp.float32))
+    # D = sigmoid(-E) is the probability of being data.
+    cross_entropy = -P @ np.log(sigmoid(-params)) - Q @ np.log(1 - sigmoid(-params))
+    np.testing.assert_allclose(loss, cross_entropy, rtol=1e-5)
+    np.testing.assert_allclose(gradient, P * sigmoid(params) - Q * sigmoid(-params), atol=1e-6)
+    assert set(metrics) == {"energy_data", "energy_model", "energy_gap", "binary_cross_entropy"}
+    np.testing.assert_allclose(metrics["binary_cross_entropy"], cross_entropy, rtol=1e-5)
+    np.testing.assert_allclose(metrics["energy_gap"], P @ params - Q @ params, rtol=1e-5)
+
+
+def test_its_minimiser_is_the_log_ratio_of_the_negatives_to_the_data():
+    """The loss is convex in a table, so that a zero of its gradient is its minimum: found here by descent."""
+    (smallest, _), gradient = binary(jnp.asarray(np.log(Q / P), jnp.float32))
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+    @jax.jit
+    def descend(params):
+        return jax.lax.fori_loop(0, 400, lambda _, params: params - 4.0 * binary(params)[1], params)
+
+    found = descend(jnp.zeros(4))
+    np.testing.assert_allclose(found, np.log(Q / P), atol=1e-3)
+    np.testing.assert_allclose(binary(found)[0][0], smallest, rtol=1e-6)
+
+
+def test_where_energies_are_zero_its_gradient_is_half_of_the_contrast():
+    (loss, _), gradient = binary(jnp.zeros(4))
+    np.testing.assert_allclose(loss, 2 * np.log(2), rtol=1e-6)
+    contrast = jax.grad(lambda params: contrastive_loss(table, params, TABLE_DATA, TABLE_MODEL)[0])
+    np.testing.assert_allclose(gradient, 0.5 * contrast(jnp.zeros(4)), atol=1e-7)
+
+
+def test_binary_energy_l2_and_stopped_samples():
+    def loss(params, x_model, energy_l2):
+        return binary_energy_loss(quadratic, params, X_DATA, x_model, energy_l2=energy_l2)[0]
+
+    plain, penalised = (loss(QUADRATIC, X_MODEL, alpha) for alpha in (0.0, 0.3))
+    squares = sum(np.mean(np.square(batch_energy(quadratic, QUADRATIC, x))) for x in (X_DATA, X_MODEL))
+    np.testing.assert_allclose(penalised - plain, 0.3 * squares, rtol=1e-4)
+    np.testing.assert_array_equal(jax.grad(loss, 1)(QUADRATIC, X_MODEL, 0.3), 0)
+
+
 # --- errors ---
 
 
-def call(x_data=X_DATA, x_model=X_MODEL, energy=quadratic, **options):
-    return contrastive_loss(energy, QUADRATIC, x_data, x_model, **options)
+def call(loss, x_data=X_DATA, x_model=X_MODEL, energy=quadratic, **options):
+    return loss(energy, QUADRATIC, x_data, x_model, **options)
 
 
+@pytest.mark.parametrize("loss", [contrastive_loss, binary_energy_loss])
 @pytest.mark.parametrize(
     ("arguments", "kind", "named"),
     [
@@ -281,9 +348,9 @@ def call(x_data=X_DATA, x_model=X_MODEL, energy=quadratic, **options):
         ({"energy": lambda params, x: x}, ValueError, r"energy returned shape \(2,\).*marginal_energy"),
     ],
 )
-def test_bad_input_is_refused_while_tracing(arguments, kind, named):
+def test_bad_input_is_refused_while_tracing(loss, arguments, kind, named):
     with pytest.raises(kind, match=named):
-        jax.eval_shape(lambda: call(**arguments))
+        jax.eval_shape(lambda: call(loss=loss, **arguments))
 
 
 def test_batch_energy_needs_a_batch():

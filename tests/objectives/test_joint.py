@@ -11,7 +11,7 @@ import pytest
 
 from jaxebm.energies.classifier import joint_energy, log_class_probability, marginal_energy
 from jaxebm.evaluation.quadrature import enumerate_states, log_partition_by_enumeration
-from jaxebm.objectives.contrastive import contrastive_loss
+from jaxebm.objectives.contrastive import binary_energy_loss, contrastive_loss
 from jaxebm.objectives.joint import classification_loss, joint_loss
 from jaxebm.types import BATCH_AXIS
 
@@ -243,6 +243,42 @@ def test_energy_l2_is_not_weighted_by_p_x():
     )  # (gap + squares) - gap / 2
 
 
+def test_the_binary_objective_takes_the_place_of_both_energy_terms():
+    """CE + w_x binary(E(x)) + w_xy binary(E(x, y)) + alpha squares, each made by itself."""
+    weights = {"p_y_given_x_weight": 0.5, "p_x_weight": 2.0, "p_xy_weight": 3.0}
+
+    def joint(params):
+        return call(params=params, energy_l2=0.1, p_x_objective="binary", **weights)
+
+    def parts(params):
+        marginal = marginal_energy(logits)
+        cross_entropy, _ = classification_loss(logits, params, X_LABELLED, LABELS)
+        binary, _ = binary_energy_loss(marginal, params, X_DATA, X_MODEL)
+        penalised, _ = binary_energy_loss(marginal, params, X_DATA, X_MODEL, energy_l2=0.1)
+        of_pairs = jax.vmap(joint_energy(logits), (None, 0, 0))
+        fixed_model = jax.lax.stop_gradient(X_MODEL)
+        binary_xy = -jnp.mean(jax.nn.log_sigmoid(-of_pairs(params, X_LABELLED, LABELS)))
+        binary_xy -= jnp.mean(jax.nn.log_sigmoid(of_pairs(params, fixed_model, LABELS_MODEL)))
+        loss = 0.5 * cross_entropy + 2 * binary + 3 * binary_xy + penalised - binary
+        return loss, {"binary_cross_entropy": binary, "joint_binary_cross_entropy": binary_xy}
+
+    both = jax.jit(lambda params: [jax.value_and_grad(f, has_aux=True)(params) for f in (joint, parts)])
+    ((loss, metrics), gradient), ((wanted, wanted_metrics), wanted_gradient) = both(PARAMS)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    chex.assert_trees_all_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-5)
+    for name, value in wanted_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+    likelihood = compiled_call(energy_l2=0.1, **weights)[1]
+    chex.assert_trees_all_close({name: metrics[name] for name in likelihood}, likelihood, rtol=1e-5)
+    assert set(metrics) == {*likelihood, *wanted_metrics}
+
+
+def test_without_p_xy_there_is_one_binary_cross_entropy():
+    _, metrics = jax.eval_shape(lambda: call(labels_model=None, p_x_objective="binary"))
+    assert "binary_cross_entropy" in metrics
+    assert "joint_binary_cross_entropy" not in metrics
+
+
 def test_a_small_weight_keeps_its_precision():
     @jax.jit
     def gradient(params, weight):
@@ -253,8 +289,12 @@ def test_a_small_weight_keeps_its_precision():
 
 
 def test_no_gradient_flows_through_the_samples():
-    of_samples = jax.jit(jax.grad(lambda x: call(x_model=x, p_xy_weight=1.0, energy_l2=0.1)[0]))(X_MODEL)
-    np.testing.assert_array_equal(of_samples, 0)
+    def loss(x, objective):
+        return call(x_model=x, p_xy_weight=1.0, energy_l2=0.1, p_x_objective=objective)[0]
+
+    of_samples = jax.jit(jax.grad(loss), static_argnums=1)
+    for objective in ("likelihood", "binary"):
+        np.testing.assert_array_equal(of_samples(X_MODEL, objective), 0)
 
 
 def test_batch_normalised_logits_see_the_batch_axis():
@@ -349,6 +389,7 @@ def test_labels_may_be_numpy():
         ({"p_xy_weight": 1.0, "labels_model": np.ones(7)}, TypeError, "labels_model has dtype float"),
         ({"energy_l2": -1.0}, ValueError, "energy_l2=-1.0"),
         ({"label_smoothing": 1.5}, ValueError, "label_smoothing=1.5.*between 0.0 and 1.0"),
+        ({"p_x_objective": "ratio"}, ValueError, r"p_x_objective='ratio'.*'likelihood', 'binary'"),
         ({"logits": lambda params, x: jnp.sum(x)}, ValueError, r"logits returned shape \(\)"),
     ],
 )

@@ -1,5 +1,6 @@
 """Where negatives come from: where chains start, which target they are on, and what is remembered."""
 
+import re
 from functools import partial
 
 import chex
@@ -10,16 +11,12 @@ import optax
 import pytest
 
 from jaxebm.objectives.contrastive import contrastive_loss
-from jaxebm.objectives.negatives import (
-    contrastive_divergence,
-    no_negatives,
-    persistent,
-    run_labelled_chains,
-    short_run,
-)
+from jaxebm.objectives.labelled_chains import run_labelled_chains
+from jaxebm.objectives.negatives import contrastive_divergence, no_negatives, persistent, short_run
 from jaxebm.samplers.initial import UniformInitial
 from jaxebm.samplers.langevin import sgld
 from jaxebm.samplers.replay import draw
+from jaxebm.training.placement import make_placement
 from jaxebm.types import BATCH_AXIS
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -286,6 +283,86 @@ def test_a_draw_is_run_labelled_chains_on_the_drawn_slots():
     chains, positions = by_hand(buffer)
     np.testing.assert_allclose(negatives.positions, positions, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.asarray(after.positions)[chains.slots], positions, rtol=1e-5, atol=1e-6)
+
+
+# --- augmented chains ---
+
+
+def far_away(rng_key, position):
+    return position + 100.0 + jax.random.uniform(rng_key, position.shape)
+
+
+def augmented(augment=far_away, restart_probability=0.5, **options):
+    arguments = {"num_steps": 3, "initial": INITIAL, "num_chains": 40, "capacity": 80} | options
+    return persistent(STILL, restart_probability=restart_probability, augment=augment, **arguments)
+
+
+def test_chains_that_live_on_are_augmented_before_their_steps_and_others_are_not():
+    sampler = augmented()
+    before = jax.jit(sampler.init)(KEY)
+    draw_jit = jax.jit(lambda key, memory: sampler.draw(key, quadratic, QUADRATIC, None, None, memory))
+    negatives, after = draw_jit(jax.random.key(1), before)
+    far = np.asarray(negatives.positions) > 50
+    assert 10 < np.sum(np.all(far, axis=1)) < 30
+    np.testing.assert_array_equal(far[:, 0], far[:, 1])
+    # Both kinds lie in the buffer, each in one slot, and started there: displacement counts from that start.
+    ages = np.asarray(after.ages)
+    moved = np.asarray(after.positions)[ages > 0]
+    np.testing.assert_array_equal(np.unique(moved, axis=0), np.unique(negatives.positions, axis=0))
+    np.testing.assert_allclose(negatives.displacement, 0, atol=1e-4)
+    # Each chain has a key of its own, so that their shifts differ.
+    assert len(np.unique(np.asarray(negatives.positions)[far])) == np.sum(far)
+
+
+def test_an_augmentation_that_changes_nothing_leaves_chains_where_they_were():
+    sampler = augmented(augment=lambda rng_key, position: position, restart_probability=0.0)
+    before = jax.jit(sampler.init)(KEY)
+    draw_jit = jax.jit(lambda memory: sampler.draw(KEY, quadratic, QUADRATIC, None, None, memory))
+    np.testing.assert_allclose(draw_jit(before)[1].positions, before.positions, atol=1e-5)
+
+
+def test_chains_that_all_start_anew_are_never_augmented():
+    sampler = augmented(restart_probability=1.0)
+    draw_jit = jax.jit(lambda: sampler.draw(KEY, quadratic, QUADRATIC, None, None, sampler.init(KEY))[0])
+    positions = np.asarray(draw_jit().positions)
+    assert np.all((positions > 2 - 1e-4) & (positions < 3 + 1e-4))
+
+
+def test_augmented_chains_keep_their_dtype():
+    sampler = augmented(
+        augment=lambda rng_key, position: position.astype(jnp.float32) + 1.0,
+        initial=lambda rng_key, label: jax.random.uniform(rng_key, (2,), jnp.bfloat16),
+    )
+    negatives, memory = jax.eval_shape(
+        lambda key: sampler.draw(key, quadratic, QUADRATIC, None, None, sampler.init(key)), KEY
+    )
+    assert negatives.positions.dtype == memory.positions.dtype == jnp.bfloat16
+
+
+def test_an_augmentation_that_changes_shapes_is_refused_while_tracing():
+    sampler = augmented(augment=lambda rng_key, position: position[:1])
+    with pytest.raises(ValueError, match=r"augment returned shapes \(1,\) for a position of shapes \(2,\)"):
+        jax.eval_shape(
+            lambda key: sampler.draw(key, quadratic, QUADRATIC, None, None, sampler.init(key)), KEY
+        )
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices; XLA_FLAGS was set by the caller")
+def test_devices_augment_their_own_chains():
+    split = make_placement(8, num_strata=8).split
+    draws = []
+    for sharding in (None, split):
+        sampler = augmented(num_strata=8, sharding=sharding)
+        memory = jax.jit(sampler.init)(KEY)
+        if sharding is not None:
+            memory = jax.device_put(memory, sharding)
+        program = jax.jit(
+            lambda memory, sampler=sampler: sampler.draw(KEY, quadratic, QUADRATIC, None, None, memory)
+        )
+        draws.append(program(memory))
+        text = program.lower(memory).compile().as_text()
+        assert not re.search(r" (all-reduce|all-gather|all-to-all|collective-permute)(-start)?\(", text)
+    chex.assert_trees_all_close(*draws, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

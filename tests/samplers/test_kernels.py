@@ -12,6 +12,8 @@ import pytest
 from scipy.special import digamma, polygamma
 
 from jaxebm.samplers.chains import run_chain, run_chains
+from jaxebm.samplers.descent import steepest_descent
+from jaxebm.samplers.inner_updates import first_layer_sgld
 from jaxebm.samplers.langevin import sgld
 from jaxebm.samplers.metropolis import hmc, mala, nuts
 from jaxebm.samplers.preconditioned import preconditioned_sgld
@@ -62,6 +64,17 @@ def split(target, step_size):
     return proximal_sgld(smooth, ridge(1.0), step_size)
 
 
+def split_at_nothing(target, step_size):
+    """With the identity for its first layer, two inner updates are one Langevin step of twice the size."""
+
+    class InTwo:
+        __call__ = staticmethod(target)
+        first = staticmethod(lambda x: x)
+        rest = staticmethod(functools.wraps(target)(lambda x, h: target(h)))
+
+    return first_layer_sgld(InTwo(), step_size, jnp.sqrt(2 * step_size), num_inner_steps=2)
+
+
 class Case(NamedTuple):
     make: Callable  # (target, step_size) -> Kernel
     step_size: float
@@ -75,6 +88,7 @@ CASES = {
         functools.partial(preconditioned_sgld, decay=0.0, damping=1.0), 0.2, 100, forgetful_law
     ),
     "proximal_sgld": Case(split, 0.25, 60, split_law),
+    "first_layer_sgld": Case(split_at_nothing, 0.05, 150, lambda step_size: unadjusted_law(2 * step_size)),
     # Biased too, of order h^2, but far below the error bars: from h = 0.3 to 0.5 the mean was measured to
     # fall by 0.0002 and the variance by 0.0007.
     "underdamped": Case(functools.partial(underdamped, friction=2.0), 0.3, 60),
@@ -82,7 +96,14 @@ CASES = {
     "hmc": Case(lambda target, step_size: hmc(target, step_size, 5), 0.3, 30),
     "nuts": Case(lambda target, step_size: nuts(target, step_size, max_num_doublings=4), 0.4, 15),
 }
-all_kernels = pytest.mark.parametrize("name", list(CASES))
+# Nothing random about these: of what a kernel keeps, all but its law.
+NOISELESS = {
+    "steepest_descent": Case(steepest_descent, 0.1, 5),
+    "steepest_descent_linf": Case(functools.partial(steepest_descent, norm="linf"), 0.1, 5),
+}
+ALL_CASES = CASES | NOISELESS
+all_kernels = pytest.mark.parametrize("name", list(ALL_CASES))
+all_samplers = pytest.mark.parametrize("name", list(CASES))
 
 NUM_CHAINS = 2_000
 START = {"a": jnp.full((NUM_CHAINS, 3), 1.0), "b": jnp.full((NUM_CHAINS, 2, 2), -1.0)}
@@ -114,7 +135,7 @@ def central_moments_of(law):
 def runs():
     """Final positions and infos of every kernel, and how often each was traced over two calls."""
     results = {}
-    for name, case in CASES.items():
+    for name, case in ALL_CASES.items():
 
         def run(rng_key, positions, step_size, case=case):
             kernel = case.make(energy, step_size)
@@ -139,12 +160,12 @@ def test_pytree_in_pytree_out_finite_and_traced_once(runs, name):
     positions, acceptance = runs[name]
     chex.assert_trees_all_equal_shapes_and_dtypes(positions, START)
     chex.assert_tree_all_finite((positions, acceptance))
-    assert acceptance.shape == (NUM_CHAINS, CASES[name].num_steps)
+    assert acceptance.shape == (NUM_CHAINS, ALL_CASES[name].num_steps)
     if name in ("mala", "hmc", "nuts"):
         assert 0.3 < float(acceptance.mean()) < 0.999
 
 
-@all_kernels
+@all_samplers
 def test_stationary_moments_of_a_skewed_target(runs, name):
     # Only the last states are used, one for each chain: exactly independent, so the error bars are exact.
     positions, _ = runs[name]
@@ -171,7 +192,7 @@ def test_the_grid_knows_the_unadjusted_law():
 
 @all_kernels
 def test_one_position_without_batch(name):
-    case = CASES[name]
+    case = ALL_CASES[name]
     position = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
     state, history = run_chain(jax.random.key(0), case.make(energy, case.step_size), position, 2)
     chex.assert_trees_all_equal_shapes_and_dtypes(state.position, position)
@@ -185,7 +206,7 @@ def test_bfloat16_is_kept_by_sgld():
     chex.assert_tree_all_finite(state.position)
 
 
-@all_kernels
+@all_samplers
 def test_one_seed_one_chain(name):
     case = CASES[name]
     kernel = case.make(energy, case.step_size)
@@ -199,13 +220,13 @@ def test_one_seed_one_chain(name):
 @all_kernels
 def test_integer_positions_are_refused(name):
     with pytest.raises(TypeError, match="floating"):
-        CASES[name].make(energy, 0.1).init(jnp.arange(3))
+        ALL_CASES[name].make(energy, 0.1).init(jnp.arange(3))
 
 
 @all_kernels
 def test_a_bad_step_size_is_named(name):
     with pytest.raises(ValueError, match=r"step_size=-0.1.*greater than 0"):
-        CASES[name].make(energy, -0.1)
+        ALL_CASES[name].make(energy, -0.1)
 
 
 @all_kernels
@@ -214,4 +235,4 @@ def test_an_energy_that_is_not_a_scalar_is_named(name):
         return x**2
 
     with pytest.raises(ValueError, match=r"elementwise.*\(3,\).*scalar"):
-        run_chain(jax.random.key(0), CASES[name].make(elementwise, 0.1), jnp.ones(3), 1)
+        run_chain(jax.random.key(0), ALL_CASES[name].make(elementwise, 0.1), jnp.ones(3), 1)

@@ -17,7 +17,7 @@ from jaxebm.energies.networks import ConvNet, refresh_statistics, trainable, tra
 from jaxebm.objectives import contrastive_divergence, contrastive_loss, no_negatives
 from jaxebm.objectives.contrastive import batch_energy
 from jaxebm.samplers import sgld
-from jaxebm.training import compile_steps, init_state, make_train_step
+from jaxebm.training import Sharpness, compile_steps, init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -175,6 +175,14 @@ def test_labels_of_the_start_reach_the_chains():
     )
     _, metrics = compile_steps(step, 1)(init_state(jax.random.key(0), jnp.zeros(2), **parts), DATA[:2])
     np.testing.assert_allclose([metrics["one"], metrics["two"]], [10.0, 20.0], rtol=1e-5)
+
+
+def test_negatives_are_sampled_once_whatever_the_sharpness():
+    """With the samples fixed the contrast is linear in t: the same gradient anywhere, and rho |g| of rise."""
+    plain, _ = compile_steps(quadratic_step(), 5)(quadratic_state(), DATA)
+    state, metrics = compile_steps(quadratic_step(sharpness=Sharpness(0.7)), 5)(quadratic_state(), DATA)
+    np.testing.assert_allclose(state.params, plain.params, rtol=1e-6)
+    np.testing.assert_allclose(metrics["sharpness"], 0.7 * metrics["gradient_norm"], rtol=1e-4)
 
 
 def test_refresh_sees_the_new_parameters_and_the_batch():

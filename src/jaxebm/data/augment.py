@@ -6,7 +6,15 @@ import jax.numpy as jnp
 from jaxebm import checks
 from jaxebm.types import Array
 
-__all__ = ["random_translation", "translate"]
+__all__ = [
+    "gaussian_blur",
+    "random_blur",
+    "random_colour",
+    "random_crop",
+    "random_flip",
+    "random_translation",
+    "translate",
+]
 
 
 def translate(image: Array, shift: Array) -> Array:
@@ -30,10 +38,7 @@ def translate(image: Array, shift: Array) -> Array:
       >>> translate(image, jnp.array([0.0, 0.5]))[0, :, 0].tolist()
       [0.0, 0.0, 0.5, 0.5]
     """
-    if jnp.ndim(image) != 3:
-        raise ValueError(
-            f"image has shape {jnp.shape(image)}: one image (H, W, C) is needed; batch with jax.vmap."
-        )
+    _check_image(image)
     if jnp.shape(shift) != (2,):
         raise ValueError(f"shift has shape {jnp.shape(shift)}: (2,) is needed, pixels down and to the right.")
 
@@ -65,3 +70,171 @@ def random_translation(rng_key: Array, image: Array, max_shift: float | Array) -
     """
     checks.non_negative("max_shift", max_shift)
     return translate(image, jax.random.uniform(rng_key, (2,), minval=-max_shift, maxval=max_shift))
+
+
+def random_crop(rng_key: Array, image: Array, padding: int = 4) -> Array:
+    """Pads an image by its own reflection and cuts a window of the old size out, each equally likely.
+
+    out[i, j] = image[r(i + s_0), r(j + s_1)], both s uniform on the integers -padding..padding, where r
+    reflects at the middle of the outermost pixels: r(-1) = 1, r(H) = H - 2. Whole pixels: no value is new.
+
+    Args:
+      rng_key: one key an image.
+      image: ``(H, W, C)``, of any dtype.
+      padding: pixels on each side, an integer of at least 0 and below H and W; compiled in.
+
+    Returns:
+      The window, ``(H, W, C)``, of the image's dtype.
+
+    Raises:
+      ValueError: if ``padding`` is no such integer or ``image`` not of rank three.
+
+    Example:
+      >>> image = jnp.arange(9.0).reshape(3, 3, 1)
+      >>> random_crop(jax.random.key(0), image, 1)[:, :, 0].tolist()
+      [[1.0, 0.0, 1.0], [4.0, 3.0, 4.0], [7.0, 6.0, 7.0]]
+
+    Reference:
+      Zagoruyko & Komodakis 2016, Wide residual networks (arXiv:1605.07146), section 3: 4 pixels, reflected.
+    """
+    _check_image(image)
+    height, width = image.shape[:2]
+    if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding < min(height, width):
+        raise ValueError(
+            f"padding={padding!r}: padding must be an integer from 0 to {min(height, width) - 1}, below both "
+            f"sides of an image of shape {jnp.shape(image)}."
+        )
+    shift = jax.random.randint(rng_key, (2,), -padding, padding + 1)
+
+    def source(size: int, offset: Array) -> Array:
+        # The reflected index itself, so that no padded image is made: |i| on the left, mirrored on the right.
+        return (size - 1) - jnp.abs((size - 1) - jnp.abs(jnp.arange(size) + offset))
+
+    rows = jnp.take(image, source(height, shift[0]), axis=0)
+    return jnp.take(rows, source(width, shift[1]), axis=1)
+
+
+def random_flip(rng_key: Array, image: Array) -> Array:
+    """Mirrors an image left to right with probability one half.
+
+    Args:
+      rng_key: one key an image.
+      image: ``(H, W, C)``, of any dtype.
+
+    Returns:
+      The image, mirrored or not, ``(H, W, C)``.
+
+    Raises:
+      ValueError: if ``image`` is not of rank three.
+
+    Example:
+      >>> random_flip(jax.random.key(1), jnp.array([[[1.0], [2.0]]]))[0, :, 0].tolist()
+      [2.0, 1.0]
+    """
+    _check_image(image)
+    return jnp.where(jax.random.bernoulli(rng_key), image[:, ::-1], image)
+
+
+def random_colour(rng_key: Array, image: Array, strength: float | Array) -> Array:
+    r"""Jitters brightness and contrast of an image in [-1, 1], and clips it to that range.
+
+    .. math:: x \leftarrow \mathrm{clip}(m + (1 + s u_0)(x - m) + s u_1,\; -1,\; 1),
+              \qquad u_0, u_1 \sim U(-1, 1)
+
+    m is the mean of the image over all pixels and channels, so hue stays.
+
+    Args:
+      rng_key: one key an image.
+      image: ``(H, W, C)`` in [-1, 1], floating-point.
+      strength: s in [0, 1], ``()``; 0 leaves an image in [-1, 1] as it is.
+
+    Returns:
+      The jittered image, ``(H, W, C)``, in [-1, 1].
+
+    Raises:
+      ValueError: if ``strength`` is not in [0, 1] or ``image`` not of rank three.
+      TypeError: if ``image`` is not floating-point.
+
+    Example:
+      >>> jittered = random_colour(jax.random.key(0), jnp.linspace(-1.0, 1.0, 12).reshape(2, 2, 3), 0.5)
+      >>> jittered.shape, float(jnp.abs(jittered).max()) <= 1.0
+      ((2, 2, 3), True)
+
+    Reference:
+      Du, Li, Tenenbaum & Mordatch 2021, Improved contrastive divergence training of energy based models
+      (arXiv:2012.01316): colour, blur, crop and flip of the replay buffer, by which its chains mix.
+    """
+    checks.in_range("strength", strength, 0.0, 1.0)
+    _check_image(image)
+    checks.floating("image", image)
+    contrast, brightness = strength * jax.random.uniform(rng_key, (2,), minval=-1.0, maxval=1.0)
+    mean = jnp.mean(image)
+    return jnp.clip(mean + (1 + contrast) * (image - mean) + brightness, -1.0, 1.0).astype(image.dtype)
+
+
+def gaussian_blur(image: Array, sigma: float | Array) -> Array:
+    r"""Blurs an image; what lies beyond an edge is left out of the average.
+
+    .. math:: y_{ij} = \sum_{hw} A_{ih} B_{jw} x_{hw}, \qquad
+              A_{ih} = e^{-(i - h)^2 / 2 \sigma^2} \Big/ \sum_{h'} e^{-(i - h')^2 / 2 \sigma^2}
+
+    and B alike along the width. Rows sum to one, so a constant image stays and the range is kept.
+
+    Args:
+      image: ``(H, W, C)``, floating-point.
+      sigma: at least 0, ``()``, in pixels; may be traced. At 0 the image stays.
+
+    Returns:
+      The blurred image, ``(H, W, C)``.
+
+    Raises:
+      ValueError: if ``sigma`` is negative or ``image`` not of rank three.
+      TypeError: if ``image`` is not floating-point.
+
+    Example:
+      >>> blurred = gaussian_blur(jnp.array([[0.0, 1.0, 0.0]])[:, :, None], 1.0)
+      >>> [round(value, 3) for value in blurred[0, :, 0].tolist()]
+      [0.348, 0.452, 0.348]
+    """
+    checks.non_negative("sigma", sigma)
+    _check_image(image)
+    checks.floating("image", image)
+    # Far below a pixel the neighbours' weights are zero in any precision, so the bound changes no value.
+    variance = jnp.maximum(jnp.square(jnp.asarray(sigma, jnp.float32)), 1e-4)
+
+    def average(size: int) -> Array:
+        distance = jnp.arange(size)[:, None] - jnp.arange(size)[None, :]
+        return jax.nn.softmax(-jnp.square(distance) / (2 * variance), axis=1)
+
+    rows, columns = average(image.shape[0]), average(image.shape[1])
+    return jnp.einsum("ih,jw,hwc->ijc", rows, columns, image).astype(image.dtype)
+
+
+def random_blur(rng_key: Array, image: Array, max_sigma: float | Array) -> Array:
+    """Blurs an image by a Gaussian whose sigma is uniform on [0, max_sigma] pixels.
+
+    Args:
+      rng_key: one key an image.
+      image: ``(H, W, C)``, floating-point.
+      max_sigma: at least 0, ``()``, in pixels.
+
+    Returns:
+      The blurred image, ``(H, W, C)``, within the range of ``image``.
+
+    Raises:
+      ValueError: if ``max_sigma`` is negative or ``image`` not of rank three.
+      TypeError: if ``image`` is not floating-point.
+
+    Example:
+      >>> random_blur(jax.random.key(0), jnp.ones((8, 8, 1)), 2.0).shape
+      (8, 8, 1)
+    """
+    checks.non_negative("max_sigma", max_sigma)
+    return gaussian_blur(image, max_sigma * jax.random.uniform(rng_key))
+
+
+def _check_image(image: Array) -> None:
+    if jnp.ndim(image) != 3:
+        raise ValueError(
+            f"image has shape {jnp.shape(image)}: one image (H, W, C) is needed; batch with jax.vmap."
+        )

@@ -35,6 +35,7 @@ from jaxebm.energies.many_modes import (
     responsibilities,
     right_hand_probability,
 )
+from jaxebm.energies.multiscale import average_pool, multiscale_energy
 from jaxebm.energies.networks import (
     ACTIVATIONS,
     MLP,
@@ -46,6 +47,14 @@ from jaxebm.energies.networks import (
     training_apply,
 )
 from jaxebm.energies.reparametrise import Bijection, box_transform, funnel_transform, reparametrise
+from jaxebm.energies.submodules import (
+    SplitEnergy,
+    SplitTarget,
+    first_submodule,
+    split_energy,
+    submodule_input,
+    submodule_output,
+)
 from jaxebm.energies.surfaces import mueller_brown, rosenbrock
 from jaxebm.energies.target import AnalyticTarget
 from jaxebm.energies.wells import double_well, ring
@@ -61,7 +70,10 @@ __all__ = [
     "Convolution",
     "GaussianMixtureParams",
     "Padding",
+    "SplitEnergy",
+    "SplitTarget",
     "WideResNet",
+    "average_pool",
     "box_transform",
     "clamp",
     "class_conditional_target",
@@ -71,6 +83,7 @@ __all__ = [
     "double_well",
     "extract_patches",
     "fill",
+    "first_submodule",
     "funnel",
     "funnel_transform",
     "gaussian",
@@ -83,6 +96,7 @@ __all__ = [
     "mixture",
     "mode_probabilities",
     "mueller_brown",
+    "multiscale_energy",
     "nearest_mode",
     "negation",
     "product",
@@ -94,6 +108,9 @@ __all__ = [
     "ring",
     "rosenbrock",
     "skewed",
+    "split_energy",
+    "submodule_input",
+    "submodule_output",
     "tempered",
     "tilt",
     "trainable",

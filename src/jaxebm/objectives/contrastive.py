@@ -5,13 +5,18 @@ d log p(x) / d theta = -dE(x)/d theta + E_{x'~p}[dE(x')/d theta], so descending
 model. Where those samples come from (data, noise, a buffer) is the business of `jaxebm.objectives.negatives`.
 """
 
+from typing import Literal, TypeAlias, get_args
+
 import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, Metrics, Params, Position
 
-__all__ = ["batch_energy", "contrastive_loss"]
+__all__ = ["EnergyObjective", "batch_energy", "binary_energy_loss", "contrastive_loss"]
+
+EnergyObjective: TypeAlias = Literal["likelihood", "binary"]
+"""How the energies of data and of samples are compared: `contrastive_loss` or `binary_energy_loss`."""
 
 
 def batch_energy(energy: EnergyFn, params: Params, xs: Position) -> Array:
@@ -55,19 +60,37 @@ def check_same_example_shape(name_a: str, a: Position, name_b: str, b: Position)
         )
 
 
-def contrast(
+def energies_of_both(
     energy: EnergyFn, params: Params, x_data: Position, x_model: Position
-) -> tuple[Array, Array, Metrics]:
-    """The two terms of `contrastive_loss` apart: the gap, the mean squared energies, and the metrics."""
+) -> tuple[Array, Array]:
+    """Energies of data ``(n,)`` and of samples ``(m,)``, through which no gradient flows to the samples."""
     checks.floating("x_data", x_data)
     checks.floating("x_model", x_model)
     check_same_example_shape("x_data", x_data, "x_model", x_model)
-    energy_data = batch_energy(energy, params, x_data)
-    energy_model = batch_energy(energy, params, jax.lax.stop_gradient(x_model))
+    return batch_energy(energy, params, x_data), batch_energy(energy, params, jax.lax.stop_gradient(x_model))
+
+
+def check_objective(name: str, objective: EnergyObjective) -> None:
+    """Raises ``ValueError`` unless it is one of `EnergyObjective`."""
+    if objective not in get_args(EnergyObjective):
+        raise ValueError(f"{name}={objective!r}: {name} must be one of {get_args(EnergyObjective)}.")
+
+
+def contrast(energy_data: Array, energy_model: Array, objective: EnergyObjective) -> tuple[Array, Metrics]:
+    """How well energies tell data from samples, less being better, and the metrics that tell of it."""
     mean_data, mean_model = jnp.mean(energy_data), jnp.mean(energy_model)
     gap = mean_data - mean_model
-    squares = jnp.mean(energy_data**2) + jnp.mean(energy_model**2)
-    return gap, squares, {"energy_data": mean_data, "energy_model": mean_model, "energy_gap": gap}
+    metrics = {"energy_data": mean_data, "energy_model": mean_model, "energy_gap": gap}
+    if objective == "likelihood":
+        return gap, metrics
+    # -log sigmoid(-E) = softplus(E), and -log(1 - sigmoid(-E)) = softplus(-E).
+    cross_entropy = jnp.mean(jax.nn.softplus(energy_data)) + jnp.mean(jax.nn.softplus(-energy_model))
+    return cross_entropy, metrics | {"binary_cross_entropy": cross_entropy}
+
+
+def mean_squares(energy_data: Array, energy_model: Array) -> Array:
+    """The energy-L2 term: mean E(x)^2 over data, and over samples, added."""
+    return jnp.mean(energy_data**2) + jnp.mean(energy_model**2)
 
 
 def contrastive_loss(
@@ -111,6 +134,67 @@ def contrastive_loss(
       Hinton 2002, "Training products of experts by minimizing contrastive divergence"; Du & Mordatch 2019
       (arXiv 1903.08689), equation 2 and, for the energy-L2 term, section 4.
     """
+    return _energy_loss(energy, params, x_data, x_model, energy_l2, "likelihood")
+
+
+def binary_energy_loss(
+    energy: EnergyFn,
+    params: Params,
+    x_data: Position,
+    x_model: Position,
+    *,
+    energy_l2: float | Array = 0.0,
+) -> tuple[Array, Metrics]:
+    """Cross-entropy of telling data from samples by their energy alone, D(x) = sigmoid(-E(x)).
+
+    loss = mean_i softplus(E(x_i)) + mean_j softplus(-E(stop_gradient(x'_j)))
+         + alpha (mean_i E(x_i)^2 + mean_j E(x'_j)^2)
+
+    Against negatives of a fixed density q the minimiser is E(x) = log q(x) - log p_data(x): a density ratio,
+    and not the energy of the data unless q is uniform. The loss is bounded below, and its gradient fades on
+    examples that are told apart already, so that energies do not run away as under `contrastive_loss`. That
+    suits negatives which descend E far from the data, as in adversarial training. Where E is 0 it is 2 log 2,
+    and its gradient half of that of `contrastive_loss`.
+
+    Args:
+      energy: E(params, x) of one example.
+      params: what is differentiated.
+      x_data: examples, each leaf ``(n, ...)``.
+      x_model: negatives, each leaf ``(m, ...)``; gradients through them are stopped here.
+      energy_l2: alpha >= 0.
+
+    Returns:
+      ``(loss, metrics)``: the scalar loss, the metrics of `contrastive_loss`, and ``binary_cross_entropy`` in
+      nats, 2 log 2 = 1.386 for energies that tell nothing apart.
+
+    Raises:
+      TypeError: if ``x_data`` or ``x_model`` is not floating-point.
+      ValueError: if either holds no example, their examples differ in shape, ``energy`` is not scalar or
+        ``energy_l2`` is negative.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> energy = lambda params, x: params * jnp.sum(x)
+      >>> loss, metrics = binary_energy_loss(energy, 0.0, jnp.ones((4, 2)), 2.0 * jnp.ones((8, 2)))
+      >>> round(float(loss), 3), "binary_cross_entropy" in metrics
+      (1.386, True)
+
+    Reference:
+      Yin, Li & Rohde 2022 (arXiv 2012.06568), "Learning energy-based models with adversarial training"; for a
+      classifier's energy, Yin et al. 2025 (arXiv 2510.13872), dual adversarial training.
+    """
+    return _energy_loss(energy, params, x_data, x_model, energy_l2, "binary")
+
+
+def _energy_loss(
+    energy: EnergyFn,
+    params: Params,
+    x_data: Position,
+    x_model: Position,
+    energy_l2: float | Array,
+    objective: EnergyObjective,
+) -> tuple[Array, Metrics]:
     checks.non_negative("energy_l2", energy_l2)
-    gap, squares, metrics = contrast(energy, params, x_data, x_model)
-    return gap + energy_l2 * squares, metrics
+    both = energies_of_both(energy, params, x_data, x_model)
+    loss, metrics = contrast(*both, objective)
+    return loss + energy_l2 * mean_squares(*both), metrics

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.energies.classifier import marginal_energy
-from jaxebm.objectives.contrastive import check_same_example_shape, contrast
+from jaxebm.objectives.contrastive import (
+    EnergyObjective,
+    check_objective,
+    check_same_example_shape,
+    contrast,
+    energies_of_both,
+    mean_squares,
+)
 from jaxebm.types import BATCH_AXIS, Array, LogitsFn, Metrics, Params, Position
 
 __all__ = ["classification_loss", "joint_loss"]
@@ -100,6 +107,7 @@ def joint_loss(
     p_xy_weight: float = 0.0,
     energy_l2: float | Array = 0.0,
     label_smoothing: float | Array = 0.0,
+    p_x_objective: EnergyObjective = "likelihood",
 ) -> tuple[Array, Metrics]:
     """JEM's objective, a weighted sum of three log-likelihoods.
 
@@ -107,6 +115,9 @@ def joint_loss(
          + w_x  [mean E(x_d) - mean E(x')]                with E(x) = -logsumexp_y f(x)[y]
          + w_xy [mean E(x_l, y_l) - mean E(x', y')]       with E(x, y) = -f(x)[y]
          + alpha (mean E(x_d)^2 + mean E(x')^2)
+
+    With ``p_x_objective="binary"`` the two brackets become mean softplus(E) over the data + mean softplus(-E)
+    over the samples, as in `jaxebm.objectives.binary_energy_loss` (dual adversarial training).
 
     Labelled and unlabelled batches come apart, so that semi-supervised learning is the same call with more
     unlabelled examples; fully supervised learning may pass the same batch twice, or two noisy copies of it.
@@ -124,16 +135,18 @@ def joint_loss(
       p_xy_weight: w_xy >= 0, a number known before tracing.
       energy_l2: alpha >= 0.
       label_smoothing: for the cross-entropy only.
+      p_x_objective: ``"likelihood"`` or ``"binary"``, how data are told from samples in both terms.
 
     Returns:
       ``(loss, metrics)``: ``cross_entropy``, ``train_accuracy``, ``energy_data``, ``energy_model``,
-      ``energy_gap`` and, with ``p_xy_weight``, ``joint_energy_gap``.
+      ``energy_gap`` and, with ``p_xy_weight``, ``joint_energy_gap``; for ``"binary"`` also
+      ``binary_cross_entropy`` and ``joint_binary_cross_entropy``.
 
     Raises:
       TypeError: for images that are not floating-point, labels that are not integer or a traced
         ``p_xy_weight``.
       ValueError: for labels out of range, batches that do not fit together, negative weights, all weights
-        zero, or ``p_xy_weight`` without ``labels_model``.
+        zero, ``p_xy_weight`` without ``labels_model``, or an unknown ``p_x_objective``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -144,8 +157,10 @@ def joint_loss(
       ['cross_entropy', 'energy_data', 'energy_gap', 'energy_model', 'train_accuracy']
 
     Reference:
-      Grathwohl et al. 2020 (arXiv 1912.03263), equations 5 to 7 and algorithm 1.
+      Grathwohl et al. 2020 (arXiv 1912.03263), equations 5 to 7 and algorithm 1; Yin et al. 2025 (arXiv
+      2510.13872) for ``"binary"``.
     """
+    check_objective("p_x_objective", p_x_objective)
     weights = {"p_y_given_x_weight": p_y_given_x_weight, "p_x_weight": p_x_weight, "p_xy_weight": p_xy_weight}
     for name, weight in weights.items():
         checks.non_negative(name, weight)
@@ -164,14 +179,19 @@ def joint_loss(
 
     values = _batch_logits(logits, params, x_labelled)
     cross_entropy, metrics = _cross_entropy(values, labels, label_smoothing)
-    gap, squares, energy_metrics = contrast(marginal_energy(logits), params, x_data, x_model)
-    loss = p_y_given_x_weight * cross_entropy + p_x_weight * gap + energy_l2 * squares
+    both = energies_of_both(marginal_energy(logits), params, x_data, x_model)
+    p_x_loss, energy_metrics = contrast(*both, p_x_objective)
+    loss = p_y_given_x_weight * cross_entropy + p_x_weight * p_x_loss + energy_l2 * mean_squares(*both)
     metrics |= energy_metrics
     if with_joint and labels_model is not None:
         _check_labels_shape("labels_model", labels_model, checks.batch_length("x_model", x_model), "x_model")
         values_model = _batch_logits(logits, params, jax.lax.stop_gradient(x_model))
-        joint_data = -jnp.mean(_of_labels(values, "labels", labels))
-        joint_model = -jnp.mean(_of_labels(values_model, "labels_model", labels_model))
-        metrics["joint_energy_gap"] = joint_data - joint_model
-        loss += p_xy_weight * metrics["joint_energy_gap"]
+        p_xy_loss, joint_metrics = contrast(
+            -_of_labels(values, "labels", labels),
+            -_of_labels(values_model, "labels_model", labels_model),
+            p_x_objective,
+        )
+        loss += p_xy_weight * p_xy_loss
+        reported = ("energy_gap", "binary_cross_entropy")
+        metrics |= {f"joint_{name}": joint_metrics[name] for name in reported if name in joint_metrics}
     return loss, metrics

@@ -6,27 +6,30 @@ Each constructor returns a `NegativeSampler`, two pure functions in the shape of
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jaxebm import checks
-from jaxebm.samplers.chains import run_chain
+from jaxebm.objectives.labelled_chains import map_chains, run_labelled_chains
 from jaxebm.samplers.initial import Initial
-from jaxebm.samplers.replay import check_strata, draw, init_buffer, write
-from jaxebm.types import BATCH_AXIS, Array, JointEnergyFn, MakeKernel, Params, Position
+from jaxebm.samplers.replay import BufferDraw, check_strata, draw, init_buffer, write
+from jaxebm.types import Array, JointEnergyFn, MakeKernel, Params, Position
 
 __all__ = [
+    "Augment",
     "NegativeSampler",
     "Negatives",
     "contrastive_divergence",
     "no_negatives",
     "persistent",
-    "run_labelled_chains",
     "short_run",
 ]
+
+Augment: TypeAlias = Callable[[Array, Position], Position]
+"""``(rng_key, position) -> position`` of one chain: a random change of the same shapes and dtypes."""
 
 
 class Negatives(NamedTuple):
@@ -58,67 +61,6 @@ class NegativeSampler(NamedTuple):
 
     init: Callable[[Array], Any]
     draw: Callable[..., tuple[Negatives, Any]]
-
-
-def run_labelled_chains(
-    rng_key: Array,
-    make_kernel: MakeKernel,
-    energy: JointEnergyFn,
-    params: Params,
-    positions: Position,
-    labels: Array,
-    num_steps: int,
-    sharding: NamedSharding | None = None,
-) -> Position:
-    """Advances chain i on the target E(x, y_i), all chains at once.
-
-    Args:
-      rng_key: split into one key a chain.
-      make_kernel: binds a kernel to a target.
-      energy: E(params, x, label), shape ``()``.
-      params: the energy's parameters.
-      positions: where the chains start, each leaf ``(n, ...)``.
-      labels: one class a chain, ``(n,)``.
-      num_steps: kernel steps.
-      sharding: how the chains are split over devices, ``jaxebm.training.Placement.split``; None for one.
-
-    Returns:
-      Where the chains end, as ``positions``.
-
-    Raises:
-      ValueError: if ``positions`` hold no chain, ``labels`` are not one a chain, or the sharding's devices do
-        not divide the chains.
-
-    Example:
-      >>> from functools import partial
-      >>> import jax, jax.numpy as jnp
-      >>> from jaxebm.samplers.langevin import sgld
-      >>> energy = lambda params, x, y: 50.0 * jnp.sum((x - y) ** 2)
-      >>> x = run_labelled_chains(
-      ...     jax.random.key(0), partial(sgld, step_size=0.005, noise_scale=0.0), energy, None,
-      ...     jnp.zeros((2, 1)), jnp.array([0, 3]), 50)
-      >>> [round(float(v), 2) for v in x[:, 0]]
-      [0.0, 3.0]
-    """
-
-    def one_chain(key: Array, position: Position, label: Array) -> Position:
-        state, _ = run_chain(key, make_kernel(lambda x: energy(params, x, label)), position, num_steps)
-        return state.position
-
-    num_chains = checks.batch_length("positions", positions)
-    if jnp.shape(labels) != (num_chains,):
-        raise ValueError(
-            f"labels has shape {jnp.shape(labels)}: ({num_chains},) is needed, one class for each position."
-        )
-    keys = jax.random.split(rng_key, num_chains)
-    if sharding is not None:
-        if num_chains % sharding.mesh.size:
-            raise ValueError(
-                f"positions hold {num_chains} chains, which cannot be split over {sharding.mesh.size} "
-                "devices: use a multiple of their number."
-            )
-        keys, positions, labels = jax.lax.with_sharding_constraint((keys, positions, labels), sharding)
-    return jax.vmap(one_chain, axis_name=BATCH_AXIS)(keys, positions, labels)
 
 
 def _displacement(start: Position, end: Position) -> Array:
@@ -262,6 +204,7 @@ def persistent(
     restart_probability: float = 0.05,
     num_classes: int = 1,
     num_strata: int = 1,
+    augment: Augment | None = None,
     sharding: NamedSharding | None = None,
 ) -> NegativeSampler:
     """Persistent negatives (PCD): chains live on in a replay buffer and now and then start anew.
@@ -276,6 +219,10 @@ def persistent(
       num_classes: slot i belongs to class i modulo this number.
       num_strata: contiguous blocks of slots, of which each gives ``num_chains / num_strata`` chains of every
         draw; any number of devices that divides it draws the same negatives, each from its own slots.
+      augment: ``(rng_key, position) -> position`` of the same shapes, such as a random flip, crop or blur:
+        applied to every drawn chain that does not start anew, before its steps, so that chains reach modes
+        where the kernel's own steps would not take them. `Negatives.displacement` counts from there. None
+        leaves chains where they were.
       sharding: how slots and chains are split over devices, ``jaxebm.training.Placement.split``; None for
         one device.
 
@@ -286,7 +233,7 @@ def persistent(
       ValueError: if a count is not an integer of at least 1, the buffer is smaller than ``num_chains``,
         ``num_strata`` does not divide ``capacity`` and ``num_chains``, the sharding's devices do not divide
         ``num_strata``, or ``restart_probability`` lies outside [0, 1]; from ``init``, if ``capacity`` is no
-        multiple of ``num_classes * num_strata``.
+        multiple of ``num_classes * num_strata``; from ``draw``, if ``augment`` changes a shape.
 
     Example:
       >>> from functools import partial
@@ -303,7 +250,8 @@ def persistent(
 
     Reference:
       Tieleman 2008, "Training restricted Boltzmann machines using approximations to the likelihood gradient";
-      with restarts, Du & Mordatch 2019 (arXiv 1903.08689), algorithm 1.
+      with restarts, Du & Mordatch 2019 (arXiv 1903.08689), algorithm 1; with augmentation, Du et al. 2021
+      (arXiv 2012.01316, "data augmentation transitions").
     """
     counts = {
         "num_steps": num_steps,
@@ -330,12 +278,16 @@ def persistent(
         memory: Any,
     ) -> tuple[Negatives, Any]:
         del x_data, labels
-        key_draw, key_chain = jax.random.split(rng_key)
+        # Another key would change the numbers of seeds that do not augment.
+        keys = jax.random.split(rng_key) if augment is None else jax.random.split(rng_key, 3)
+        key_draw, key_chain = keys[0], keys[1]
         drawn = draw(
             *(key_draw, memory, num_chains, restart_probability, initial),
             num_strata=num_strata,
             sharding=sharding,
         )
+        if augment is not None:
+            drawn = _augmented(keys[2], augment, drawn, sharding)
         positions = run_labelled_chains(
             key_chain, make_kernel, energy, params, drawn.positions, drawn.labels, num_steps, sharding
         )
@@ -346,6 +298,25 @@ def persistent(
         init_buffer, initial=initial, capacity=capacity, num_classes=num_classes, num_strata=num_strata
     )
     return NegativeSampler(init, sample)
+
+
+def _augmented(
+    rng_key: Array, augment: Augment, drawn: BufferDraw, sharding: NamedSharding | None
+) -> BufferDraw:
+    """The draw with its chains augmented, but for those that start anew."""
+
+    def change(key: Array, position: Position, restarted: Array) -> Position:
+        changed = augment(key, position)
+        before, after = (jax.tree.map(jnp.shape, tree) for tree in (position, changed))
+        if before != after:
+            raise ValueError(
+                f"augment returned shapes {after} for a position of shapes {before}: it must keep them."
+            )
+        return jax.tree.map(
+            lambda old, new: jnp.where(restarted, old, jnp.asarray(new, old.dtype)), position, changed
+        )
+
+    return drawn._replace(positions=map_chains(change, rng_key, drawn.positions, drawn.restarted, sharding))
 
 
 def no_negatives() -> NegativeSampler:

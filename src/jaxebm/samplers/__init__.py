@@ -3,6 +3,7 @@
 from jaxebm.samplers.annealed import LevelEnergyFn, annealed_langevin, geometric_levels
 from jaxebm.samplers.chains import Collect, run_annealed_chain, run_chain, run_chains, sample
 from jaxebm.samplers.conventions import CONVENTIONS, Convention, LangevinNumbers, from_convention
+from jaxebm.samplers.descent import DescentNorm, project_to_ball, steepest_descent
 from jaxebm.samplers.initial import (
     ClassGaussianInitial,
     GaussianInitial,
@@ -11,6 +12,7 @@ from jaxebm.samplers.initial import (
     fit_class_gaussians,
     fit_gaussian,
 )
+from jaxebm.samplers.inner_updates import TargetInTwo, first_layer_sgld
 from jaxebm.samplers.ladders import Ladder, tune_ladder
 from jaxebm.samplers.langevin import LangevinInfo, LangevinState, langevin_temperature, scalar_target, sgld
 from jaxebm.samplers.metropolis import hmc, mala, nuts, warm_up
@@ -28,6 +30,7 @@ __all__ = [
     "ClassGaussianInitial",
     "Collect",
     "Convention",
+    "DescentNorm",
     "GaussianInitial",
     "Initial",
     "Ladder",
@@ -39,6 +42,7 @@ __all__ = [
     "Proximal",
     "ReplayBuffer",
     "SMCResult",
+    "TargetInTwo",
     "TemperingInfo",
     "TemperingState",
     "UnderdampedInfo",
@@ -49,6 +53,7 @@ __all__ = [
     "check_ladder",
     "cyclical_schedule",
     "draw",
+    "first_layer_sgld",
     "fit_class_gaussians",
     "fit_gaussian",
     "from_convention",
@@ -61,6 +66,7 @@ __all__ = [
     "parallel_tempering",
     "polynomial_schedule",
     "preconditioned_sgld",
+    "project_to_ball",
     "projected",
     "proximal_sgld",
     "ridge",
@@ -72,6 +78,7 @@ __all__ = [
     "sequential_monte_carlo",
     "sgld",
     "soft_threshold",
+    "steepest_descent",
     "tune_ladder",
     "underdamped",
     "warm_up",

@@ -40,6 +40,7 @@ from jaxebm.training.recovery import (
     roll_back,
 )
 from jaxebm.training.run_folder import RunFolder, open_run, write_atomically
+from jaxebm.training.sharpness import Sharpness, ascend
 from jaxebm.training.state import Health, TrainState, init_health, init_state
 from jaxebm.training.step import Batch, NextBatch, TrainStep, compile_steps, make_train_step
 
@@ -70,10 +71,12 @@ __all__ = [
     "Remedy",
     "Report",
     "RunFolder",
+    "Sharpness",
     "Snapshots",
     "TrainState",
     "TrainStep",
     "TrainingInterrupted",
+    "ascend",
     "check_metrics",
     "check_state",
     "compile_monitored_steps",

@@ -12,6 +12,7 @@ from jaxebm import checks
 from jaxebm.objectives.negatives import Negatives, NegativeSampler
 from jaxebm.training.health import measure_chains, sample_norm
 from jaxebm.training.placement import Placement
+from jaxebm.training.sharpness import Sharpness, ascend
 from jaxebm.training.state import TrainState
 from jaxebm.types import Array, JointEnergyFn, Metrics, Params, Position
 
@@ -43,6 +44,7 @@ def make_train_step(
     refresh: Callable[[Params, Batch], Params] | None = None,
     ema_decay: float = 0.999,
     placement: Placement | None = None,
+    sharpness: Sharpness | None = None,
 ) -> TrainStep:
     """Returns the pure function of one update.
 
@@ -62,14 +64,17 @@ def make_train_step(
         variables (`jaxebm.energies.networks.refresh_statistics`).
       ema_decay: in [0, 1); 0 makes the average equal to the parameters.
       placement: where batches, chains and parameters lie on several devices; None for one device.
+      sharpness: takes the gradient where `jaxebm.training.ascend` leads from theta, with the same batch,
+        negatives and key, at the cost of a second gradient of the loss; None takes it at theta.
 
     Returns:
-      ``step(state, data) -> (state, metrics)``; metrics gain ``loss``, ``gradient_norm``, ``update_norm``,
-      ``optimizer_norm`` (of some entries of its state before the update) and those of
-      `jaxebm.training.health.measure_chains`.
+      ``step(state, data) -> (state, metrics)``; metrics are the loss's, at theta, and gain ``loss``,
+      ``gradient_norm``, ``update_norm``, ``optimizer_norm`` (of some entries of its state before the update)
+      and those of `jaxebm.training.health.measure_chains`. With ``sharpness`` they also gain ``sharpness``,
+      the loss at the ascended point less that at theta, and ``gradient_norm`` is of the gradient there.
 
     Raises:
-      ValueError: if ``ema_decay`` lies outside [0, 1).
+      ValueError: if ``ema_decay`` lies outside [0, 1), or the radius of ``sharpness`` is not positive.
 
     Example:
       >>> from functools import partial
@@ -94,6 +99,9 @@ def make_train_step(
     checks.in_range("ema_decay", ema_decay, 0.0, 1.0)
     if ema_decay == 1:
         raise ValueError("ema_decay=1: the average would never move; use a number in [0, 1), such as 0.999.")
+    if sharpness is not None:
+        checks.positive("sharpness.rho", sharpness.rho)
+    value_and_gradient = jax.value_and_grad(loss, has_aux=True)
 
     def train_step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         key_batch, key_negatives, key_loss = jax.random.split(
@@ -108,9 +116,11 @@ def make_train_step(
             key_negatives, energy, whole_params, x_start, labels_start, state.memory
         )
 
-        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
-            whole_params, key_loss, batch, samples
-        )
+        (value, metrics), gradient = value_and_gradient(whole_params, key_loss, batch, samples)
+        if sharpness is not None:
+            ascended = ascend(whole_params, gradient, sharpness.rho, adaptive=sharpness.adaptive)
+            (ascended_value, _), gradient = value_and_gradient(ascended, key_loss, batch, samples)
+            metrics = metrics | {"sharpness": ascended_value - value}
         if placement is not None:
             gradient = placement.scatter(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)

@@ -1,0 +1,94 @@
+"""Adversarial examples to learn from: the worst images near the data, found by the chain that descends."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxebm import checks
+from jaxebm.energies.classifier import log_class_probability
+from jaxebm.samplers.chains import run_chain
+from jaxebm.samplers.descent import DescentNorm, project_to_ball, steepest_descent
+from jaxebm.types import Array, LogitsFn, Params
+
+__all__ = ["adversarial_examples"]
+
+
+def adversarial_examples(
+    rng_key: Array,
+    logits: LogitsFn,
+    params: Params,
+    x: Array,
+    labels: Array,
+    *,
+    radius: float | Array,
+    num_steps: int = 10,
+    norm: DescentNorm = "l2",
+    step_size: float | Array | None = None,
+    state_clamp: tuple[float, float] | None = (-1.0, 1.0),
+) -> Array:
+    r"""Moves each example to where its class is least likely, within a ball about it: adversarial training.
+
+    .. math:: x_i^* = \arg\max_{\|x - x_i\| \le r} -\log p(y_i | x)
+
+    approximated by projected gradient ascent from a random place in the ball. Nothing here is differentiated
+    with respect to the parameters (Danskin's theorem): the loss at x* is what is learnt from.
+
+    Args:
+      rng_key: one key, split into one an example.
+      logits: f(params, x) of one example, shape ``(K,)``.
+      params: its parameters; gradients through them are stopped.
+      x: examples, ``(n, ...)``.
+      labels: their classes, integers ``(n,)``.
+      radius: r >= 0, in units of x.
+      num_steps: gradient steps, at least 1.
+      norm: of the ball and of the steps, ``"l2"`` or ``"linf"``.
+      step_size: length of a step; by default 2 r / num_steps, which can cross the ball.
+      state_clamp: ``(low, high)`` that every entry stays in, or None.
+
+    Returns:
+      The adversarial examples, of the shape and dtype of ``x``, outside of any gradient.
+
+    Raises:
+      ValueError: if ``radius`` is negative, ``num_steps`` no integer of at least 1, or lengths differ.
+      TypeError: if ``x`` is not floating-point.
+
+    Example:
+      >>> logits = lambda params, x: params @ x
+      >>> x, labels = jnp.array([[0.5, 0.0]]), jnp.array([0])
+      >>> moved = adversarial_examples(jax.random.key(0), logits, jnp.eye(2), x, labels, radius=0.5)
+      >>> [f"{change:.1f}" for change in (moved - x)[0]]  # away from the own class, towards the other
+      ['-0.4', '0.4']
+
+    Reference:
+      Madry et al. 2018 (arXiv 1706.06083), equations 2.1 and 2.2; in an energy-based model, Yin et al. 2025
+      (arXiv 2510.13872), section 3.2.
+    """
+    checks.non_negative("radius", radius)
+    checks.floating("x", x)
+    checks.positive_integer("num_steps", num_steps)
+    if jnp.shape(labels) != jnp.shape(x)[:1]:
+        raise ValueError(
+            f"labels has shape {jnp.shape(labels)}: {jnp.shape(x)[:1]} is needed, one for each x."
+        )
+    # A radius of 0 would make steps of length 0, which the kernel refuses; the projection undoes any step.
+    length = jnp.maximum(2.0 * radius / num_steps, 1e-12) if step_size is None else step_size
+    params = jax.lax.stop_gradient(params)
+    log_probability = log_class_probability(logits)
+
+    def attack(key: Array, center: Array, label: Array) -> Array:
+        key_start, key_chain = jax.random.split(key)
+        kernel = steepest_descent(
+            # Descending log p(y|x) ascends the loss.
+            lambda moved: log_probability(params, moved)[label],
+            *(length, norm),
+            state_clamp=state_clamp,
+            center=center,
+            radius=radius,
+        )
+        noise = radius * jax.random.uniform(key_start, center.shape, center.dtype, -1.0, 1.0)
+        start = project_to_ball(center + noise, center, radius, norm)
+        if state_clamp is not None:
+            start = jnp.clip(start, *state_clamp)
+        return run_chain(key_chain, kernel, start, num_steps)[0].position
+
+    keys = jax.random.split(rng_key, x.shape[0])
+    return jax.lax.stop_gradient(jax.vmap(attack)(keys, x, labels))

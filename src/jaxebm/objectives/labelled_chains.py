@@ -1,0 +1,99 @@
+"""Many chains at once, each on the energy of a class of its own: what negatives and the last step run on.
+
+A chain is told its target here: an energy with its parameters and one class bound to it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from jaxebm import checks
+from jaxebm.samplers.chains import run_chain
+from jaxebm.types import BATCH_AXIS, Array, JointEnergyFn, MakeKernel, Params, Position, Target
+
+__all__ = ["run_labelled_chains"]
+
+
+def bind_target(energy: JointEnergyFn, params: Params, label: Array) -> Target:
+    """Returns x -> E(x, y) as what the energy makes of it, ``energy.bind(params, label)``, or as a closure.
+
+    So a kernel may see more of an energy than its values, such as the network's first layer apart.
+    """
+    bind = getattr(energy, "bind", None)
+    return (lambda x: energy(params, x, label)) if bind is None else bind(params, label)
+
+
+def map_chains(
+    function: Callable[[Array, Position, Array], Any],
+    rng_key: Array,
+    positions: Position,
+    labels: Array,
+    sharding: NamedSharding | None,
+) -> Any:
+    """Maps ``(rng_key, position, label) -> pytree`` over chains, one key a chain, split over devices."""
+    num_chains = checks.batch_length("positions", positions)
+    if jnp.shape(labels) != (num_chains,):
+        raise ValueError(
+            f"labels has shape {jnp.shape(labels)}: ({num_chains},) is needed, one class for each position."
+        )
+    keys = jax.random.split(rng_key, num_chains)
+    if sharding is not None:
+        if num_chains % sharding.mesh.size:
+            raise ValueError(
+                f"positions hold {num_chains} chains, which cannot be split over {sharding.mesh.size} "
+                "devices: use a multiple of their number."
+            )
+        keys, positions, labels = jax.lax.with_sharding_constraint((keys, positions, labels), sharding)
+    return jax.vmap(function, axis_name=BATCH_AXIS)(keys, positions, labels)
+
+
+def run_labelled_chains(
+    rng_key: Array,
+    make_kernel: MakeKernel,
+    energy: JointEnergyFn,
+    params: Params,
+    positions: Position,
+    labels: Array,
+    num_steps: int,
+    sharding: NamedSharding | None = None,
+) -> Position:
+    """Advances chain i on the target E(x, y_i), all chains at once.
+
+    Args:
+      rng_key: split into one key a chain.
+      make_kernel: binds a kernel to a target.
+      energy: E(params, x, label), shape ``()``. Where it has a method ``bind(params, label) -> target``, the
+        kernel gets that target, and else a closure over params and label.
+      params: the energy's parameters.
+      positions: where the chains start, each leaf ``(n, ...)``.
+      labels: one class a chain, ``(n,)``.
+      num_steps: kernel steps.
+      sharding: how the chains are split over devices, ``jaxebm.training.Placement.split``; None for one.
+
+    Returns:
+      Where the chains end, as ``positions``.
+
+    Raises:
+      ValueError: if ``positions`` hold no chain, ``labels`` are not one a chain, or the sharding's devices do
+        not divide the chains.
+
+    Example:
+      >>> from functools import partial
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxebm.samplers.langevin import sgld
+      >>> energy = lambda params, x, y: 50.0 * jnp.sum((x - y) ** 2)
+      >>> x = run_labelled_chains(
+      ...     jax.random.key(0), partial(sgld, step_size=0.005, noise_scale=0.0), energy, None,
+      ...     jnp.zeros((2, 1)), jnp.array([0, 3]), 50)
+      >>> [round(float(v), 2) for v in x[:, 0]]
+      [0.0, 3.0]
+    """
+
+    def one_chain(key: Array, position: Position, label: Array) -> Position:
+        kernel = make_kernel(bind_target(energy, params, label))
+        return run_chain(key, kernel, position, num_steps)[0].position
+
+    return map_chains(one_chain, rng_key, positions, labels, sharding)

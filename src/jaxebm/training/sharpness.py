@@ -1,0 +1,108 @@
+"""Sharpness-aware minimisation: the gradient is taken where the loss is highest nearby."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxebm import checks
+from jaxebm.samplers.langevin import euclidean_norm, widened
+from jaxebm.types import Array, Params
+
+__all__ = ["Sharpness", "ascend"]
+
+
+class Sharpness(NamedTuple):
+    """How far, and in which metric, `make_train_step` ascends before it takes the gradient.
+
+    Attributes:
+      rho: radius of the ascent, above 0: in units of the parameters, or relative to them where adaptive.
+        About 0.05 plain and 0.5 to 2 adaptive in the papers.
+      adaptive: whether each parameter's share of the ascent is scaled by its size.
+    """
+
+    rho: float | Array
+    adaptive: bool = False
+
+
+def ascend(
+    params: Params,
+    gradient: Params,
+    rho: float | Array,
+    *,
+    adaptive: bool = False,
+    stabiliser: float | Array = 0.01,
+) -> Params:
+    r"""Moves parameters to where the loss is highest within a small ball, to first order.
+
+    .. math::
+
+        \theta + \rho \frac{g}{\|g\|}, \qquad \text{or adaptive} \qquad
+        \theta + \rho \frac{T^2 g}{\|T g\|}, \quad T = \mathrm{diag}(|\theta| + \eta)
+
+    The first maximises the linearised loss over \|e\| <= rho, the second over \|T^-1 e\| <= rho. With eta = 0
+    the second does not depend on how a network's weights are scaled between its layers, whereas the first
+    reaches further where weights are small.
+
+    Args:
+      params: theta; of a Flax module's variables the collection ``"params"`` moves alone, and the others,
+        such as running statistics, neither move nor count in the norm. So it is in each of a tuple of these.
+      gradient: g, of the structure and shapes of ``params``.
+      rho: radius, above 0.
+      adaptive: which of the two.
+      stabiliser: eta >= 0, without which a weight at zero would never move; 0.01 in the paper. T is this for
+        every parameter; in the code that its authors released T = 1 for biases and the like.
+
+    Returns:
+      The parameters at the ascended point, in their dtypes; where all of g is zero, the parameters.
+
+    Raises:
+      ValueError: if ``rho`` is not positive or ``stabiliser`` negative.
+
+    Example:
+      >>> ascend(jnp.array([1.0, 1.0]), jnp.array([3.0, 4.0]), 0.5).tolist()  # 0.5 (0.6, 0.8) further
+      [1.2999999523162842, 1.399999976158142]
+      >>> variables = {"params": jnp.zeros(1), "batch_stats": jnp.zeros(1)}
+      >>> moved = ascend(variables, {"params": jnp.ones(1), "batch_stats": jnp.ones(1)}, 0.5)
+      >>> float(moved["params"][0]), float(moved["batch_stats"][0])
+      (0.5, 0.0)
+
+    Reference:
+      Foret et al. 2021 (arXiv 2010.01412), equation 2; adaptive, Kwon et al. 2021 (arXiv 2102.11600),
+      equations 3 and 4.
+    """
+    checks.positive("rho", rho)
+    checks.non_negative("stabiliser", stabiliser)
+    params, gradient = jax.tree.map(jnp.asarray, (params, gradient))
+    gradient = jax.tree.map(widened, _learnt(gradient))
+    if adaptive:
+        scales = jax.tree.map(lambda leaf: jnp.abs(widened(leaf)) + stabiliser, params)
+    else:
+        scales = jax.tree.map(lambda leaf: jnp.ones((), widened(leaf).dtype), params)
+    scaled = jax.tree.map(jnp.multiply, scales, gradient)
+    norm = euclidean_norm(scaled)
+    # Of a zero gradient nothing is left to normalise: 0 / 1 and not 0 / 0.
+    length = rho / jnp.where(norm > 0, norm, 1.0)
+
+    def move(leaf: Array, scale: Array, slope: Array) -> Array:
+        return (widened(leaf) + length * scale * slope).astype(leaf.dtype)
+
+    return jax.tree.map(move, params, scales, scaled)
+
+
+def _is_variables(node: Any) -> bool:
+    return isinstance(node, Mapping) and "params" in node
+
+
+def _learnt(gradient: Params) -> Params:
+    """The gradient, zero outside of the collection ``"params"`` wherever there are Flax variables."""
+
+    def only_params(node: Any) -> Any:
+        if not _is_variables(node):
+            return node
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if path[0].key == "params" else jnp.zeros_like(leaf), node
+        )
+
+    return jax.tree.map(only_params, gradient, is_leaf=_is_variables)
