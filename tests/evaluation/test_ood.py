@@ -13,16 +13,14 @@ from scipy.special import logsumexp, softmax
 
 from jaxebm.evaluation.ood import (
     OOD_SCORES,
-    OOD_SETS,
+    auprc,
     auroc,
     confidence_score,
-    constant_images,
     false_positive_rate,
     gradient_norm_score,
-    interpolations,
+    joint_maximum_score,
     log_density_score,
-    permute_pixels,
-    uniform_noise,
+    typicality_score,
 )
 
 
@@ -52,7 +50,9 @@ def test_linear_logits_have_closed_form_scores():
         "log_density": logsumexp(f),
         "confidence": softmax(f).max(),
         "gradient_norm": -np.linalg.norm(weight.T @ softmax(f)),
+        "joint_maximum": f.max(),
     }
+    assert set(expected) == set(OOD_SCORES)
     for name, make_score in OOD_SCORES.items():
         value = make_score(linear_logits)(LINEAR, jnp.asarray(x, jnp.float32))
         assert value.shape == ()
@@ -170,7 +170,72 @@ def test_false_positive_rate_is_monotone_in_the_rate_and_blind_to_increasing_map
     assert false_positive_rate(np.exp(inside), np.exp(outside)) == false_positive_rate(inside, outside)
 
 
-@pytest.mark.parametrize("measure", [auroc, false_positive_rate])
+def counted_auprc(inside, outside):
+    """The sum over inside examples of the precision at their score, in order, written out."""
+    total, recall_before = 0.0, 0.0
+    for threshold in sorted(set(inside) | set(outside), reverse=True):
+        accepted_inside = sum(score >= threshold for score in inside)
+        accepted = accepted_inside + sum(score >= threshold for score in outside)
+        recall = accepted_inside / len(inside)
+        total += (recall - recall_before) * accepted_inside / accepted
+        recall_before = recall
+    return total
+
+
+def test_auprc_counts_precision_at_each_recall():
+    assert auprc([3.0, 4.0], [1.0, 2.0]) == 1.0
+    assert auprc([1.0, 1.0, 1.0], [1.0]) == pytest.approx(3 / 4)  # blind: the part that is inside
+    assert auprc([1.0], [2.0, 3.0]) == pytest.approx(1 / 3)  # wrong way round
+    rng = np.random.default_rng(14)
+    inside, outside = rng.integers(0, 8, 60).astype(float), rng.integers(-3, 6, 45).astype(float)
+    assert auprc(inside, outside) == pytest.approx(counted_auprc(inside, outside), abs=1e-12)
+    assert auprc(np.exp(inside), np.exp(outside)) == pytest.approx(auprc(inside, outside), abs=1e-12)
+
+
+def test_joint_maximum_is_density_and_confidence_in_one():
+    """max_y log p(x, y) = log p(x) + log max_y p(y|x), and lies within log K below log p(x)."""
+    xs = jnp.asarray(np.random.default_rng(15).normal(size=(20, 2)), jnp.float32)
+    joint, density, confidence = (
+        np.asarray(jax.vmap(make(linear_logits), (None, 0))(LINEAR, xs))
+        for make in (joint_maximum_score, log_density_score, confidence_score)
+    )
+    np.testing.assert_allclose(joint, density + np.log(confidence), rtol=1e-5, atol=1e-5)
+    assert np.all(joint <= density)
+    assert np.all(joint >= density - np.log(3) - 1e-5)
+
+
+def test_typicality_turns_away_what_is_too_likely():
+    """In d dimensions a standard normal's log-density is -d/2 in the mean and 0 at its mode."""
+    dimension = 200
+
+    def logits(params, x):  # two equal classes: log p(x) + log Z = -|x|^2 / 2
+        return jnp.full(2, -0.5 * jnp.sum(x**2) - jnp.log(2.0))
+
+    training = jax.random.normal(jax.random.key(0), (200, dimension))
+    density = jax.jit(jax.vmap(log_density_score(logits), (None, 0)))
+    mean = density(None, training).mean()
+    assert float(mean) == pytest.approx(-dimension / 2, abs=4 * np.sqrt(dimension / 2 / 200))
+    score = jax.jit(jax.vmap(typicality_score(logits, mean), (None, 0)))
+    inside = jax.random.normal(jax.random.key(1), (200, dimension))
+    flat = jnp.linspace(-0.5, 0.5, 200)[:, None] * jnp.ones(
+        (1, dimension)
+    )  # near the mode, likelier than data
+    assert auroc(density(None, inside), density(None, flat)) < 0.05
+    assert auroc(score(None, inside), score(None, flat)) > 0.95
+    assert float(score(None, jnp.zeros((200, dimension)))[0]) == pytest.approx(-dimension / 2, rel=0.05)
+    # log Z cancels: a constant added to every logit shifts both densities alike.
+    shifted = typicality_score(lambda params, x: logits(params, x) + 7.0, mean + 7.0)
+    np.testing.assert_allclose(shifted(None, inside[0]), score(None, inside)[0], atol=1e-3)
+
+
+def test_typicality_refuses_no_number():
+    with pytest.raises(ValueError, match=r"mean_log_density has shape \(2,\)"):
+        typicality_score(linear_logits, jnp.zeros(2))
+    with pytest.raises(ValueError, match="mean_log_density holds 1 non-finite"):
+        typicality_score(linear_logits, float("nan"))
+
+
+@pytest.mark.parametrize("measure", [auroc, auprc, false_positive_rate])
 def test_bad_scores_are_named(measure):
     with pytest.raises(ValueError, match=r"in_scores has shape \(0,\)"):
         measure([], [1.0])
@@ -186,7 +251,8 @@ def test_bad_rate_is_named(rate):
         false_positive_rate([1.0], [0.0], rate)
 
 
-def test_missing_scikit_learn_is_said(monkeypatch):
+@pytest.mark.parametrize("measure", [auroc, auprc])
+def test_missing_scikit_learn_is_said(measure, monkeypatch):
     real_import = builtins.__import__
 
     def without_sklearn(name, *args, **kwargs):
@@ -195,91 +261,5 @@ def test_missing_scikit_learn_is_said(monkeypatch):
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_sklearn)
-    with pytest.raises(ImportError, match="auroc needs scikit-learn"):
-        auroc([1.0], [0.0])
-
-
-def example_images(n=12, shape=(4, 5, 3), seed=7):
-    rng = np.random.default_rng(seed)
-    return rng.uniform(-1, 1, (n, *shape)).astype(np.float32), rng.integers(0, 3, n)
-
-
-@pytest.mark.parametrize("name", list(OOD_SETS))
-def test_sets_are_deterministic_bounded_and_in_shape(name):
-    images, labels = example_images()
-    before = images.copy()
-    one, again, other = (OOD_SETS[name](np.random.default_rng(seed), images, labels) for seed in (0, 0, 1))
-    assert one.shape == images.shape
-    assert one.dtype == images.dtype
-    assert np.abs(one).max() <= 1.0
-    np.testing.assert_array_equal(one, again)
-    assert not np.array_equal(one, other)
-    np.testing.assert_array_equal(images, before)
-    assert not np.array_equal(one, images)
-
-
-def test_uniform_noise_has_uniform_moments():
-    noise = uniform_noise(np.random.default_rng(8), (50, 8, 8, 1))
-    n = noise.size
-    assert abs(noise.mean()) < 4 * np.sqrt(1 / 3 / n)
-    assert abs((noise**2).mean() - 1 / 3) < 4 * np.sqrt(4 / 45 / n)  # Var x^2 = 1/5 - 1/9.
-
-
-def test_constant_images_vary_only_between_images_and_channels():
-    images = constant_images(np.random.default_rng(9), 20, (4, 5, 3))
-    assert images.shape == (20, 4, 5, 3)
-    assert np.ptp(images, axis=(1, 2)).max() == 0.0
-    assert np.unique(images).size == 60
-    with pytest.raises(ValueError, match="n=0"):
-        constant_images(np.random.default_rng(9), 0, (4, 5, 3))
-
-
-def test_permuted_pixels_keep_the_histogram_and_each_colour_exactly():
-    images, _ = example_images()
-    permuted = permute_pixels(np.random.default_rng(10), images)
-
-    def colours(image):  # Rows are pixels, sorted as triples: equality shows that channels stayed together.
-        flat = image.reshape(-1, 3)
-        return flat[np.lexsort(flat.T)]
-
-    for image, shuffled in zip(images, permuted, strict=True):
-        np.testing.assert_array_equal(colours(image), colours(shuffled))
-
-
-def test_each_image_is_permuted_on_its_own_and_uniformly():
-    position = np.broadcast_to(np.arange(6.0).reshape(1, 2, 3, 1), (3000, 2, 3, 1))
-    permuted = permute_pixels(np.random.default_rng(11), position).reshape(3000, 6)
-    assert (
-        np.unique(permuted, axis=0).shape[0] > 700
-    )  # 720 orders exist; 11 expected to be missed, 700 is safe.
-    table = np.stack([np.bincount(column.astype(int), minlength=6) for column in permuted.T])
-    assert np.abs(table - 500).max() < 5 * np.sqrt(3000 * (1 / 6) * (5 / 6))  # 36 cells, 5 sigmas.
-
-
-def test_interpolations_are_midpoints_of_different_classes_only():
-    # The first pixel carries 4^label, so the midpoint tells which two classes it mixes.
-    labels = np.repeat([0, 1, 2], [10, 3, 1])
-    images = np.zeros((14, 1, 2, 1))
-    images[:, 0, 0, 0], images[:, 0, 1, 0] = 4.0**labels, np.arange(14)
-    mixed = interpolations(np.random.default_rng(12), images, labels)
-    other = 2 * mixed[:, 0, 0, 0] - images[:, 0, 0, 0]
-    assert set(other) <= {1.0, 4.0, 16.0}
-    assert np.all(other != images[:, 0, 0, 0])
-    partner = (2 * mixed[:, 0, 1, 0] - np.arange(14)).astype(int)
-    np.testing.assert_array_equal(4.0 ** labels[partner], other)
-    many = [interpolations(np.random.default_rng(s), images, labels)[0, 0, 1, 0] * 2 for s in range(60)]
-    assert set(many) == {10.0, 11.0, 12.0, 13.0}  # Every image of another class can be the partner.
-
-
-def test_bad_images_are_named():
-    rng, (images, labels) = np.random.default_rng(13), example_images()
-    with pytest.raises(ValueError, match=r"images has shape \(12, 20, 3\)"):
-        permute_pixels(rng, images.reshape(12, 20, 3))
-    with pytest.raises(TypeError, match="images has dtype uint8"):
-        permute_pixels(rng, (images * 100).astype(np.uint8))
-    with pytest.raises(ValueError, match=r"labels has shape \(11,\)"):
-        interpolations(rng, images, labels[:11])
-    with pytest.raises(TypeError, match="labels has dtype float64"):
-        interpolations(rng, images, labels.astype(float))
-    with pytest.raises(ValueError, match="single class 2"):
-        interpolations(rng, images, np.full(12, 2))
+    with pytest.raises(ImportError, match=f"{measure.__name__} needs scikit-learn"):
+        measure([1.0], [0.0])

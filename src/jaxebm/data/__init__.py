@@ -1,7 +1,16 @@
 """Arrays in, arrays out: images, two-dimensional densities, and batches drawn inside the compiled step."""
 
-from jaxebm.data.augment import random_translation, translate
+from jaxebm.data.augment import (
+    gaussian_blur,
+    random_blur,
+    random_colour,
+    random_crop,
+    random_flip,
+    random_translation,
+    translate,
+)
 from jaxebm.data.datasets import DATASETS, Dataset, DatasetNotAvailableError, Split, load_dataset
+from jaxebm.data.outliers import load_outliers, to_image_shape
 from jaxebm.data.stream import StreamState, init_stream, next_batch
 from jaxebm.data.toy import (
     TOY_DENSITIES,
@@ -24,13 +33,20 @@ __all__ = [
     "ToyDensity",
     "checkerboard",
     "eight_gaussians",
+    "gaussian_blur",
     "init_stream",
     "load_dataset",
+    "load_outliers",
     "next_batch",
     "pinwheel",
+    "random_blur",
+    "random_colour",
+    "random_crop",
+    "random_flip",
     "random_translation",
     "rings",
     "spiral",
+    "to_image_shape",
     "translate",
     "two_moons",
 ]

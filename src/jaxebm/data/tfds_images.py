@@ -20,19 +20,48 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["TFDS_NUM_CLASSES", "DatasetNotAvailableError", "TfdsArrays", "read_tfds_arrays"]
+__all__ = [
+    "TFDS_NUM_CLASSES",
+    "DatasetNotAvailableError",
+    "PreparedSet",
+    "TfdsArrays",
+    "cache_folder",
+    "find_tfds_set",
+    "read_cache",
+    "read_first_images",
+    "read_tfds_arrays",
+    "write_cache",
+]
 
 logger = logging.getLogger(__name__)
 
 TFDS_NUM_CLASSES = {"mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "svhn_cropped": 10}
-"""The sets that can be read, with their numbers of classes."""
+"""The sets that can be read whole, with their numbers of classes."""
 
 _CHUNK = 10_000  # records decoded between two lines of progress
+_CHUNK_OF_ANY_SIZE = 100  # records decoded at once where an image may be large
+_CALLER_OF_LOAD_DATASET = 6  # frames up from a warning about the cache
 _HARMLESS = ("was created with group size", "OpenCV is not installed", "has no dataset_info.json")
 
 
 class DatasetNotAvailableError(RuntimeError):
     """A known data set could not be had; the message is one line and says what to do."""
+
+
+class PreparedSet(NamedTuple):
+    """A set that lies prepared on disk.
+
+    Attributes:
+      name: As tensorflow-datasets has it, with its configuration: ``mnist``, ``emnist/letters``.
+      version_dir: The folder of its newest version.
+      splits: The names of its splits, in the order of its own metadata.
+      stem: Name, version and a digest of its files, with which names of cache files begin.
+    """
+
+    name: str
+    version_dir: Path
+    splits: tuple[str, ...]
+    stem: str
 
 
 class TfdsArrays(NamedTuple):
@@ -66,9 +95,43 @@ def read_tfds_arrays(
     Raises:
       DatasetNotAvailableError: If the set is neither prepared nor downloadable, or cannot be read.
     """
+    prepared = find_tfds_set(name, data_dir=data_dir, download=download)
+    version_dir, stem = prepared.version_dir, prepared.stem
+    cache = cache_folder(cache_dir)
+    train_image, train_label = _read_split(version_dir, "train", cache / f"{stem}-train.npz")
+    test_image, test_label = _read_split(version_dir, "test", cache / f"{stem}-test.npz")
+    return TfdsArrays(train_image, train_label, test_image, test_label, _class_names(version_dir, name))
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """Returns where decoded arrays are kept: the argument, ``$JAXEBM_CACHE_DIR`` or ``~/.cache/jaxebm``."""
+    return Path(cache_dir or os.environ.get("JAXEBM_CACHE_DIR") or "~/.cache/jaxebm").expanduser()
+
+
+def find_tfds_set(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    download: bool = True,
+    instead: str = "use --dataset digits",
+) -> PreparedSet:
+    """Finds the newest prepared version of a set, after a download if need be.
+
+    Args:
+      name: Any set of tensorflow-datasets, not only those of ``TFDS_NUM_CLASSES``.
+      data_dir: Where prepared sets lie; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+      download: Whether to try a download if the set is not prepared. False makes no network attempt.
+      instead: What the error advises where the set cannot be had.
+
+    Returns:
+      The set.
+
+    Raises:
+      DatasetNotAvailableError: If the set is neither prepared nor downloadable, or is prepared in a form that
+        only TensorFlow reads.
+    """
     origin = "data_dir" if data_dir is not None else "TFDS_DATA_DIR"
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    cache = Path(cache_dir or os.environ.get("JAXEBM_CACHE_DIR") or "~/.cache/jaxebm").expanduser()
     version_dir = _find_prepared(folder, name)
     if version_dir is None:
         reason = _try_download(folder, name) if download else "download=False"
@@ -76,12 +139,12 @@ def read_tfds_arrays(
         if version_dir is None:
             raise DatasetNotAvailableError(
                 f"data set '{name}' is neither prepared in {folder} ({origin}) nor downloadable ({reason}). "
-                f"Set TFDS_DATA_DIR to a folder that holds {name}/, or use --dataset digits."
+                f"Set TFDS_DATA_DIR to a folder that holds {name}/, or {instead}."
             )
-    stem = f"{name}-{version_dir.name}-{_fingerprint(version_dir)}"
-    train_image, train_label = _read_split(version_dir, "train", cache / f"{stem}-train.npz")
-    test_image, test_label = _read_split(version_dir, "test", cache / f"{stem}-test.npz")
-    return TfdsArrays(train_image, train_label, test_image, test_label, _class_names(version_dir, name))
+    stem = f"{name.replace('/', '-')}-{version_dir.name}-{_fingerprint(version_dir)}"
+    metadata = json.loads((version_dir / "dataset_info.json").read_text())
+    splits = tuple(split["name"] for split in metadata.get("splits", ()))
+    return PreparedSet(name, version_dir, splits, stem)
 
 
 def _find_prepared(folder: Path, name: str) -> Path | None:
@@ -121,18 +184,62 @@ def _try_download(folder: Path, name: str) -> str:
 
 def _read_split(version_dir: Path, split: str, cache_file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Returns (image, label) of one split from the cache, or decoded and then cached."""
-    cached = _read_cache(cache_file)
+    cached = read_cache(cache_file, ("image", "label"), stacklevel=_CALLER_OF_LOAD_DATASET)
     if cached is not None:
-        return cached
-    name = version_dir.parent.name
+        return cached[0], cached[1]
+    with _decoding(version_dir.parent.name, version_dir, split, "use --dataset digits"):
+        image, label = _decode(version_dir, split)
+    write_cache(cache_file, {"image": image, "label": label}, stacklevel=_CALLER_OF_LOAD_DATASET)
+    return image, label
+
+
+def read_first_images(prepared: PreparedSet, split: str, limit: int, *, instead: str) -> Iterator[np.ndarray]:
+    """Decodes the first images of one split, which may differ in size, as they are asked for.
+
+    Args:
+      prepared: The set.
+      split: One of its splits.
+      limit: How many images at most.
+      instead: What the error advises where they cannot be read.
+
+    Yields:
+      Images as stored, each (H, W, C).
+
+    Raises:
+      DatasetNotAvailableError: If the split cannot be read, or its records hold no ``image``.
+    """
+    name, version_dir = prepared.name, prepared.version_dir
+    source: Any = None
+    count = limit
+    for start in range(0, limit, _CHUNK_OF_ANY_SIZE):
+        with _decoding(name, version_dir, split, instead), _without_harmless_lines():
+            if source is None:
+                import tensorflow_datasets as tfds
+
+                # From its folder: a set that somebody prepared with a program of his own has no other name.
+                builder: Any = tfds.builder_from_directory(version_dir)
+                source = builder.as_data_source(split=split)
+                count = min(limit, len(source))
+            records = source.__getitems__(list(range(start, min(start + _CHUNK_OF_ANY_SIZE, count))))
+        if records and "image" not in records[0]:
+            raise DatasetNotAvailableError(
+                f"data set '{name}' has no feature 'image' (it has {', '.join(sorted(records[0]))}): name a "
+                f"set of single images, or {instead}."
+            )
+        yield from (np.asarray(record["image"]) for record in records)
+
+
+@contextlib.contextmanager
+def _decoding(name: str, version_dir: Path, split: str, instead: str) -> Iterator[None]:
+    """Turns whatever stops the decoding of a prepared set into one line."""
     stored_as = json.loads((version_dir / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
     if stored_as == "tfrecord":
         raise DatasetNotAvailableError(
             f"data set '{name}' is stored as tfrecord in {version_dir}, which only TensorFlow reads. "
-            f"Set TFDS_DATA_DIR to a folder that holds {name}/ as array_record, or use --dataset digits."
+            f"Set TFDS_DATA_DIR to a folder that holds {name}/ as array_record, or {instead}."
         )
     try:
-        image, label = _decode(version_dir, split)
+        yield
     except (
         ImportError
     ) as error:  # tfds imports array_record, importlib_resources and pillow when it needs them
@@ -143,10 +250,8 @@ def _read_split(version_dir: Path, split: str, cache_file: Path) -> tuple[np.nda
     except Exception as error:  # array_record and the PNG decoder raise many types on damaged files
         raise DatasetNotAvailableError(
             f"data set '{name}' is prepared in {version_dir}, but its split '{split}' cannot be read "
-            f"({_in_one_line(error)}). Prepare or copy it again, or use --dataset digits."
+            f"({_in_one_line(error)}). Prepare or copy it again, or {instead}."
         ) from error
-    _write_cache(cache_file, image, label)
-    return image, label
 
 
 def _decode(version_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -170,36 +275,37 @@ def _decode(version_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _read_cache(cache_file: Path) -> tuple[np.ndarray, np.ndarray] | None:
+def read_cache(cache_file: Path, names: tuple[str, ...], *, stacklevel: int) -> tuple[np.ndarray, ...] | None:
+    """Returns the arrays of those names from a cache file, or None where there is none that can be read."""
     try:
         with np.load(cache_file, allow_pickle=False) as arrays:
-            return arrays["image"], arrays["label"]
+            return tuple(arrays[name] for name in names)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         warnings.warn(
             f"cache file {cache_file} cannot be read ({_in_one_line(error)}); decoding again.",
             RuntimeWarning,
-            stacklevel=6,
+            stacklevel=stacklevel,
         )
         return None
 
 
-def _write_cache(cache_file: Path, image: np.ndarray, label: np.ndarray) -> None:
+def write_cache(cache_file: Path, arrays: dict[str, np.ndarray], *, stacklevel: int) -> None:
     """Writes through a temporary file, so that a reader beside us sees the whole file or none."""
     temporary = None
     try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache_file.parent, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
-            np.savez(file, image=image, label=label)
+            np.savez(file, allow_pickle=False, **arrays)
         os.replace(temporary, cache_file)
     except OSError as error:
         warnings.warn(
             f"decoded images cannot be cached in {cache_file.parent} ({_in_one_line(error)}); going on "
             f"without. Set JAXEBM_CACHE_DIR to a writable folder.",
             RuntimeWarning,
-            stacklevel=6,
+            stacklevel=stacklevel,
         )
     finally:
         if temporary is not None:

@@ -1,6 +1,7 @@
 """What was learnt: log Z exact or between bounds, convergence, calibration, strangeness, sample quality."""
 
 from jaxebm.evaluation.annealing import Base, anneal
+from jaxebm.evaluation.attacks import AttackLoss, AttackResult, attack, attack_batch
 from jaxebm.evaluation.bounded import BoxProblem, restrict_to_box
 from jaxebm.evaluation.calibration import (
     ReliabilityCurve,
@@ -29,6 +30,15 @@ from jaxebm.evaluation.discrepancy import (
     maximum_mean_discrepancy,
     median_bandwidth,
 )
+from jaxebm.evaluation.features import FeatureNetwork, fit_feature_network
+from jaxebm.evaluation.frechet import (
+    FidelityNotAvailableError,
+    InceptionScore,
+    StandardFidelity,
+    frechet_distance,
+    inception_score,
+    standard_fidelity,
+)
 from jaxebm.evaluation.generation import (
     PRDC,
     ClassPRDC,
@@ -52,14 +62,19 @@ from jaxebm.evaluation.likelihood import (
 )
 from jaxebm.evaluation.ood import (
     OOD_SCORES,
-    OOD_SETS,
+    auprc,
     auroc,
     confidence_score,
-    constant_images,
     false_positive_rate,
     gradient_norm_score,
-    interpolations,
+    joint_maximum_score,
     log_density_score,
+    typicality_score,
+)
+from jaxebm.evaluation.ood_sets import (
+    OOD_SETS,
+    constant_images,
+    interpolations,
     permute_pixels,
     uniform_noise,
 )
@@ -71,6 +86,8 @@ from jaxebm.evaluation.quadrature import (
     log_partition_by_enumeration,
     log_partition_on_grid,
 )
+from jaxebm.evaluation.refinement import DefendedFn, deterministic, refine, refined_logits
+from jaxebm.evaluation.robustness import robust_accuracy
 from jaxebm.evaluation.schedules import AnnealingPath, fit_annealing_path, linear_schedule, sigmoid_schedule
 from jaxebm.evaluation.stein import SteinDiscrepancy, kernel_stein_discrepancy
 from jaxebm.evaluation.telemetry import BufferSummary, EnergyGap, buffer_summary, energy_gap, make_telemetry
@@ -81,22 +98,32 @@ __all__ = [
     "PRDC",
     "AISResult",
     "AnnealingPath",
+    "AttackLoss",
+    "AttackResult",
     "Base",
     "BoxProblem",
     "BufferSummary",
     "ChainProbe",
     "ChainSummary",
     "ClassPRDC",
+    "DefendedFn",
     "EnergyGap",
+    "FeatureNetwork",
+    "FidelityNotAvailableError",
+    "InceptionScore",
     "KolmogorovSmirnov",
     "LogPartitionInterval",
     "LongRunDrift",
     "NearestNeighbours",
     "ReliabilityCurve",
+    "StandardFidelity",
     "SteinDiscrepancy",
     "accuracy",
     "anneal",
     "annealed_importance_sampling",
+    "attack",
+    "attack_batch",
+    "auprc",
     "auroc",
     "bits_per_dimension",
     "brier_score",
@@ -105,6 +132,7 @@ __all__ = [
     "confidence_score",
     "constant_images",
     "dequantised_log_likelihood",
+    "deterministic",
     "effective_sample_size",
     "energy_distance",
     "energy_gap",
@@ -112,13 +140,17 @@ __all__ = [
     "expected_calibration_error",
     "false_positive_rate",
     "fit_annealing_path",
+    "fit_feature_network",
     "fit_independent_classifier",
     "fit_temperature",
+    "frechet_distance",
     "gradient_norm_score",
     "grid",
+    "inception_score",
     "integrated_autocorrelation_time",
     "interpolations",
     "interval_of_bounds",
+    "joint_maximum_score",
     "kernel_stein_discrepancy",
     "kl_divergence_on_grid",
     "kolmogorov_smirnov",
@@ -142,11 +174,16 @@ __all__ = [
     "probe_chains",
     "r_hat",
     "rank_normalised_r_hat",
+    "refine",
+    "refined_logits",
     "reliability_curve",
     "restrict_to_box",
     "reverse_annealed_importance_sampling",
+    "robust_accuracy",
     "sigmoid_schedule",
+    "standard_fidelity",
     "summarise_chains",
+    "typicality_score",
     "uniform_noise",
     "within_range",
 ]

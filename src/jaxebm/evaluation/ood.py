@@ -1,12 +1,12 @@
-r"""Which inputs look like the data? Scores of an example, how well they separate, and sets to separate from.
+r"""Which inputs look like the data? Scores of an example, and how well they separate.
 
-Every score is higher for an example that looks more in-distribution; the three are those of JEM.
-``OOD_SCORES`` and ``OOD_SETS`` name them, so that an experiment is two loops.
+Every score is higher for an example that looks more in-distribution; three are those of JEM. ``OOD_SCORES``
+names them, and ``OOD_SETS`` (`jaxebm.evaluation.ood_sets`) what to separate from, so that an experiment is
+two loops. ``typicality_score`` stays out of the table, as it needs a number from the training data.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,14 @@ from jaxebm.types import Array, LogitsFn, Params, Position
 
 __all__ = [
     "OOD_SCORES",
-    "OOD_SETS",
+    "auprc",
     "auroc",
     "confidence_score",
-    "constant_images",
     "false_positive_rate",
     "gradient_norm_score",
-    "interpolations",
+    "joint_maximum_score",
     "log_density_score",
-    "permute_pixels",
-    "uniform_noise",
+    "typicality_score",
 ]
 
 Score = Callable[[Params, Position], Array]
@@ -39,7 +37,8 @@ def log_density_score(logits: LogitsFn) -> Score:
     r"""Unnormalised log-density: higher is more in-distribution.
 
     s(x) = log p(x) + log Z = logsumexp_y f(x)[y] = -E(x). The unknown log Z is the same for every x, so
-    ranking needs it not. Energy-based detection (Liu et al. 2020) is this score.
+    ranking needs it not. The "energy score" of energy-based detection (Liu et al. 2020) is this very number:
+    whoever looks for ``energy`` has found it, and it has no second entry in ``OOD_SCORES``.
 
     Args:
       logits: ``(params, x) -> (K,)``, for one example.
@@ -133,10 +132,90 @@ def gradient_norm_score(logits: LogitsFn) -> Score:
     return score
 
 
+def joint_maximum_score(logits: LogitsFn) -> Score:
+    r"""Unnormalised density of the likeliest pair of an example and a class: higher is more in-distribution.
+
+    s(x) = max_y f(x)[y] = max_y log p(x, y) + log Z. It lies within log K below ``log_density_score``, and is
+    least where no class owns the example: log p(x) + log max_y p(y|x) (+ log Z) is the same number, a density
+    and a confidence in one.
+
+    Args:
+      logits: ``(params, x) -> (K,)``, for one example.
+
+    Returns:
+      ``score(params, x) -> ()`` in nats, for one example; batch it with ``jax.vmap(score, (None, 0))``.
+
+    Raises:
+      ValueError: when called, if the logits of one example are not of rank one.
+
+    Example:
+      >>> score = joint_maximum_score(lambda params, x: params @ x)
+      >>> float(score(jnp.eye(2), jnp.array([3.0, 1.0])))
+      3.0
+
+    Reference:
+      Hendrycks et al. 2022 (arXiv 1911.11132), the maximum logit; log p(x, y) after JEM (arXiv 1912.03263),
+      equation 5.
+    """
+    log_density, confidence = log_density_score(logits), log_class_probability(logits)
+
+    def score(params: Params, x: Position) -> Array:
+        return log_density(params, x) + jnp.max(confidence(params, x))
+
+    return score
+
+
+def typicality_score(logits: LogitsFn, mean_log_density: Array | float) -> Score:
+    r"""Minus the distance of an example's log-density from that of the data: higher is more in-distribution.
+
+    s(x) = -| log p(x) - (1/N) \sum_n log p(x_n) |, with x_n the training examples. In high dimension data are
+    not where the density is highest: a flat image may be likelier than any photograph, and this score turns
+    it away for that. Both log-densities may be unnormalised, as log Z cancels. It is the test of Nalisnick et
+    al. for a batch of a single example.
+
+    Args:
+      logits: ``(params, x) -> (K,)``, for one example.
+      mean_log_density: ``()``, the mean of ``log_density_score`` over the training data, at the same params,
+        in nats.
+
+    Returns:
+      ``score(params, x) -> ()``, at most 0, in nats, for one example; batch it with
+      ``jax.vmap(score, (None, 0))``.
+
+    Raises:
+      ValueError: if ``mean_log_density`` is not one finite number; when called, if the logits of one example
+        are not of rank one.
+
+    Example:
+      >>> logits, training = (lambda params, x: params * x), jnp.array([[2.0], [4.0]])
+      >>> mean = jax.vmap(log_density_score(logits), (None, 0))(1.0, training).mean()
+      >>> score = typicality_score(logits, mean)
+      >>> float(score(1.0, jnp.array([3.5]))), float(score(1.0, jnp.array([9.0])))
+      (-0.5, -6.0)
+
+    Reference:
+      Nalisnick et al. 2019, "Detecting out-of-distribution inputs to deep generative models using typicality"
+      (arXiv 1906.02994), section 3, with M = 1.
+    """
+    if np.ndim(mean_log_density) != 0:
+        raise ValueError(
+            f"mean_log_density has shape {np.shape(mean_log_density)}: one number is needed, the mean over "
+            f"the training data."
+        )
+    checks.finite("mean_log_density", mean_log_density)
+    log_density = log_density_score(logits)
+
+    def score(params: Params, x: Position) -> Array:
+        return -jnp.abs(log_density(params, x) - mean_log_density)
+
+    return score
+
+
 OOD_SCORES: dict[str, Callable[[LogitsFn], Score]] = {
     "log_density": log_density_score,
     "confidence": confidence_score,
     "gradient_norm": gradient_norm_score,
+    "joint_maximum": joint_maximum_score,
 }
 """Name -> maker of a score from logits; every score is higher in-distribution."""
 
@@ -147,6 +226,13 @@ def _score_pair(in_scores: ArrayLike, out_scores: ArrayLike) -> tuple[np.ndarray
             raise ValueError(f"{name} has shape {np.shape(scores)}: (n,) with n >= 1 scores is needed.")
         checks.finite(name, scores)
     return np.asarray(in_scores, np.float64), np.asarray(out_scores, np.float64)
+
+
+def _scikit_learn_pair(in_scores: ArrayLike, out_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the truth (1 inside, 0 outside) and the scores, as scikit-learn takes them."""
+    inside, outside = _score_pair(in_scores, out_scores)
+    is_inside = np.concatenate([np.ones(inside.size), np.zeros(outside.size)])
+    return is_inside, np.concatenate([inside, outside])
 
 
 def auroc(in_scores: ArrayLike, out_scores: ArrayLike) -> float:
@@ -174,15 +260,52 @@ def auroc(in_scores: ArrayLike, out_scores: ArrayLike) -> float:
       Hendrycks & Gimpel 2017 (arXiv 1610.02136); Hanley & McNeil 1982 for the pair-counting
       identity.
     """
-    inside, outside = _score_pair(in_scores, out_scores)
+    is_inside, scores = _scikit_learn_pair(in_scores, out_scores)
     try:
         from sklearn.metrics import roc_auc_score
     except ImportError as error:
         raise ImportError(
             "auroc needs scikit-learn: pip install scikit-learn, or jaxebm[experiments]."
         ) from error
-    is_inside = np.concatenate([np.ones(inside.size), np.zeros(outside.size)])
-    return float(roc_auc_score(is_inside, np.concatenate([inside, outside])))
+    return float(roc_auc_score(is_inside, scores))
+
+
+def auprc(in_scores: ArrayLike, out_scores: ArrayLike) -> float:
+    r"""Area under the precision-recall curve, the in-distribution examples being the positive ones.
+
+    AUPR = \sum_t (R_t - R_{t-1}) P_t over thresholds t from the highest score down, with P_t the fraction of
+    inside ones among all examples that score at least t, and R_t the fraction of inside ones that do: the
+    average precision, no interpolation. 1 separates; a blind score gives n / (n + m). Unlike the AUROC it
+    depends on how many of either kind there are, so state n and m.
+
+    Args:
+      in_scores: ``(n,)`` scores of in-distribution examples, higher meaning more in-distribution.
+      out_scores: ``(m,)`` scores of the others. With the two exchanged and both negated, the outside ones are
+        the positive ones ("AUPR-out").
+
+    Returns:
+      A float in (0, 1].
+
+    Raises:
+      ValueError: for empty, non-finite or not one-dimensional scores.
+      ImportError: if scikit-learn is missing.
+
+    Example:
+      >>> auprc([3.0, 1.0], [2.0])  # precision 1 at recall 1/2, then 2/3 at recall 1
+      0.8333333333333333
+
+    Reference:
+      Hendrycks & Gimpel 2017 (arXiv 1610.02136), "AUPR In"; Davis & Goadrich 2006 on why the curve is not
+      interpolated linearly.
+    """
+    is_inside, scores = _scikit_learn_pair(in_scores, out_scores)
+    try:
+        from sklearn.metrics import average_precision_score
+    except ImportError as error:
+        raise ImportError(
+            "auprc needs scikit-learn: pip install scikit-learn, or jaxebm[experiments]."
+        ) from error
+    return float(average_precision_score(is_inside, scores))
 
 
 def false_positive_rate(
@@ -218,150 +341,3 @@ def false_positive_rate(
     accepted = max(1, math.ceil(inside.size * true_positive_rate - 1e-9))
     threshold = np.sort(inside)[inside.size - accepted]
     return float(np.mean(outside >= threshold))
-
-
-def _checked_images(images: ArrayLike) -> np.ndarray:
-    checks.floating("images", images)
-    if np.ndim(images) != 4 or np.size(images) == 0:
-        raise ValueError(
-            f"images has shape {np.shape(images)}: non-empty (n, height, width, channels) is needed."
-        )
-    return np.asarray(images)
-
-
-def uniform_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Images of independent pixels, uniform on [-1, 1].
-
-    Args:
-      rng: NumPy generator; one seed, one set.
-      shape: ``(n, height, width, channels)``.
-
-    Returns:
-      float32 array of that shape, in [-1, 1].
-
-    Example:
-      >>> uniform_noise(np.random.default_rng(0), (5, 8, 8, 1)).shape
-      (5, 8, 8, 1)
-    """
-    return rng.uniform(-1.0, 1.0, shape).astype(np.float32)
-
-
-def constant_images(rng: np.random.Generator, n: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """Flat images: one value for each image and channel, uniform on [-1, 1].
-
-    Args:
-      rng: NumPy generator; one seed, one set.
-      n: number of images.
-      shape: ``(height, width, channels)`` of one image.
-
-    Returns:
-      float32 array ``(n, height, width, channels)``, in [-1, 1].
-
-    Raises:
-      ValueError: if ``n`` is not a positive integer.
-
-    Example:
-      >>> images = constant_images(np.random.default_rng(0), 5, (8, 8, 3))
-      >>> images.shape, float(np.ptp(images, axis=(1, 2)).max())
-      ((5, 8, 8, 3), 0.0)
-    """
-    checks.positive_integer("n", n)
-    height, width, channels = shape
-    values = rng.uniform(-1.0, 1.0, (n, 1, 1, channels)).astype(np.float32)
-    return np.tile(values, (1, height, width, 1))
-
-
-def permute_pixels(rng: np.random.Generator, images: ArrayLike) -> np.ndarray:
-    """Each image with its pixels in a random order of its own: the same histogram, no structure.
-
-    Positions are permuted and a pixel's channels stay together, so colours are kept.
-
-    Args:
-      rng: NumPy generator; one seed, one set.
-      images: ``(n, height, width, channels)``.
-
-    Returns:
-      Array of the same shape and dtype.
-
-    Raises:
-      ValueError: if ``images`` is empty or not of rank four.
-      TypeError: if ``images`` is not floating point.
-
-    Example:
-      >>> images = np.linspace(-1.0, 1.0, 8).reshape(1, 2, 4, 1)
-      >>> permuted = permute_pixels(np.random.default_rng(0), images)
-      >>> bool((np.sort(permuted, axis=None) == images.ravel()).all())
-      True
-    """
-    pixels = _checked_images(images)
-    n, height, width, channels = pixels.shape
-    order = rng.permuted(np.tile(np.arange(height * width), (n, 1)), axis=1)
-    flat = pixels.reshape(n, height * width, channels)
-    return np.take_along_axis(flat, order[:, :, None], axis=1).reshape(pixels.shape)
-
-
-def interpolations(rng: np.random.Generator, images: ArrayLike, labels: ArrayLike) -> np.ndarray:
-    """Midpoints of two images of different classes: near the data in every pixel, yet of no class.
-
-    x_i <- (x_i + x_j) / 2, with j uniform among the images whose label differs from that of i.
-
-    Args:
-      rng: NumPy generator; one seed, one set.
-      images: ``(n, height, width, channels)``.
-      labels: ``(n,)`` integers.
-
-    Returns:
-      Array of the same shape and dtype as ``images``; row i mixes image i with another.
-
-    Raises:
-      ValueError: if shapes do not agree, or all labels are the same.
-      TypeError: if ``images`` is not floating point or ``labels`` not integer.
-
-    Example:
-      >>> images = np.stack([np.full((2, 2, 1), -1.0), np.full((2, 2, 1), 1.0)])
-      >>> float(np.abs(interpolations(np.random.default_rng(0), images, np.array([0, 1]))).max())
-      0.0
-
-    Reference:
-      Grathwohl et al. 2020 (JEM, arXiv 1912.03263), section 5.3, the "Interp" set, there of any two images.
-    """
-    pixels = _checked_images(images)
-    classes = np.asarray(labels)
-    if classes.shape != pixels.shape[:1]:
-        raise ValueError(
-            f"labels has shape {classes.shape}: {pixels.shape[:1]} is needed, one label for each image."
-        )
-    if not np.issubdtype(classes.dtype, np.integer):
-        raise TypeError(f"labels has dtype {classes.dtype}: integer class labels are needed.")
-    present = np.unique(classes)
-    if present.size < 2:
-        raise ValueError(
-            f"labels holds the single class {int(present[0])}: images of two classes or more are needed."
-        )
-    partners = np.empty(classes.size, np.intp)
-    for one_class in present:
-        members, others = np.flatnonzero(classes == one_class), np.flatnonzero(classes != one_class)
-        partners[members] = rng.choice(others, members.size)
-    return (0.5 * (pixels + pixels[partners])).astype(pixels.dtype)
-
-
-def _uniform_noise_like(rng: np.random.Generator, images: Any, labels: Any) -> np.ndarray:
-    return uniform_noise(rng, _checked_images(images).shape)
-
-
-def _constant_images_like(rng: np.random.Generator, images: Any, labels: Any) -> np.ndarray:
-    n, height, width, channels = _checked_images(images).shape
-    return constant_images(rng, n, (height, width, channels))
-
-
-def _permute_pixels_of(rng: np.random.Generator, images: Any, labels: Any) -> np.ndarray:
-    return permute_pixels(rng, images)
-
-
-OOD_SETS: dict[str, Callable[[np.random.Generator, Any, Any], np.ndarray]] = {
-    "uniform_noise": _uniform_noise_like,
-    "constant": _constant_images_like,
-    "permuted_pixels": _permute_pixels_of,
-    "interpolation": interpolations,
-}
-"""Name -> ``(rng, images, labels) -> images`` of the same shape, made from a test set or in its shape."""

@@ -54,9 +54,10 @@ def adversarial_examples(
     Example:
       >>> logits = lambda params, x: params @ x
       >>> x, labels = jnp.array([[0.5, 0.0]]), jnp.array([0])
-      >>> moved = adversarial_examples(jax.random.key(0), logits, jnp.eye(2), x, labels, radius=0.5)
-      >>> [f"{change:.1f}" for change in (moved - x)[0]]  # away from the own class, towards the other
-      ['-0.4', '0.4']
+      >>> moved = adversarial_examples(
+      ...     jax.random.key(0), logits, jnp.eye(2), x, labels, radius=0.5, step_size=0.25)
+      >>> [f"{change:.2f}" for change in (moved - x)[0]]  # away from the own class, towards the other
+      ['-0.35', '0.35']
 
     Reference:
       Madry et al. 2018 (arXiv 1706.06083), equations 2.1 and 2.2; in an energy-based model, Yin et al. 2025
