@@ -120,11 +120,11 @@ def run_experiment(
             again = "start it again with --overwrite."
         print(f"\ninterrupted; {again}", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
         # RuntimeError covers DivergenceError, DatasetNotAvailableError and JAX's own out-of-memory errors.
         if os.environ.get("JAXEBM_TRACEBACK") == "1":
             raise
-        says_all = isinstance(error, DivergenceError | ValueError | OSError)
+        says_all = isinstance(error, DivergenceError | FloatingPointError | ValueError | OSError)
         kind = "" if says_all else f"{type(error).__name__}: "
         print(f"error: {kind}{error}", file=sys.stderr)
         sys.exit(2)

@@ -19,14 +19,45 @@ from typing import Any
 
 import jax
 
+from card_ood import find_outliers
 from command_line import as_json, run_experiment
 from devices import join_processes, open_shared_run
-from jaxebm.data import load_dataset
+from evaluate import measure_run, save_twin
+from jaxebm.data import Dataset, load_dataset
 from jaxebm.training import fetch
-from jem_card import ModelUnderTest, evaluate, write_card
-from jem_config import Config, recipe_for
-from jem_likelihood import LikelihoodSettings
-from jem_parts import make_initial, make_kernel, prepare, train
+from jaxebm.types import Params
+from jem_card import write_card
+from jem_config import Config, has_small_network, recipe_for
+from jem_parts import prepare, train
+
+
+def classifier_of(config: Config) -> Config:
+    """Returns the flags of the same network as a classifier: cross-entropy alone."""
+    return replace(
+        config,
+        p_x_weight=0.0,
+        p_xy_weight=0.0,
+        p_y_given_x_weight=1.0,
+        last_step_weight=0.0,
+        freeze_statistics=False,
+        pretrain_epochs=0,
+        select="last",
+    )
+
+
+def pretrain(config: Config, dataset: Dataset) -> Params:
+    """Returns the averaged weights after ``--pretrain-epochs`` of cross-entropy, in a run of their own."""
+    first = replace(
+        classifier_of(config),
+        epochs=config.pretrain_epochs,
+        output=config.output / "pretraining",
+        decay_epochs=tuple(epoch for epoch in config.decay_epochs if epoch < config.pretrain_epochs),
+        schedule="cosine" if config.schedule == "constant" else config.schedule,
+        resume_step=None,
+    )
+    training = prepare(first, dataset)
+    run = open_shared_run(first.output, as_json(first), resume=config.resume, overwrite=config.overwrite)
+    return fetch(train(training, run).state.ema_params)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -35,46 +66,24 @@ def main(config: Config) -> dict[str, Any]:
     config.check()
     join_processes(config)
     dataset = load_dataset(config.dataset, exclude_classes=config.exclude_classes)
+    find_outliers(config, dataset.image_shape)  # what is missing is told now, not after the training
     training = prepare(config, dataset)
     run = open_shared_run(config.output, as_json(config), resume=config.resume, overwrite=config.overwrite)
+    if config.pretrain_epochs:
+        training = prepare(config, dataset, pretrain(config, dataset))
     result = train(training, run)
     state = fetch(result.state if result.best_state is None else result.best_state)
 
     twin_params = None
     if config.twin and config.generative:
-        twin = replace(config, p_x_weight=0.0, p_xy_weight=0.0, p_y_given_x_weight=1.0, select="last")
+        twin = replace(classifier_of(config), adversarial_radius=0.0)
         twin_params = fetch(train(prepare(twin, dataset)).state.ema_params)
     if jax.process_index() > 0:
         return {}  # one process evaluates
-    buffered = config.generative and config.negatives == "persistent"
-    model = ModelUnderTest(
-        logits=training.logits,
-        params=state.ema_params,
-        twin_params=twin_params,
-        kernel=make_kernel(config),
-        initial=make_initial(config, dataset),
-        buffer=state.memory if buffered else None,
-        conditional=config.chains == "conditional",
-    )
-    card = evaluate(
-        run,
-        model,
-        dataset,
-        seed=config.seed,
-        samples_per_class=config.samples_per_class,
-        sample_steps=config.sample_steps,
-        likelihood=LikelihoodSettings(
-            config.likelihood_temperatures, config.likelihood_steps, config.likelihood_chains
-        ),
-    )
+    if twin_params is not None:
+        save_twin(run, twin_params)
+    card = measure_run(run, training, dataset, state, twin_params, config)
     card |= {
-        "experiment": "jem",
-        "dataset": config.dataset,
-        "seed": config.seed,
-        "updates": training.num_steps,
-        "config": as_json(config),
-        "recoveries": list(result.recoveries),
-        "evaluated_update": int(state.step),
         "seconds": time.monotonic() - started,
         "seconds_training": result.seconds,
         "seconds_compiling": result.compile_seconds,
@@ -82,11 +91,6 @@ def main(config: Config) -> dict[str, Any]:
     }
     write_card(run, card)
     return card
-
-
-def has_small_network(config: Config) -> bool:
-    """Whether XLA's settings for small networks suit it."""
-    return config.network == "mlp" or (config.network == "convnet" and config.dataset == "digits")
 
 
 if __name__ == "__main__":

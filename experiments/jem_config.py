@@ -1,6 +1,5 @@
 """The flags of experiments/jem.py, each with its help text, and the checks that need no data."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +7,22 @@ from typing import Literal
 
 from command_line import ResumableFlags
 from devices import DeviceFlags
+from evaluation_config import EvaluationFlags
 from jaxebm import checks
+from recipes import settings_for
 
-__all__ = ["RECIPES", "Config", "recipe_for"]
+__all__ = ["Config", "has_small_network", "recipe_for"]
 
 
 @dataclass(frozen=True)
-class Config(DeviceFlags, ResumableFlags):
+class Config(EvaluationFlags, DeviceFlags, ResumableFlags):
     """Train and evaluate a joint energy-based model (JEM) on images."""
+
+    recipe: Literal["tuned", "jem", "jempp", "sadajem", "dat", "igebm", "improved_cd"] = "tuned"
+    """A paper's method, and on --network wide-resnet its network, optimiser and epochs (recipes.py has the
+    numbers and where they stand); flags that are given override it."""
+    task: Literal["supervised", "unconditional"] = "supervised"
+    """Learn classes and images, or images alone with an energy of one output; see --labels-per-class, too."""
 
     dataset: str = "digits"
     """digits (embedded), mnist, fashion_mnist, cifar10, cifar100, svhn_cropped, or npz:PATH, your own file
@@ -43,6 +50,8 @@ class Config(DeviceFlags, ResumableFlags):
     """Normalisation in `convnet` and `wide-resnet`."""
     spectral_norm: bool = False
     """Bound each layer's largest singular value, in `convnet` and `wide-resnet`."""
+    freeze_statistics: bool = False
+    """Leave the statistics of --norm batch as they are after --pretrain-epochs, and normalise by them."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """In which the network computes; parameters, energies and chains stay float32. bfloat16 is for GPUs."""
@@ -51,14 +60,32 @@ class Config(DeviceFlags, ResumableFlags):
 
     epochs: int = 100
     """Passes over the training images."""
+    pretrain_epochs: int = 0
+    """Passes of cross-entropy alone before them, in a run of its own in the folder `pretraining`."""
     batch_size: int = 64
     """Images a batch, labelled and unlabelled alike."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """AdamW, Adam, or SGD with --momentum."""
+    momentum: float = 0.9
+    """Of `sgd`."""
+    adam_b1: float = 0.9
+    """Decay of the first moment, in `adam` and `adamw`."""
     learning_rate: float = 1.5e-3
-    """Peak of the schedule: linear warm-up, then cosine decay to a hundredth."""
+    """Peak of the schedule, after a linear warm-up."""
     warmup_steps: int = 100
-    """Updates of warm-up."""
+    """Updates of warm-up, at most a tenth of all."""
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    """After the warm-up: decay to a hundredth, times --decay-factor after --decay-epochs, or nothing."""
+    decay_epochs: tuple[int, ...] = ()
+    """Epochs at which `steps` lowers the rate."""
+    decay_factor: float = 0.2
+    """By which it does."""
     weight_decay: float = 0.1
-    """Decoupled (AdamW), times the learning rate."""
+    """Decoupled and times the learning rate in `adamw`, added to the gradient in `adam` and `sgd`."""
+    sharpness_rho: float = 0.0
+    """Sharpness-aware minimisation: the gradient is taken where the loss is highest within this radius."""
+    sharpness_adaptive: bool = True
+    """Measure that radius relative to the weights (ASAM)."""
     gradient_clip_norm: float | None = None
     """Clip the global norm of the parameters' gradient."""
     ema_decay: float = 0.999
@@ -70,6 +97,12 @@ class Config(DeviceFlags, ResumableFlags):
     """Random translation of labelled images by up to this many pixels, bilinear, for the cross-entropy."""
     max_shift_p_x: float = 0.25
     """The same for the images that log p(x) learns from; much more makes it learn blur, and may diverge."""
+    crop_padding: int = 0
+    """Pixels that are reflected beyond each edge before a window of the old size is cut out at random."""
+    flip: bool = False
+    """Mirror half of the images; not for digits."""
+    augment_p_x: bool = True
+    """Whether the images that log p(x) learns from are moved, cropped and mirrored, too."""
 
     p_y_given_x_weight: float = 1.0
     """Weight of log p(y|x), the cross-entropy."""
@@ -77,6 +110,18 @@ class Config(DeviceFlags, ResumableFlags):
     """Weight of log p(x); 0 trains a plain classifier."""
     p_xy_weight: float = 0.0
     """Weight of log p(x, y) through class-conditional samples; needs --chains conditional."""
+    p_x_objective: Literal["likelihood", "binary"] = "likelihood"
+    """How energies learn from data and samples: as maximum likelihood, or by telling the two apart with
+    sigmoid(-E)."""
+    adversarial_radius: float = 0.0
+    """Learn classes from adversarial images within this L2 distance, pixels in [-1, 1]; 0 takes them as they
+    are."""
+    adversarial_steps: int = 10
+    """Steps of that attack, each two radii by their number long."""
+    last_step_weight: float = 0.0
+    """Weight of the sampler's own KL term, the gradient through one more step (improved CD)."""
+    neighbour_entropy_weight: float = 0.3
+    """Times that, the weight of the samples' nearest-neighbour entropy in it."""
     energy_l2: float = 0.0
     """Weight of E(x)^2 on data and samples, against drift."""
     label_smoothing: float = 0.0
@@ -88,8 +133,13 @@ class Config(DeviceFlags, ResumableFlags):
     """Sample from p(x), or from p(x|y) with as many chains a class."""
     num_chains: int = 64
     """Negatives an update (contrastive divergence: the batch size)."""
+    sampler: Literal["sgld", "first-layer", "descent"] = "sgld"
+    """Langevin dynamics; JEM++'s --inner-steps through the first layer a full gradient; or steps of one
+    length down the energy (PGD), --sampler-step-size long."""
+    inner_steps: int = 5
+    """Of `first-layer`."""
     sampler_steps: int = 20
-    """Langevin steps an update."""
+    """Sampler steps an update."""
     sampler_step_size: float = 0.2
     """Factor of the gradient, x <- x - step_size dE/dx + noise n."""
     sampler_noise: float = 0.1
@@ -104,6 +154,8 @@ class Config(DeviceFlags, ResumableFlags):
     """Slots of the replay buffer, a multiple of the number of classes."""
     restart_probability: float = 0.05
     """Chance that a chain drawn from the buffer starts anew."""
+    augment_buffer: bool = False
+    """Mirror (with --flip), recolour and blur what is drawn from the buffer, so that chains mix."""
 
     steps_per_dispatch: int = 100
     """Updates a compiled call; metrics are means over them."""
@@ -120,61 +172,75 @@ class Config(DeviceFlags, ResumableFlags):
 
     twin: bool = True
     """Also train the same network by cross-entropy alone, for comparison."""
-    samples_per_class: int = 140
-    """Fresh class-conditional chains of the evaluation."""
-    sample_steps: tuple[int, ...] = (100, 1000)
-    """Lengths, in Langevin steps, at which fresh chains are judged."""
-
-    likelihood_temperatures: tuple[float, ...] = (1.0,)
-    """T of exp(-E / T), for each of which the test images' likelihood is bounded; 1 is the model itself."""
-    likelihood_steps: int = 500
-    """Temperatures of the annealing between noise and model that log Z comes from; 0 leaves it out."""
-    likelihood_chains: int = 64
-    """Annealed chains in each direction."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is out of range or does not fit another."""
-        for name in (
-            "epochs",
-            "batch_size",
-            "num_chains",
-            "sampler_steps",
-            "buffer_size",
-            "samples_per_class",
-        ):
+        EvaluationFlags.check(self)
+        counts = ("epochs", "batch_size", "num_chains", "sampler_steps", "inner_steps", "buffer_size")
+        for name in (*counts, "adversarial_steps"):
             checks.positive_integer(name, getattr(self, name))
-        for name in ("learning_rate", "sampler_step_size", "likelihood_temperatures"):
+        for name in ("learning_rate", "sampler_step_size", "decay_factor"):
             checks.positive(name, getattr(self, name))
         for name in (
-            "sampler_noise",
-            "input_noise",
-            "telemetry_every",
-            "max_shift",
-            "max_shift_p_x",
-            "weight_decay",
-            "energy_l2",
+            *("sampler_noise", "input_noise", "telemetry_every", "max_shift", "max_shift_p_x"),
+            *("weight_decay", "energy_l2", "pretrain_epochs", "sharpness_rho", "crop_padding"),
+            *("adversarial_radius", "last_step_weight", "neighbour_entropy_weight"),
+            *("p_y_given_x_weight", "p_x_weight", "p_xy_weight"),
         ):
             checks.non_negative(name, getattr(self, name))
-        for name in ("p_y_given_x_weight", "p_x_weight", "p_xy_weight"):
-            checks.non_negative(name, getattr(self, name))
+        for name in ("momentum", "adam_b1"):
+            checks.in_range(name, getattr(self, name), 0.0, 1.0)
+        self._check_network()
+        self._check_sampler()
+
+    def _check_network(self) -> None:
         if self.remat and self.network != "wide-resnet":
             raise ValueError(f"remat is for --network wide-resnet; {self.network} has no blocks.")
+        if self.network == "mlp" and (self.norm != "none" or self.spectral_norm):
+            wanted = "spectral_norm" if self.spectral_norm else f"norm={self.norm}"
+            raise ValueError(
+                f"{wanted} is for --network convnet or wide-resnet, not mlp; recipe {self.recipe} with mlp: "
+                f"add --norm none --no-spectral-norm."
+            )
+        if self.freeze_statistics and self.norm != "batch":
+            raise ValueError("freeze_statistics is about batch normalisation: add --norm batch.")
+        if self.freeze_statistics and self.spectral_norm:
+            raise ValueError("freeze_statistics would freeze what spectral_norm measures: leave one out.")
+        if self.freeze_statistics and self.generative and self.pretrain_epochs == 0:
+            raise ValueError("freeze_statistics needs statistics: add --pretrain-epochs of at least 1.")
+        if self.schedule == "steps" and not self.decay_epochs:
+            raise ValueError("schedule=steps needs --decay-epochs, such as 60 90.")
+
+    def _check_sampler(self) -> None:
+        if self.task == "unconditional":
+            if self.p_y_given_x_weight or self.p_xy_weight or self.p_x_weight == 0:
+                raise ValueError(
+                    "task=unconditional knows no classes: use --p-x-weight 1 --p-y-given-x-weight 0 "
+                    "--p-xy-weight 0."
+                )
+            if self.select == "best":
+                raise ValueError("select=best goes by the validation NLL of classes: use --select last.")
+            for name in ("labels_per_class", "adversarial_radius", "twin", "pretrain_epochs"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is about classes, which --task unconditional does not learn.")
+            if self.chains == "conditional" or self.initial == "class-gaussian":
+                raise ValueError(
+                    "task=unconditional knows no classes: use --chains marginal, and --initial uniform or "
+                    "gaussian."
+                )
         if self.p_xy_weight > 0 and self.chains != "conditional":
             raise ValueError("p_xy_weight needs samples of p(x, y): add --chains conditional.")
+        if self.sampler == "descent" and (self.sampler_noise > 0 or self.sampler_gradient_clip is not None):
+            raise ValueError(
+                "sampler=descent takes steps of one length without noise: use --sampler-noise 0 "
+                "--sampler-gradient-clip None."
+            )
+        if self.last_step_weight > 0 and not self.generative:
+            raise ValueError("last_step_weight is about the sampler: give a --p-x-weight above 0.")
         if self.negatives == "persistent" and self.buffer_size < self.num_chains:
             raise ValueError(
                 f"buffer_size={self.buffer_size} is smaller than num_chains={self.num_chains}: every chain "
                 f"needs a slot of its own; use a buffer_size of at least {self.num_chains}."
-            )
-        if self.likelihood_steps < 0 or self.likelihood_steps == 1 or self.likelihood_chains < 2:
-            raise ValueError(
-                f"likelihood_steps={self.likelihood_steps}, likelihood_chains={self.likelihood_chains}: 0 "
-                f"steps (no likelihood) or at least 2, and at least 2 chains, are needed."
-            )
-        steps = list(self.sample_steps)
-        if not steps or steps != sorted(set(steps)) or steps[0] < 1:
-            raise ValueError(
-                f"sample_steps={steps}: increasing numbers of at least 1 are needed, such as 100 1000."
             )
 
     @property
@@ -183,25 +249,18 @@ class Config(DeviceFlags, ResumableFlags):
         return self.p_x_weight > 0 or self.p_xy_weight > 0
 
 
-RECIPES = {
-    "mlp": Config(),
-    "convnet": Config(
-        network="convnet", epochs=120, learning_rate=2e-3, p_x_weight=0.3, max_shift=0.6, max_shift_p_x=0.0
-    ),
-    "wide-resnet": Config(network="wide-resnet"),
-}
-"""The defaults of each ``--network``; `mlp` and `convnet` were tuned on the validation split of digits."""
-
-
 def recipe_for(arguments: Sequence[str]) -> Config:
-    """Returns the defaults that belong to the ``--network`` named in command-line arguments.
+    """Returns the defaults that belong to the network, recipe, task and data set in command-line arguments.
 
     Args:
-      arguments: as in ``sys.argv[1:]``; what is not ``--network`` is left for the real parser.
+      arguments: as in ``sys.argv[1:]``; other flags are left for the real parser.
 
     Returns:
-      A recipe; that of `mlp` where none is named, or an unknown one, which the real parser will refuse.
+      The configuration that the arguments then change.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--network", default="mlp")
-    return RECIPES.get(parser.parse_known_args(list(arguments))[0].network, Config())
+    return Config(**settings_for(arguments))
+
+
+def has_small_network(config: Config) -> bool:
+    """Whether XLA's settings for small networks suit it."""
+    return config.network == "mlp" or (config.network == "convnet" and config.dataset == "digits")

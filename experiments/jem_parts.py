@@ -10,33 +10,14 @@ import optax
 
 from devices import choose_generator, place
 from jaxebm import checks
-from jaxebm.data import Dataset, init_stream, next_batch, random_translation
-from jaxebm.energies import (
-    MLP,
-    ConvNet,
-    WideResNet,
-    joint_energy,
-    marginal_energy,
-    refresh_statistics,
-    trainable,
-    training_apply,
-)
+from jaxebm.data import Dataset, init_stream
+from jaxebm.energies import MLP, ConvNet, WideResNet, marginal_energy, trainable
 from jaxebm.evaluation import make_telemetry
-from jaxebm.objectives import (
-    Negatives,
-    NegativeSampler,
-    classification_loss,
-    contrastive_divergence,
-    joint_loss,
-    no_negatives,
-    persistent,
-    short_run,
-)
-from jaxebm.samplers import Initial, ReplayBuffer, UniformInitial, fit_class_gaussians, fit_gaussian, sgld
+from jaxebm.objectives import NegativeSampler
+from jaxebm.samplers import ReplayBuffer
 from jaxebm.training import (
     FitResult,
     Observe,
-    Placement,
     Recovery,
     RunFolder,
     TrainState,
@@ -44,42 +25,17 @@ from jaxebm.training import (
     fingerprint,
     fit,
     init_state,
-    make_train_step,
 )
-from jaxebm.types import Array, LogitsFn, MakeKernel, Metrics, Params
+from jaxebm.types import Array, LogitsFn, Metrics, Params
 from jem_config import Config
+from jem_objective import Data, Streams, make_step
+from jem_sampler import make_chain_energy, make_initial, make_kernel, make_negatives
 from recoveries import recovery_for
 
-__all__ = ["Training", "make_initial", "make_kernel", "prepare", "train"]
+__all__ = ["Training", "make_initial", "make_kernel", "num_outputs", "prepare", "train"]
 
-PIXELS = (-1.0, 1.0)
-"""Range of the images that the network sees."""
 VALIDATION_BATCH = 500
 """Validation images that are classified at once while training."""
-
-
-class Data(NamedTuple):
-    """Training arrays, raw pixels: labelled examples, and the images log p(x) learns from."""
-
-    labelled: tuple[Array | np.ndarray, Array | np.ndarray]
-    images: Array | np.ndarray
-
-
-class Streams(NamedTuple):
-    """Places in the two halves of `Data`."""
-
-    labelled: Any
-    images: Any
-
-
-class Batch(NamedTuple):
-    """Rescaled, noisy examples."""
-
-    x_labelled: Array
-    labels: Array
-    x_data: Array
-
-
 TELEMETRY = "telemetry_"
 """What the names of its metrics begin with, so that they are told from those of the training step."""
 
@@ -96,6 +52,11 @@ class Training(NamedTuple):
     observe: Observe | None
     recovery: Recovery | None
     fingerprint: str
+
+
+def num_outputs(config: Config, dataset: Dataset) -> int:
+    """Returns how many logits the network has: one a class, or a single one, minus the energy itself."""
+    return 1 if config.task == "unconditional" else dataset.num_classes
 
 
 def make_network(config: Config, num_classes: int) -> Any:
@@ -132,133 +93,35 @@ def make_data(config: Config, dataset: Dataset) -> Data:
     return Data((images[rows], labels[rows]), images)
 
 
-def make_initial(config: Config, dataset: Dataset) -> Initial:
-    """Returns the distribution that new chains start from."""
-    if config.initial == "uniform":
-        return UniformInitial(*PIXELS, shape=dataset.image_shape)
-    images = np.asarray(dataset.rescale(dataset.train.image))
-    if config.initial == "gaussian":
-        return fit_gaussian(images, clamp=PIXELS)
-    return fit_class_gaussians(images, dataset.train.label, dataset.num_classes, clamp=PIXELS)
-
-
-def make_kernel(config: Config) -> MakeKernel:
-    """Returns the Langevin kernel, still to be bound to a target."""
-    return partial(
-        sgld,
-        step_size=config.sampler_step_size,
-        noise_scale=config.sampler_noise,
-        gradient_clip=config.sampler_gradient_clip,
-        state_clamp=PIXELS if config.sampler_clamp else None,
-    )
-
-
-def make_negatives(config: Config, dataset: Dataset, placement: Placement | None) -> NegativeSampler:
-    """Returns where the model's samples come from."""
-    sharding = None if placement is None else placement.split
-    if not config.generative:
-        return no_negatives()
-    kernel = make_kernel(config)
-    if config.negatives == "contrastive-divergence":
-        return contrastive_divergence(kernel, num_steps=config.sampler_steps, sharding=sharding)
-    chains: dict[str, Any] = {
-        "num_steps": config.sampler_steps,
-        "initial": make_initial(config, dataset),
-        "num_chains": config.num_chains,
-        "num_classes": dataset.num_classes,
-        "sharding": sharding,
-    }
-    if config.negatives == "short-run":
-        return short_run(kernel, **chains)
-    return persistent(
-        kernel,
-        capacity=config.buffer_size,
-        restart_probability=config.restart_probability,
-        num_strata=1 if placement is None else placement.num_strata,
-        **chains,
-    )
-
-
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
-    """AdamW with linear warm-up and cosine decay, on the parameters but not on running statistics."""
+    """The optimiser and its schedule, on the parameters but not on running statistics."""
     peak = config.learning_rate
     warmup = min(config.warmup_steps, max(num_steps // 10, 1))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps, end_value=peak / 100)
-    optimizer = optax.adamw(schedule, weight_decay=config.weight_decay)
+    if config.schedule == "cosine":
+        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps, end_value=peak / 100)
+    else:
+        epochs = config.decay_epochs if config.schedule == "steps" else ()
+        falls = {num_steps * epoch // config.epochs - warmup: config.decay_factor for epoch in epochs}
+        schedule = optax.join_schedules(
+            [optax.linear_schedule(0.0, peak, warmup), optax.piecewise_constant_schedule(peak, falls)],
+            [warmup],
+        )
+    decay = config.weight_decay
+    if config.optimizer == "adamw":
+        optimizer = optax.adamw(schedule, b1=config.adam_b1, weight_decay=decay)
+    elif config.optimizer == "adam":
+        optimizer = optax.chain(optax.add_decayed_weights(decay), optax.adam(schedule, b1=config.adam_b1))
+    else:
+        optimizer = optax.chain(
+            optax.add_decayed_weights(decay), optax.sgd(schedule, momentum=config.momentum)
+        )
     if config.gradient_clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.gradient_clip_norm), optimizer)
     return trainable(optimizer)
 
 
-def make_step(
-    config: Config,
-    dataset: Dataset,
-    network: Any,
-    optimizer: optax.GradientTransformation,
-    negatives: NegativeSampler,
-    placement: Placement | None,
-) -> TrainStep:
-    """Returns the pure function of one JEM update."""
-    marginal, joint = marginal_energy(network.apply), joint_energy(network.apply)
-    # Batch normalisation learns with the statistics of the batch at hand; chains run on the running ones.
-    logits: LogitsFn = training_apply(network) if config.norm == "batch" else network.apply
-
-    def energy(params: Params, x: Array, label: Array) -> Array:
-        return joint(params, x, label) if config.chains == "conditional" else marginal(params, x)
-
-    def noisy(rng_key: Array, x: Array) -> Array:
-        return x + config.input_noise * jax.random.normal(rng_key, x.shape, x.dtype)
-
-    def moved(rng_key: Array, x: Array, max_shift: float) -> Array:
-        if max_shift == 0:
-            return x
-        keys = jax.random.split(rng_key, len(x))
-        return jax.vmap(partial(random_translation, max_shift=max_shift))(keys, x)
-
-    def take(rng_key: Array, data: Data, streams: Streams) -> tuple[Batch, Streams]:
-        keys = jax.random.split(rng_key, 6)
-        size = config.batch_size
-        (images, labels), labelled = next_batch(keys[0], streams.labelled, data.labelled, size)
-        unlabelled, rest = next_batch(keys[1], streams.images, data.images, size)
-        x_labelled = noisy(keys[2], moved(keys[3], dataset.rescale(images), config.max_shift))
-        x_data = noisy(keys[4], moved(keys[5], dataset.rescale(unlabelled), config.max_shift_p_x))
-        return Batch(x_labelled, labels, x_data), Streams(labelled, rest)
-
-    def loss(params: Params, rng_key: Array, batch: Batch, samples: Negatives) -> tuple[Array, Metrics]:
-        del rng_key
-        x, labels, smoothing = batch.x_labelled, batch.labels, config.label_smoothing
-        if not config.generative:
-            return classification_loss(logits, params, x, labels, label_smoothing=smoothing)
-        return joint_loss(
-            logits,
-            params,
-            x,
-            labels,
-            batch.x_data,
-            samples.positions,
-            labels_model=samples.labels,
-            p_y_given_x_weight=config.p_y_given_x_weight,
-            p_x_weight=config.p_x_weight,
-            p_xy_weight=config.p_xy_weight,
-            energy_l2=config.energy_l2,
-            label_smoothing=smoothing,
-        )
-
-    return make_train_step(
-        energy=energy,
-        loss=loss,
-        optimizer=optimizer,
-        negatives=negatives,
-        next_batch=take,
-        start_of=lambda batch: (batch.x_labelled, batch.labels),
-        refresh=lambda params, batch: refresh_statistics(network, params, batch.x_data),
-        ema_decay=config.ema_decay,
-        placement=placement,
-    )
-
-
 def make_observe(
-    config: Config, dataset: Dataset, logits: LogitsFn, negatives: NegativeSampler
+    config: Config, dataset: Dataset, network: Any, negatives: NegativeSampler
 ) -> Observe | None:
     """Returns what looks at a run now and then, on validation images: the averaged weights as a classifier,
     and the chains (`make_telemetry` on p(x)).
@@ -267,11 +130,14 @@ def make_observe(
     """
     if not config.telemetry_every and config.select == "last":
         return None
+    logits = network.apply
     images = jnp.asarray(dataset.rescale(dataset.validation.image))
     labels = jnp.asarray(dataset.validation.label, jnp.int32)
 
     @jax.jit
     def classify(params: Params) -> Metrics:
+        if config.task == "unconditional":
+            return {}
         outputs = jax.lax.map(partial(logits, params), images, batch_size=VALIDATION_BATCH)
         hits = jnp.argmax(outputs, axis=1) == labels
         nll = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
@@ -279,16 +145,14 @@ def make_observe(
 
     if not (config.generative and config.telemetry_every):
         return lambda state: classify(state.ema_params)
-    energy, joint = marginal_energy(logits), joint_energy(logits)
+    energy = marginal_energy(network.apply)
     telemetry = make_telemetry(energy, make_kernel(config), images, num_steps=config.sampler_steps)
     start = images[: config.batch_size], labels[: config.batch_size]
-
-    def conditional_or_marginal(params: Params, x: Array, label: Array) -> Array:
-        return joint(params, x, label) if config.chains == "conditional" else energy(params, x)
+    chain_energy = make_chain_energy(config, network, dataset.image_shape)
 
     @jax.jit
     def draw(rng_key: Array, params: Params) -> Array:
-        return negatives.draw(rng_key, conditional_or_marginal, params, *start, ())[0].positions
+        return negatives.draw(rng_key, chain_energy, params, *start, ())[0].positions
 
     def observe(state: TrainState) -> Metrics:
         # Training's own keys are fold_in(rng_key, step): these are others, of a step that no run reaches.
@@ -303,12 +167,13 @@ def make_observe(
     return observe
 
 
-def prepare(config: Config, dataset: Dataset) -> Training:
+def prepare(config: Config, dataset: Dataset, params: Params | None = None) -> Training:
     """Makes every part of a run; bad settings are told here, before a folder is made or anything is compiled.
 
     Args:
       config: the flags.
       dataset: the images.
+      params: where to start from, such as those of a pretraining; None draws them.
 
     Returns:
       What `train` needs.
@@ -318,7 +183,7 @@ def prepare(config: Config, dataset: Dataset) -> Training:
     """
     data = make_data(config, dataset)
     digest = fingerprint(data)
-    network = make_network(config, dataset.num_classes)
+    network = make_network(config, num_outputs(config, dataset))
     num_steps = config.epochs * (len(data.images) // config.batch_size)
     placement = place(config)
     strata = 1 if placement is None else placement.num_strata
@@ -328,9 +193,10 @@ def prepare(config: Config, dataset: Dataset) -> Training:
     optimizer, negatives = make_optimizer(config, num_steps), make_negatives(config, dataset, placement)
 
     @jax.jit  # one program: op by op, each of them would be compiled by itself
-    def start(rng_key: Array) -> TrainState:
+    def start(rng_key: Array, params: Params | None) -> TrainState:
         keys = jax.random.split(rng_key, 4)
-        params = network.init(keys[1], jnp.zeros(dataset.image_shape))
+        if params is None:
+            params = network.init(keys[1], jnp.zeros(dataset.image_shape))
         streams = Streams(
             init_stream(keys[2], len(data.labelled[1]), num_strata=strata),
             init_stream(keys[3], len(data.images), num_strata=strata),
@@ -341,12 +207,12 @@ def prepare(config: Config, dataset: Dataset) -> Training:
         negatives = make_negatives(remedied, dataset, placement)
         return make_step(remedied, dataset, network, optimizer, negatives, placement)
 
-    state = start(jax.random.key(config.seed, impl=choose_generator(config)))
+    state = start(jax.random.key(config.seed, impl=choose_generator(config)), params)
     if placement is not None:
         state, data = placement.place_state(state), placement.place_data(data)
     else:
         data = jax.tree.map(jnp.asarray, data)
-    observe = make_observe(config, dataset, network.apply, negatives)
+    observe = make_observe(config, dataset, network, negatives)
     recovery = recovery_for(config, step_of, config.snapshots)
     return Training(config, network.apply, step_of(config), state, data, num_steps, observe, recovery, digest)
 

@@ -131,8 +131,12 @@ def score_histograms(
     path: Path, scores: Mapping[str, Mapping[str, np.ndarray]], aurocs: Mapping[str, Mapping[str, float]]
 ) -> None:
     """Draws a panel for each out-of-distribution score, test data against each named set, with the AUROC."""
-    figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 3.3), squeeze=False)
-    for axis, (score, sets) in zip(axes[0], scores.items(), strict=True):
+    columns = min(len(scores), 3)
+    rows = -(-len(scores) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.3 * rows), squeeze=False)
+    for axis in axes.flat[len(scores) :]:
+        axis.axis("off")
+    for axis, (score, sets) in zip(axes.flat, scores.items(), strict=False):
         values = np.concatenate([np.asarray(value, float) for value in sets.values()])
         low, high = np.quantile(values, [0.01, 0.995])
         bins = list(np.linspace(low, max(high, low + 1e-6), 50))

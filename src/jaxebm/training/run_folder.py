@@ -19,13 +19,23 @@ PICTURES = (
     *("density", "energies", "neighbours", "ood", "reliability", "samples", "training", "telemetry"),
     *("accuracy", "attention", "recall", "energy", "masked", "diffusion", "landscape", "capacity"),
     *("intervals", "errors", "trajectories", "marginals", "survival"),
+    *("robustness", "long_run", "inpainting", "denoising", "composition"),
 )
 RESULTS = (
-    *(RECOVERIES, "card.json", "card.md", "samples.npz", "runs.jsonl", "kills.jsonl"),
+    *(
+        RECOVERIES,
+        "card.json",
+        "card.md",
+        "report.html",
+        "samples.npz",
+        "twin.npz",
+        "runs.jsonl",
+        "kills.jsonl",
+    ),
     *(f"{name}.png" for name in PICTURES),
 )
 """What a run writes beside those; ``overwrite`` removes no others, so that a person's own pictures stay."""
-FOLDERS = (CHECKPOINTS, "lives")
+FOLDERS = (CHECKPOINTS, "lives", "pretraining", "evaluation", "exported")
 """The folders that it makes."""
 
 
