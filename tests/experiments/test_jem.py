@@ -162,7 +162,9 @@ def without_seconds(entry):
             "buffer_size": 160,
             "batch_size": 49,  # of 56 labels; 20 updates
         },
-        {"network": "convnet", "channels": (4,), "norm": "batch"},
+        pytest.param(  # test_recipes.py takes an update of it
+            {"network": "convnet", "channels": (4,), "norm": "batch"}, marks=pytest.mark.slow
+        ),
         pytest.param(
             {"network": "convnet", "channels": (4, 4), "norm": "group", "spectral_norm": True},
             marks=pytest.mark.slow,

@@ -244,6 +244,13 @@ class TestResuming:
 
 
 class TestSignals:
+    @pytest.fixture(autouse=True)
+    def _heard(self):
+        """A shell's background jobs ignore SIGINT, and would ignore it here."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     @pytest.mark.parametrize("step", [16, 33])
     def test_the_first_stops_cleanly(self, reference, tmp_path, after_record, number, step):

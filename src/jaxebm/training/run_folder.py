@@ -22,16 +22,8 @@ PICTURES = (
     *("robustness", "long_run", "inpainting", "denoising", "composition"),
 )
 RESULTS = (
-    *(
-        RECOVERIES,
-        "card.json",
-        "card.md",
-        "report.html",
-        "samples.npz",
-        "twin.npz",
-        "runs.jsonl",
-        "kills.jsonl",
-    ),
+    *(RECOVERIES, "card.json", "card.md", "report.html", "speedrun.json"),
+    *("samples.npz", "twin.npz", "runs.jsonl", "kills.jsonl"),
     *(f"{name}.png" for name in PICTURES),
 )
 """What a run writes beside those; ``overwrite`` removes no others, so that a person's own pictures stay."""
