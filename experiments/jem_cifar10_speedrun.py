@@ -1,0 +1,474 @@
+"""JEM on CIFAR-10 for the least wall time: one file, from raw pixels to samples, everything on the device.
+
+    python experiments/jem_cifar10_speedrun.py          # not yet measured on a GPU
+
+    aim       92.9% test accuracy (the JEM paper's, after 36 hours) and samples that look like their classes,
+              inside 10 minutes on one H200
+    measured  on a GPU: nothing yet; only a run fills this line
+    device    one GPU with 16 GB or more; on a CPU it is for trying out what changes (--help)
+    n         1 seed a run; --seed for others
+
+What makes it fast: images stay on the device as bytes; batches are drawn, augmented and scaled inside the
+compiled step, an epoch to a dispatch. The network computes in bfloat16 and in the layout (NHWC) that its
+convolutions want; parameters, energies and chains are float32. It first learns to classify, which takes few
+epochs and no chains (`--classifier-epochs`), then log p(x) is faded in (`--fade-epochs`). Chains are few (a
+quarter of a batch) and short: 10 steps without noise, clipped and clamped, from the buffer or a Gaussian of
+each class (SADA-JEM's sampler). No normalisation, so that a gradient is one pass; energies are held together
+by their squares (`--energy-l2`). One cycle of the learning rate, label smoothing, averaged weights.
+
+Estimate, to be replaced by a measurement: an update is 256 x 3 + 64 x (10 x 2 + 2 x 3) forward passes (a
+gradient with respect to images costs two, to parameters three) of 1.75 GFLOP each (wide residual network
+16-6), 4.3 TFLOP; 60 epochs of 175 updates are 45 PFLOP, 3.7 minutes at 200 TFLOP/s and 7.5 at 100.
+
+Writes config.json, speedrun.json (accuracy, seconds of training without compilation, seconds of compilation,
+images a second, updates, the validation accuracy along the way, what the samples are like), samples.png and
+samples.npz. An interrupt ends it cleanly, with nothing to resume.
+
+References: Grathwohl et al. 2020 (JEM, arXiv 1912.03263); Yang et al. 2022 (SADA-JEM, arXiv 2209.07959);
+Smith & Topin 2018 (one cycle, arXiv 1708.07120); Jordan 2024 (airbench, arXiv 2404.00498): how to be fast.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from command_line import RunFlags, as_json, run_experiment
+from jaxebm import checks
+from jaxebm.data import (
+    Dataset,
+    Split,
+    StreamState,
+    init_stream,
+    load_dataset,
+    next_batch,
+    random_crop,
+    random_flip,
+)
+from jaxebm.energies import WideResNet, joint_energy, refresh_statistics, trainable, training_apply
+from jaxebm.evaluation import class_agreement, fit_feature_network, frechet_distance, prdc, within_range
+from jaxebm.objectives import (
+    Negatives,
+    NegativeSampler,
+    classification_loss,
+    joint_loss,
+    no_negatives,
+    persistent,
+    run_labelled_chains,
+)
+from jaxebm.samplers import ClassGaussianInitial, fit_class_gaussians, sgld
+from jaxebm.training import TrainState, TrainStep, fit, init_health, init_state, make_train_step, open_run
+from jaxebm.types import Array, MakeKernel, Metrics, Params
+from plots import image_grid
+
+PIXELS = (-1.0, 1.0)
+EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Config(RunFlags):
+    """Train a joint energy-based model on CIFAR-10 as fast as can be."""
+
+    dataset: str = "cifar10"
+    """cifar10, or any other that experiments/jem.py takes."""
+    output: Path = Path("runs/speedrun")
+    """Folder of this run."""
+
+    depth: int = 16
+    """Of the wide residual network, 6 n + 4."""
+    width: int = 6
+    """Its widening factor."""
+    activation: str = "leaky_relu"
+    """leaky_relu, or a smooth one: swish, gelu, softplus, elu."""
+    norm: Literal["none", "group", "batch"] = "none"
+    """Normalisation. With `batch` chains use the running statistics and the loss those of its batches, by
+    which a network can tell images from samples whatever the chains do: watch the energy gap."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """In which the network computes; parameters, energies and chains are float32."""
+
+    epochs: int = 60
+    """Passes over the labelled images, in all."""
+    classifier_epochs: int = 6
+    """Of which the first learn by cross-entropy alone, without chains."""
+    fade_epochs: int = 6
+    """Then log p(x) is faded in, its weight rising from 0 to --p-x-weight."""
+    batch_size: int = 256
+    """Labelled images an update."""
+    p_x_weight: float = 1.0
+    """Of log p(x) beside log p(y|x)."""
+    energy_l2: float = 0.1
+    """Times the mean squares of the energies of images and samples, faded in like log p(x): short chains
+    cannot follow energies that run away from each other."""
+    learning_rate: float = 0.05
+    """Peak of the cycle of SGD with Nesterov's momentum .9."""
+    warmup: float = 0.2
+    """Part of the updates until the peak."""
+    weight_decay: float = 5e-4
+    """Added to the gradient."""
+    gradient_clip_norm: float = 1.0
+    """Of the gradient: where log p(x) comes in, samples and images differ much for a while."""
+    label_smoothing: float = 0.1
+    """Of the cross-entropy."""
+    ema_decay: float = 0.999
+    """Of the average of the weights, which is what is judged."""
+    crop_padding: int = 4
+    """Labelled images are padded by so many reflected pixels and cropped; those of log p(x) are not."""
+    flip: bool = True
+    """Labelled images are mirrored left to right with probability 1/2."""
+
+    num_chains: int = 64
+    """Chains an update, and images beside them in log p(x)."""
+    buffer_size: int = 10_000
+    """Chains in the buffer."""
+    restart_probability: float = 0.05
+    """Of a drawn chain."""
+    sampler_steps: int = 10
+    """Steps a chain and update."""
+    sampler_step_size: float = 1.0
+    """Of the energy's gradient, whose entries are clipped to +-1; pixels are clamped to [-1, 1]."""
+    sampler_noise: float = 0.0
+    """Added to each pixel in each step."""
+    initial_images: int = 10_000
+    """Training images that the Gaussians of the classes are fitted to."""
+
+    steps_per_dispatch: int = 175
+    """Updates a compiled call; 175 are an epoch."""
+    observe_epochs: int = 10
+    """Epochs between two looks at the validation accuracy."""
+    samples_per_class: int = 100
+    """Fresh class-conditional chains that are judged; ten of each class are shown."""
+    sample_steps: int = 100
+    """Their steps."""
+    judge_epochs: int = 15
+    """Of the independent classifier in whose features samples are compared with test images."""
+
+    def check(self) -> None:
+        """Raises ``ValueError`` for settings that no data set would suit."""
+        for name in ("epochs", "batch_size", "initial_images", "observe_epochs", "samples_per_class"):
+            checks.positive_integer(name, getattr(self, name))
+        for name in ("sample_steps", "judge_epochs"):
+            checks.positive_integer(name, getattr(self, name))
+        if not 0 <= self.classifier_epochs < self.epochs:
+            raise ValueError(
+                f"classifier_epochs={self.classifier_epochs}: it must be at least 0, and below "
+                f"epochs={self.epochs}."
+            )
+        checks.non_negative("fade_epochs", self.fade_epochs)
+        checks.in_range("warmup", self.warmup, 0.01, 0.99)
+
+
+class Streams(NamedTuple):
+    """Places in the data, of the labelled batch and of that of log p(x), and the updates done."""
+
+    labelled: StreamState
+    images: StreamState
+    updates: Array
+
+
+class Batch(NamedTuple):
+    """Scaled images, of which the labelled ones are augmented, and which part of log p(x) counts by now."""
+
+    x_labelled: Array
+    labels: Array
+    x_data: Array
+    fade: Array
+
+
+class Plan(NamedTuple):
+    """Updates: in all, by cross-entropy alone, of the fade, an epoch."""
+
+    total: int
+    classifier: int
+    fade: int
+    epoch: int
+
+
+def make_plan(config: Config, num_examples: int) -> Plan:
+    """Returns how many updates there are of which kind."""
+    if max(config.batch_size, config.num_chains) > num_examples:
+        raise ValueError(
+            f"batch_size={config.batch_size} and num_chains={config.num_chains} must be at most the "
+            f"{num_examples} training images there are."
+        )
+    epoch = num_examples // config.batch_size
+    first, fade = config.classifier_epochs * epoch, max(1, config.fade_epochs * epoch)
+    return Plan(config.epochs * epoch, first, fade, epoch)
+
+
+def make_network(config: Config, num_classes: int) -> Any:
+    """Returns the network, of one image in NHWC's order (H, W, C)."""
+    return WideResNet(
+        num_classes,
+        depth=config.depth,
+        width=config.width,
+        activation=config.activation,
+        norm=None if config.norm == "none" else config.norm,
+        dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
+    )
+
+
+def make_take(config: Config, dataset: Dataset, plan: Plan) -> Callable[..., tuple[Batch, Streams]]:
+    """Returns ``(rng_key, data, streams) -> (batch, streams)``, a part of the compiled step."""
+
+    def augment(rng_key: Array, image: Array) -> Array:
+        key_crop, key_flip = jax.random.split(rng_key)
+        image = random_crop(key_crop, image, config.crop_padding)
+        return random_flip(key_flip, image) if config.flip else image
+
+    def take(rng_key: Array, data: Split, streams: Streams) -> tuple[Batch, Streams]:
+        keys = jax.random.split(rng_key, 3)
+        labelled, place = next_batch(keys[0], streams.labelled, data, config.batch_size)
+        images, rest = next_batch(keys[1], streams.images, data.image, config.num_chains)
+        # Bytes are cropped and mirrored, and scaled after that: a quarter of the memory is moved.
+        augmented = jax.vmap(augment)(jax.random.split(keys[2], config.batch_size), labelled.image)
+        fade = jnp.clip((streams.updates - plan.classifier + 1) / plan.fade, 0.0, 1.0)
+        batch = Batch(dataset.rescale(augmented), labelled.label, dataset.rescale(images), fade)
+        return batch, Streams(place, rest, streams.updates + 1)
+
+    return take
+
+
+def make_kernel(config: Config) -> MakeKernel:
+    """Returns the sampler's step, still to be bound to an energy."""
+    step, noise = config.sampler_step_size, config.sampler_noise
+    return partial(sgld, step_size=step, noise_scale=noise, gradient_clip=1.0, state_clamp=PIXELS)
+
+
+def make_initial(config: Config, dataset: Dataset) -> ClassGaussianInitial:
+    """Returns the Gaussians of the classes, fitted to the first images."""
+    images, labels = (part[: config.initial_images] for part in dataset.train)
+    return fit_class_gaussians(dataset.rescale(images), labels, dataset.num_classes, clamp=PIXELS)
+
+
+def make_negatives(config: Config, num_classes: int, initial: ClassGaussianInitial) -> NegativeSampler:
+    """Returns persistent chains of each class, whose memory holds the Gaussians, too.
+
+    A compiled program holds as constants what a function closes over, and 377 MB of factors take most of a
+    minute to compile; what is in the training state is an argument.
+    """
+
+    def chains(initial: ClassGaussianInitial) -> NegativeSampler:
+        return persistent(
+            make_kernel(config),
+            num_steps=config.sampler_steps,
+            initial=initial,
+            num_chains=config.num_chains,
+            capacity=config.buffer_size,
+            restart_probability=config.restart_probability,
+            num_classes=num_classes,
+        )
+
+    def init(rng_key: Array) -> Any:
+        return chains(initial).init(rng_key), initial
+
+    def draw(rng_key: Array, energy: Any, params: Params, x: Any, labels: Any, memory: Any) -> Any:
+        buffer, initial = memory
+        samples, buffer = chains(initial).draw(rng_key, energy, params, x, labels, buffer)
+        return samples, (buffer, initial)
+
+    return NegativeSampler(init, draw)
+
+
+def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
+    """Returns SGD over one cycle of the learning rate, on the parameters but not on running statistics."""
+    cycle = optax.cosine_onecycle_schedule(plan.total, config.learning_rate, config.warmup)
+    descent = optax.sgd(cycle, momentum=0.9, nesterov=True)
+    clip = optax.clip_by_global_norm(config.gradient_clip_norm)
+    return trainable(optax.chain(clip, optax.add_decayed_weights(config.weight_decay), descent))
+
+
+def make_steps(
+    config: Config, dataset: Dataset, initial: ClassGaussianInitial, plan: Plan
+) -> tuple[TrainStep, TrainStep]:
+    """Returns an update by cross-entropy alone and one of the JEM, of one and the same state."""
+    network = make_network(config, dataset.num_classes)
+    logits: Any = training_apply(network) if config.norm == "batch" else network.apply
+    smoothing = config.label_smoothing
+
+    def classify(params: Params, rng_key: Array, batch: Batch, samples: Negatives) -> tuple[Array, Metrics]:
+        del rng_key, samples
+        return classification_loss(logits, params, batch.x_labelled, batch.labels, label_smoothing=smoothing)
+
+    def join(params: Params, rng_key: Array, batch: Batch, samples: Negatives) -> tuple[Array, Metrics]:
+        del rng_key
+        return joint_loss(
+            *(logits, params, batch.x_labelled, batch.labels, batch.x_data, samples.positions),
+            p_x_weight=config.p_x_weight * batch.fade,
+            energy_l2=config.energy_l2 * batch.fade,
+            label_smoothing=smoothing,
+        )
+
+    make_step = partial(
+        make_train_step,
+        energy=joint_energy(network.apply),
+        optimizer=make_optimizer(config, plan),
+        next_batch=make_take(config, dataset, plan),
+        # No chain starts there: these images tell which pixels lie at the ends of their range anyway.
+        start_of=lambda batch: (batch.x_data, batch.labels),
+        refresh=lambda params, batch: refresh_statistics(network, params, batch.x_labelled),
+        ema_decay=config.ema_decay,
+    )
+    # The buffer waits in the state, untouched, while nothing is drawn.
+    alone = make_step(loss=classify, negatives=no_negatives())
+    return alone, make_step(loss=join, negatives=make_negatives(config, dataset.num_classes, initial))
+
+
+def train(config: Config, dataset: Dataset, initial: ClassGaussianInitial) -> tuple[Params, dict[str, Any]]:
+    """Runs both halves; returns the averaged weights, and what they took."""
+    network, count = make_network(config, dataset.num_classes), len(dataset.train.label)
+    plan = make_plan(config, count)
+
+    @jax.jit
+    def start(rng_key: Array, initial: ClassGaussianInitial) -> TrainState:
+        keys = jax.random.split(rng_key, 4)
+        places = init_stream(keys[1], count), init_stream(keys[2], count)
+        return init_state(
+            keys[0],
+            network.init(keys[3], jnp.zeros(dataset.image_shape)),
+            optimizer=make_optimizer(config, plan),
+            negatives=make_negatives(config, dataset.num_classes, initial),
+            streams=Streams(*places, updates=jnp.zeros((), jnp.int32)),
+        )
+
+    data = jax.tree.map(jnp.asarray, dataset.train)
+    state = start(jax.random.key(config.seed), initial)
+    began = time.monotonic()
+    classify_all(network.apply, state.ema_params, dataset, "validation")  # so that it is compiled
+    compiling, training, recoveries, curve = time.monotonic() - began, 0.0, 0, []
+
+    def observe(state: TrainState) -> Metrics:
+        accuracy, _ = classify_all(network.apply, state.ema_params, dataset, "validation")
+        curve.append({"update": int(state.step), "validation_accuracy": accuracy})
+        return {"validation_accuracy": jnp.asarray(accuracy)}
+
+    alone, joint = make_steps(config, dataset, initial, plan)
+    for step, until in ((alone, plan.classifier), (joint, plan.total)):
+        if not until:
+            continue
+        # What is usual for the norm of a gradient is another thing with another loss.
+        fresh = init_health()._replace(optimizer_norm=state.health.optimizer_norm)
+        result = fit(
+            step,
+            state._replace(health=fresh),
+            data,
+            num_steps=until,
+            steps_per_dispatch=config.steps_per_dispatch,
+            progress=config.progress,
+            observe=observe,
+            observe_every=config.observe_epochs * plan.epoch,
+        )
+        state = result.state
+        compiling += result.compile_seconds
+        training += result.seconds - result.compile_seconds
+        recoveries += len(result.recoveries)
+    took = {
+        "updates": plan.total,
+        "seconds_training": training,
+        "seconds_compiling": compiling,
+        "images_per_second": plan.total * config.batch_size / training,
+        "recoveries": recoveries,
+        "validation": curve,
+    }
+    return state.ema_params, took
+
+
+@partial(jax.jit, static_argnums=0)
+def _outputs(logits: Any, params: Params, images: Array) -> Array:
+    return jax.lax.map(partial(logits, params), images, batch_size=EVALUATION_BATCH)
+
+
+def classify_all(logits: Any, params: Params, dataset: Dataset, part: str) -> tuple[float, float]:
+    """Returns the accuracy on a split, from one view of each image, and the mean of E(x) there."""
+    split = getattr(dataset, part)
+    outputs = _outputs(logits, params, jnp.asarray(dataset.rescale(split.image)))
+    hits = jnp.argmax(outputs, axis=1) == jnp.asarray(split.label)
+    return float(jnp.mean(hits)), float(-jnp.mean(jax.nn.logsumexp(outputs, axis=1)))
+
+
+def judge_samples(
+    config: Config, dataset: Dataset, params: Params, initial: ClassGaussianInitial
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Draws fresh chains of each class; returns them, their classes, and what an independent network says."""
+    logits = make_network(config, dataset.num_classes).apply
+    keys = jax.random.split(jax.random.key(config.seed + 1), 3)
+    classes = jnp.tile(jnp.arange(dataset.num_classes), config.samples_per_class)
+
+    @jax.jit
+    def draw(params: Params, initial: ClassGaussianInitial) -> Array:
+        start = jax.vmap(initial)(jax.random.split(keys[0], len(classes)), classes)
+        return run_labelled_chains(
+            *(keys[1], make_kernel(config), joint_energy(logits), params, start, classes, config.sample_steps)
+        )
+
+    samples, intended = np.asarray(draw(params, initial)), np.asarray(classes)
+    images, labels = dataset.train
+    judge = fit_feature_network(
+        keys[2], dataset.rescale(images), labels, dataset.num_classes, epochs=config.judge_epochs
+    )
+    # As many real images as samples, where there are so many: the measures depend on the number.
+    real = judge.features(dataset.rescale(dataset.test.image[: len(samples)]))
+    fake = judge.features(samples)
+    compared = prdc(real, fake)
+    found = {
+        "number": len(samples),
+        "rule": f"all fresh chains of {config.sample_steps} steps from the Gaussian of their class",
+        "energy": float(-jnp.mean(jax.nn.logsumexp(_outputs(logits, params, jnp.asarray(samples)), axis=1))),
+        "within_range": within_range(samples, *PIXELS),
+        "judge": judge.name,
+        "class_agreement": class_agreement(judge.predict(samples), intended),
+        "precision": float(compared.precision),
+        "coverage": float(compared.coverage),
+        "frechet_distance": frechet_distance(real, fake),
+    }
+    return samples, intended, found
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Trains, judges and writes the run's folder; returns what stands in speedrun.json."""
+    began = time.monotonic()
+    config.check()
+    dataset = load_dataset(config.dataset)
+    make_plan(config, len(dataset.train.label))
+    run = open_run(config.output, as_json(config), overwrite=config.overwrite, resumable=False)
+    fitting = time.monotonic()
+    initial = make_initial(config, dataset)
+    seconds_preparing = time.monotonic() - fitting
+    params, took = train(config, dataset, initial)
+    logits = make_network(config, dataset.num_classes).apply
+    accuracy, energy_data = classify_all(logits, params, dataset, "test")
+    samples, intended, found = judge_samples(config, dataset, params, initial)
+    shown = np.asarray(dataset.restore(samples[: 10 * dataset.num_classes]))
+    title = f"fresh chains of {config.sample_steps} steps, a column a class"
+    image_grid(run.path / "samples.png", shown, columns=dataset.num_classes, title=title)
+    np.savez_compressed(run.path / "samples.npz", image=samples, label=intended)
+    result = {
+        "experiment": "jem_cifar10_speedrun",
+        "device": jax.devices()[0].device_kind,
+        "seed": config.seed,
+        "test_accuracy": accuracy,
+        "energy_gap": energy_data - found["energy"],
+        "seconds_preparing": seconds_preparing,
+        **took,
+        "seconds": time.monotonic() - began,
+        "samples": found,
+        "config": as_json(config),
+    }
+    run.write_json("speedrun.json", result)
+    print(
+        f"test accuracy {accuracy:.2%}, {took['seconds_training']:.1f} s of training "
+        f"(+ {took['seconds_compiling']:.1f} s of compilation, {seconds_preparing:.1f} s for the Gaussians), "
+        f"{took['images_per_second']:.0f} images/s on {result['device']}; samples: precision "
+        f"{found['precision']:.2f}, coverage {found['coverage']:.2f}\nwritten to {run.path}"
+    )
+    return result
+
+
+if __name__ == "__main__":
+    run_experiment(Config, main)
