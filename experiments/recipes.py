@@ -304,11 +304,12 @@ def settings_for(arguments: Sequence[str]) -> dict[str, Any]:
     for name, default in (("network", None), ("recipe", "tuned"), ("task", ""), ("dataset", "digits")):
         parser.add_argument(f"--{name}", default=default)
     named = parser.parse_known_args(list(arguments))[0]
-    recipe = RECIPES.get(named.recipe, RECIPES["tuned"])
+    name = named.recipe if named.recipe in RECIPES else "tuned"
+    recipe = RECIPES[name]
     settings = dict(NETWORKS.get(named.network or "mlp", {}))
     if named.network == "convnet":
         settings.update(CONVNET.get(named.dataset, {}))
-    settings |= {**AUGMENTATION.get(named.dataset, {}), **recipe.method, "recipe": named.recipe}
+    settings |= {**AUGMENTATION.get(named.dataset, {}), **recipe.method, "recipe": name}
     if named.network == "wide-resnet":
         settings.update(recipe.learning)
     if named.task == "unconditional":

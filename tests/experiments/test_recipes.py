@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from command_line import run_experiment
 from jaxebm.data import load_dataset
 from jem_config import Config, recipe_for
 from jem_parts import make_optimizer, prepare
@@ -47,6 +48,13 @@ def test_the_papers_network_takes_the_papers_learning_and_another_does_not():
         tuned.learning_rate,
         tuned.epochs,
     )
+
+
+def test_an_unknown_recipe_is_refused(capsys):
+    flags = ["--recipe", "nope"]
+    with pytest.raises(SystemExit):
+        run_experiment(Config, lambda config: None, flags, default=recipe_for(flags))
+    assert "nope" in capsys.readouterr().err
 
 
 def test_unconditional_is_a_task_of_any_recipe():
