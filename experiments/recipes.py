@@ -282,7 +282,7 @@ LARGER: Mapping[str, Any] = {
     "telemetry_every": 1000,
     "samples_per_class": 60,
 }
-"""What suits `convnet` on larger images than digits, in half an hour of two CPU cores."""
+"""What should suit `convnet` on larger images than digits: guessed from short runs on MNIST, not tuned."""
 CONVNET: dict[str, Mapping[str, Any]] = {
     "mnist": {**LARGER, "max_shift": 1.0},
     "fashion_mnist": {**LARGER, "max_shift": 1.0},
