@@ -32,13 +32,11 @@ from jaxebm.training import Checkpoints, RunFolder, TrainState, fetch, open_run,
 from jaxebm.types import Params
 from jem_card import ModelUnderTest, evaluate, write_card
 from jem_config import Config, has_small_network
-from jem_parts import Training, prepare
+from jem_parts import BEST_METRIC, Training, prepare
 from jem_sampler import make_initial, make_kernel
 
 __all__ = ["EvaluateConfig", "load_twin", "main", "measure_run", "save_twin"]
 
-BEST_METRIC = "validation_nll"
-"""By what the best checkpoint is told."""
 TWIN = "twin.npz"
 """The parameters of the run's twin."""
 

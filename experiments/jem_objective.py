@@ -20,7 +20,7 @@ from jaxebm.objectives import (
     last_step_loss,
 )
 from jaxebm.training import Placement, Sharpness, TrainStep, make_train_step
-from jaxebm.types import Array, LogitsFn, Metrics, Params
+from jaxebm.types import Array, JointEnergyFn, LogitsFn, Metrics, Params
 from jem_config import Config
 from jem_sampler import PIXELS, make_chain_energy, make_kernel
 
@@ -60,9 +60,11 @@ def make_step(
     """Returns the pure function of one update."""
     # Batch normalisation learns with the statistics of the batch at hand; chains run on the running ones.
     learns_statistics = config.norm == "batch" and not config.freeze_statistics
+    logits: LogitsFn = training_apply(network) if learns_statistics else network.apply
+    chain_energy = make_chain_energy(config, network, dataset.image_shape)
     return make_train_step(
-        energy=make_chain_energy(config, network, dataset.image_shape),
-        loss=_make_loss(config, network, learns_statistics, dataset.image_shape),
+        energy=chain_energy,
+        loss=_make_loss(config, logits, network.apply, chain_energy),
         optimizer=optimizer,
         negatives=negatives,
         next_batch=_make_take(config, dataset),
@@ -114,10 +116,10 @@ def _make_take(config: Config, dataset: Dataset) -> Any:
     return take
 
 
-def _make_loss(config: Config, network: Any, learns_statistics: bool, image_shape: tuple[int, ...]) -> Any:
+def _make_loss(
+    config: Config, logits: LogitsFn, attacked_logits: LogitsFn, chain_energy: JointEnergyFn
+) -> Any:
     """Returns ``(params, rng_key, batch, negatives) -> (loss, metrics)``."""
-    logits: LogitsFn = training_apply(network) if learns_statistics else network.apply
-    chain_energy = make_chain_energy(config, network, image_shape)
 
     def classify(params: Params, x: Array, batch: Batch) -> tuple[Array, Metrics]:
         return classification_loss(logits, params, x, batch.labels, label_smoothing=config.label_smoothing)
@@ -151,7 +153,7 @@ def _make_loss(config: Config, network: Any, learns_statistics: bool, image_shap
         x = batch.x_labelled
         if config.adversarial_radius > 0:
             x = adversarial_examples(
-                *(keys[0], network.apply, params, x, batch.labels),
+                *(keys[0], attacked_logits, params, x, batch.labels),
                 radius=config.adversarial_radius,
                 num_steps=config.adversarial_steps,
                 state_clamp=PIXELS,

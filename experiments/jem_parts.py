@@ -32,10 +32,12 @@ from jem_objective import Data, Streams, make_step
 from jem_sampler import make_chain_energy, make_initial, make_kernel, make_negatives
 from recoveries import recovery_for
 
-__all__ = ["Training", "make_initial", "make_kernel", "num_outputs", "prepare", "train"]
+__all__ = ["BEST_METRIC", "Training", "make_initial", "make_kernel", "num_outputs", "prepare", "train"]
 
 VALIDATION_BATCH = 500
 """Validation images that are classified at once while training."""
+BEST_METRIC = "validation_nll"
+"""By what the best checkpoint is told."""
 TELEMETRY = "telemetry_"
 """What the names of its metrics begin with, so that they are told from those of the training step."""
 
@@ -141,7 +143,7 @@ def make_observe(
         outputs = jax.lax.map(partial(logits, params), images, batch_size=VALIDATION_BATCH)
         hits = jnp.argmax(outputs, axis=1) == labels
         nll = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
-        return {"validation_accuracy": jnp.mean(hits), "validation_nll": jnp.mean(nll)}
+        return {"validation_accuracy": jnp.mean(hits), BEST_METRIC: jnp.mean(nll)}
 
     if not (config.generative and config.telemetry_every):
         return lambda state: classify(state.ema_params)
@@ -230,7 +232,7 @@ def train(training: Training, run: RunFolder | None = None) -> FitResult:
         run=run,
         checkpoint_every=config.checkpoint_every,
         resume_step=config.resume_step if run is not None else None,
-        best_metric="validation_nll" if config.select == "best" and run is not None else None,
+        best_metric=BEST_METRIC if config.select == "best" and run is not None else None,
         data_fingerprint=training.fingerprint,
         recovery=training.recovery,
         progress=config.progress and run is not None,

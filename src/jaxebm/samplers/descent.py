@@ -9,7 +9,7 @@ from jaxebm import checks
 from jaxebm.samplers.langevin import (
     LangevinInfo,
     LangevinState,
-    _check_clamp,
+    check_clamp,
     euclidean_norm,
     scalar_target,
     widened,
@@ -78,7 +78,7 @@ def steepest_descent(
     checks.positive("step_size", step_size)
     _check_norm(norm)
     if state_clamp is not None:
-        _check_clamp(state_clamp)
+        check_clamp(state_clamp)
     if (center is None) != (radius is None):
         missing, given = ("center", "radius") if center is None else ("radius", "center")
         raise ValueError(

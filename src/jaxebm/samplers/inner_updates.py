@@ -11,7 +11,7 @@ from jaxebm import checks
 from jaxebm.samplers.langevin import (
     LangevinInfo,
     LangevinState,
-    _check_clamp,
+    check_clamp,
     euclidean_norm,
     normal_like,
     scalar_target,
@@ -111,7 +111,7 @@ def first_layer_sgld(
     if gradient_clip is not None:
         checks.positive("gradient_clip", gradient_clip)
     if state_clamp is not None:
-        _check_clamp(state_clamp)
+        check_clamp(state_clamp)
     without_noise, without_full_step = (
         not checks.is_traced(number) and not np.any(number) for number in (noise_scale, full_step_size)
     )

@@ -191,7 +191,7 @@ def sgld(
     if gradient_clip is not None:
         checks.positive("gradient_clip", gradient_clip)
     if state_clamp is not None:
-        _check_clamp(state_clamp)
+        check_clamp(state_clamp)
     energy_and_gradient = jax.value_and_grad(scalar_target(target))
     noise = jnp.sqrt(2.0 * step_size) if noise_scale is None else noise_scale
 
@@ -219,7 +219,8 @@ def sgld(
     return Kernel(init, step)
 
 
-def _check_clamp(state_clamp: Any) -> None:
+def check_clamp(state_clamp: Any) -> None:
+    """Raises ``ValueError`` unless it is a pair with low < high; traced ends pass."""
     accepted = "state_clamp must be a pair (low, high) with low < high"
     if not isinstance(state_clamp, tuple | list) or len(state_clamp) != 2:
         raise ValueError(f"state_clamp={state_clamp!r}: {accepted}.")
