@@ -334,8 +334,8 @@ def _composition(card: Card) -> Section | None:
     header = ["energy", f"judged {this}", f"judged {that}", f"p({this}|x)", f"p({that}|x)"]
     return Section(
         "Composition",
-        "Energies add up: AND is E(x, a) + E(x, b), OR is -logsumexp of both, AND NOT subtracts "
-        f"{entry['strength']:g} E(x, b). The two classes are those whose mean images are closest. Judged: by "
+        "Energies add up: AND is E(x, a) + E(x, b), OR is -logsumexp of both, AND NOT is "
+        "E(x, a) - log(1 - p(b|x)). The two classes are those whose mean images are closest. Judged: by "
         "an independent classifier; p(y|x): by the model itself, in the mean.",
         tables=[Table("Shares of the samples", header, rows)],
         pictures=[Picture("composition", "The first chains of each composed energy.")],

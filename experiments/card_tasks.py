@@ -10,9 +10,17 @@ import numpy as np
 import jem_plots
 from card_parts import Evaluation, advance, flat, log_probabilities, start_chains, without_label
 from card_samples import Judges
-from jaxebm.energies import clamp, fill, joint_energy, marginal_energy, mixture, negation, product
+from jaxebm.energies import (
+    clamp,
+    complement_energy,
+    fill,
+    joint_energy,
+    marginal_energy,
+    mixture,
+    product,
+)
 from jaxebm.samplers import run_chain
-from jaxebm.types import BATCH_AXIS, Array, EnergyFn, Params
+from jaxebm.types import BATCH_AXIS, Array, EnergyFn, JointEnergyFn, Params
 
 __all__ = ["judge_tasks"]
 
@@ -20,8 +28,6 @@ SHOWN = 10
 """Images in a row of the pictures."""
 DRAWS = 4
 """Chains that fill in each image."""
-NEGATION_STRENGTH = 0.5
-"""Of "not that": p(x | this) / p(x | that)^0.5."""
 
 
 def judge_tasks(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
@@ -140,17 +146,17 @@ def _compose(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
     if not evaluation.classes or dataset.num_classes < 2:
         return None
     first, second = _alike(evaluation)
-    joint = joint_energy(model.logits)
+    joint, complement = joint_energy(model.logits), complement_energy(model.logits)
 
-    def of(label: int) -> EnergyFn:
-        return lambda params, x: joint(params, x, jnp.asarray(label))
+    def of(energy: JointEnergyFn, label: int) -> EnergyFn:
+        return lambda params, x: energy(params, x, jnp.asarray(label))
 
-    this, that = of(first), of(second)
+    this, that = of(joint, first), of(joint, second)
     composed: dict[str, Callable[..., Array]] = {
         "this": product(this),
         "and": product(this, that),
         "or": mixture(this, that),
-        "not": product(this, negation(that, NEGATION_STRENGTH)),
+        "not": product(this, of(complement, second)),
     }
     names = dataset.class_names[first], dataset.class_names[second]
     titles = {
@@ -159,11 +165,7 @@ def _compose(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
         "or": f"{names[0]} OR {names[1]}",
         "not": f"{names[0]} AND NOT {names[1]}",
     }
-    card: dict[str, Any] = {
-        "this_class": names[0],
-        "that_class": names[1],
-        "strength": NEGATION_STRENGTH,
-    }
+    card: dict[str, Any] = {"this_class": names[0], "that_class": names[1]}
     rows = {}
     for part, (name, energy) in enumerate(composed.items()):
         count = 1 if name == "this" else 2

@@ -5,16 +5,13 @@ Its parts are card_classes.py, card_ood.py, card_robustness.py, card_samples.py,
 jem_likelihood.py.
 """
 
-import platform
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import flax
 import jax
 import numpy as np
 
-import jaxebm
 import plots
 from card_classes import judge_classes
 from card_ood import judge_strangeness
@@ -23,6 +20,7 @@ from card_robustness import judge_robustness
 from card_samples import judge_long_runs, judge_samples, make_judges
 from card_tasks import judge_tasks
 from card_text import write_card
+from environment import describe_environment
 from evaluation_config import EvaluationFlags
 from jaxebm.data import Dataset
 from jaxebm.energies import marginal_energy
@@ -102,13 +100,7 @@ def evaluate(
     # What it took.
     card["telemetry"] = _draw_history(run, run if history is None else history)
     card["parameters"] = sum(int(leaf.size) for leaf in jax.tree.leaves(model.params))
-    card["environment"] = {
-        "jaxebm": jaxebm.__version__,
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "python": platform.python_version(),
-        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
-    }
+    card["environment"] = describe_environment()
     return card
 
 

@@ -1,35 +1,88 @@
-"""Mean and standard deviation over runs, as the table of experiments/RESULTS.md.
+"""Mean and standard deviation over runs, as the tables of experiments/RESULTS.md.
 
     for seed in 0 1 2 3 4; do python experiments/jem.py --seed $seed --output runs/jem-$seed; done
     python experiments/summarise.py --runs runs/jem-*
 
-Reads each run's card.json; refuses runs whose settings differ in anything but the seed.
+    python experiments/summarise.py --runs runs/jem-* runs/dat-* --compare
+
+Reads each run's card.json. Without more, the runs must differ in nothing but their seed, and every number of
+the card has a row. With --compare they may be of several kinds, such as recipes: a row for each kind says
+where it comes from, and a column what it is like, in the figures that say most.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from card_html import command_of
 from command_line import run_experiment
 from jaxebm.training.manifest import UNCOMPARED
 
 VARYING = UNCOMPARED | {"seed"}
+LISTED = ("config", "environment", "evaluation", "schema", "seed")
+"""Entries of the card that are no results."""
+
+FRESH = "samples.fresh.by_steps."
+COMPARED: dict[str, Mapping[str, str]] = {
+    "Classes": {
+        "accuracy": "accuracy",
+        "NLL": "nll",
+        "ECE": "ece",
+        "adaptive ECE": "adaptive_ece",
+        "Brier": "brier",
+        "accuracy of the twin": "twin.accuracy",
+        "ECE of the twin": "twin.ece",
+        "accuracy on validation data": "validation.accuracy",
+    },
+    "Out of distribution: AUROC of log p(x)": {"": "ood.log_density."},
+    "Robustness: accuracy under attack": {
+        "L-infinity, radius": "robustness.linf.0.",
+        "L-infinity, after 10 sampler steps, radius": "robustness.linf.10.",
+        "L-infinity, of the twin, radius": "robustness.linf.twin.",
+        "L2, radius": "robustness.l2.0.",
+        "L2, after 10 sampler steps, radius": "robustness.l2.10.",
+        "L2, of the twin, radius": "robustness.l2.twin.",
+    },
+    "Samples: fresh chains of each class": {
+        "class agreement": FRESH + "*.class_agreement",
+        "precision": FRESH + "*.precision",
+        "recall": FRESH + "*.recall",
+        "coverage": FRESH + "*.coverage",
+        "Fréchet": FRESH + "*.features.frechet_distance",
+    },
+    "Likelihood and tasks": {
+        "bits per dimension, at least": "likelihood.by_temperature.1.bits_per_dimension.low",
+        "at most": "likelihood.by_temperature.1.bits_per_dimension.high",
+        "inpainting keeps the class": "tasks.inpainting.class_kept",
+        "its mean squared error": "tasks.inpainting.mse",
+        "that of the mean image": "tasks.inpainting.mse_mean_fill",
+        "energy gap on validation data": "telemetry.energy_gap",
+        "recoveries": "recoveries",
+    },
+}
+"""By table: rows, and the dotted names of what stands in them. A * is any one part of the name and a dot at
+the end any rest: a row for each that there is."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Print a table of mean and standard deviation over finished runs."""
+    """Print mean and standard deviation over finished runs."""
 
     runs: tuple[Path, ...]
     """Folders that hold card.json."""
+    compare: bool = False
+    """Put runs of several kinds side by side; without it, runs may differ in their seed alone."""
 
 
-def read_cards(runs: tuple[Path, ...]) -> list[dict[str, Any]]:
-    """Reads the cards and checks that they are of one configuration and of different seeds."""
+Card = dict[str, Any]
+
+
+def read_cards(runs: tuple[Path, ...]) -> list[Card]:
+    """Reads the cards of finished runs."""
     cards = []
     for run in runs:
         card = run / "card.json"
@@ -38,33 +91,63 @@ def read_cards(runs: tuple[Path, ...]) -> list[dict[str, Any]]:
         cards.append(json.loads(card.read_text()))
     if not cards:
         raise ValueError("runs is empty: name at least one folder that holds card.json.")
-    first = cards[0]["config"]
-    for run, card in zip(runs, cards, strict=True):
-        config = card["config"]
-        names = (config.keys() | first.keys()) - VARYING
-        differing = ", ".join(sorted(name for name in names if config.get(name) != first.get(name)))
-        if differing:
-            raise ValueError(f"{run} differs from {runs[0]} in {differing}: a mean over both says nothing.")
-    seeds = [card["seed"] for card in cards]
-    if len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds {seeds} repeat: each seed counts once.")
     return cards
 
 
+def group(cards: Sequence[Card]) -> list[list[Card]]:
+    """Puts together the cards whose settings differ in nothing but the seed, in the order given."""
+    groups: list[list[Card]] = []
+    for card in cards:
+        alike = (kind for kind in groups if not _differing(kind[0], card))
+        kind = next(alike, None)
+        if kind is None:
+            groups.append([card])
+        else:
+            kind.append(card)
+    for kind in groups:
+        seeds = [card["seed"] for card in kind]
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds {seeds} repeat: each seed counts once.")
+    return groups
+
+
+def _differing(first: Card, second: Card) -> list[str]:
+    names = (first["config"].keys() | second["config"].keys()) - VARYING
+    return sorted(name for name in names if first["config"].get(name) != second["config"].get(name))
+
+
 def numbers(card: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flattens a card to its numbers by dotted name."""
+    """Flattens a card to its numbers by dotted name; curves of accuracy over radii, too."""
     found: dict[str, float] = {}
     for name, value in card.items():
-        if name in ("config", "environment", "schema", "seed"):
+        if not prefix and name in LISTED:
             continue
-        if isinstance(value, Mapping):
+        if not prefix and name == "recoveries":
+            found[name] = float(len(value))
+        elif not prefix and name == "robustness":
+            found |= _curves(value or {})
+        elif isinstance(value, Mapping):
             found |= numbers(value, f"{prefix}{name}.")
         elif isinstance(value, int | float):
             found[prefix + name] = float(value)
     return found
 
 
-def table(cards: list[dict[str, Any]]) -> str:
+def _curves(robustness: Mapping[str, Any]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for norm in ("linf", "l2"):
+        entry = robustness.get(norm)
+        if entry is None:
+            continue
+        curves = entry["refined"] | ({"twin": entry["twin"]} if entry["twin"] else {})
+        for which, curve in curves.items():
+            for radius, accuracy in zip(entry["radii"], curve, strict=True):
+                if radius:
+                    found[f"robustness.{norm}.{which}.{radius:g}"] = accuracy
+    return found
+
+
+def table(cards: Sequence[Card]) -> str:
     """Returns the markdown table: mean, standard deviation (n - 1), lowest and highest of every number."""
     rows = [numbers(card) for card in cards]
     lines = [
@@ -80,9 +163,93 @@ def table(cards: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def comparison(groups: Sequence[Sequence[Card]]) -> str:
+    """Returns the markdown tables of several kinds of runs: where they come from, then mean (sd) of each."""
+    names = _short_names(groups)
+    values = [[numbers(card) for card in kind] for kind in groups]
+    parts = [_origins(names, groups)]
+    known = list(dict.fromkeys(name for kind in values for card in kind for name in card))
+    for title, wanted in COMPARED.items():
+        rows = [
+            [label, *(_mean_and_sd([card[name] for card in kind if name in card]) for kind in values)]
+            for what, pattern in wanted.items()
+            for label, name in _fitting(what, pattern, known)
+        ]
+        if rows:
+            parts.append(f"### {title}\n\n" + _markdown(["", *names], rows))
+    return "\n\n".join(parts)
+
+
+def _short_names(groups: Sequence[Sequence[Card]]) -> list[str]:
+    """What a kind differs in from the others, as short as that may be said."""
+    configs = [kind[0]["config"] for kind in groups]
+    names = [
+        name
+        for name in ("recipe", "dataset", "network", "task")
+        if len({config.get(name) for config in configs}) > 1
+    ]
+    shorts = [" ".join(str(config.get(name)) for name in names) or "run" for config in configs]
+    repeated = {short for short in shorts if shorts.count(short) > 1}
+    return [f"{short} {at + 1}" if short in repeated else short for at, short in enumerate(shorts)]
+
+
+def _origins(names: Sequence[str], groups: Sequence[Sequence[Card]]) -> str:
+    def of(kind: Sequence[Card], name: str) -> str:
+        return ", ".join(sorted({str(card["environment"].get(name, "not noted")) for card in kind}))
+
+    rows = []
+    for short, kind in zip(names, groups, strict=True):
+        without_seed = {name: value for name, value in kind[0]["config"].items() if name not in VARYING}
+        seconds, training = ([card[name] for card in kind] for name in ("seconds", "seconds_training"))
+        rows.append(
+            [
+                *(short, f"`{command_of(without_seed)} --seed S`"),
+                ", ".join(str(card["seed"]) for card in kind),
+                *(of(kind, name) for name in ("date", "commit", "device", "processors")),
+                *(_mean_and_sd(taken, digits=0) for taken in (seconds, training)),
+            ]
+        )
+    header = ["run", "command", "seeds", "date", "commit", "device", "processors", "seconds", "of training"]
+    return _markdown(header, rows)
+
+
+def _fitting(what: str, pattern: str, known: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns a label and the name of each number that fits the pattern."""
+    if pattern.endswith("."):
+        names = [name for name in known if name.startswith(pattern)]
+        return [(f"{what} {name.removeprefix(pattern).replace('_', ' ')}".strip(), name) for name in names]
+    if "*" not in pattern:
+        return [(what, pattern)] if pattern in known else []
+    before, after = pattern.split("*")
+    parts = [name[len(before) :].removesuffix(after) for name in known if name.startswith(before)]
+    fitting = [part for part in dict.fromkeys(parts) if "." not in part and before + part + after in known]
+    return [(f"{what}, {part} steps", before + part + after) for part in fitting]
+
+
+def _mean_and_sd(values: Sequence[float], digits: int = 3) -> str:
+    if not values:
+        return "-"
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ({np.std(values, ddof=1):.{digits}f})"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main(config: Config) -> None:
-    """Prints the table."""
-    print(table(read_cards(config.runs)))
+    """Prints the tables."""
+    groups = group(read_cards(config.runs))
+    if config.compare:
+        print(comparison(groups))
+        return
+    if len(groups) > 1:
+        differing = ", ".join(_differing(groups[0][0], groups[1][0]))
+        raise ValueError(
+            f"runs differ in {differing}: a mean over them says nothing; --compare puts them side by side."
+        )
+    print(table(groups[0]))
 
 
 if __name__ == "__main__":

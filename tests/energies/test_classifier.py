@@ -11,6 +11,7 @@ import pytest
 
 from jaxebm.energies.classifier import (
     class_conditional_target,
+    complement_energy,
     joint_energy,
     log_class_probability,
     marginal_energy,
@@ -120,6 +121,29 @@ def class_conditional_target_energy(params, x):
     return class_conditional_target(logits, params, 2)(x)
 
 
+def test_complement_is_what_the_other_classes_leave(params, points, labels):
+    @partial(jax.vmap, in_axes=(0, None))
+    @partial(jax.vmap, in_axes=(None, 0))
+    def both_sides(x, y):
+        return complement_energy(logits)(params, x, y), log_class_probability(logits)(params, x)[y]
+
+    found, posterior = (np.asarray(part, np.float64) for part in both_sides(points, labels))
+    np.testing.assert_allclose(np.exp(-found), 1 - np.exp(posterior), rtol=2e-5)
+    out_of_range = jax.vmap(complement_energy(logits), (None, None, 0))(params, points[0], jnp.array([-1, 4]))
+    assert np.isnan(out_of_range).all()
+
+
+def test_complement_is_stable_where_the_class_is_certain():
+    energy = complement_energy(lambda params, x: jnp.stack([x, -x]))  # -log sigmoid(-2 x)
+    value, gradient = jax.value_and_grad(energy, argnums=1)(None, jnp.asarray(300.0), 0)
+    assert float(value) == pytest.approx(600.0)
+    assert float(gradient) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="one class"):
+        complement_energy(lambda params, x: x[None])(None, jnp.zeros(()), 0)
+    with pytest.raises(ValueError, match="y spans 2"):
+        energy(None, jnp.zeros(()), 2)
+
+
 def test_marginal_is_stable_for_large_logits():
     energy = marginal_energy(lambda params, x: params + x)
     assert float(energy(jnp.array([1e4, 0.0]), jnp.zeros(()))) == pytest.approx(-1e4)
@@ -127,7 +151,7 @@ def test_marginal_is_stable_for_large_logits():
 
 
 def test_adapters_of_one_function_are_equal_and_do_not_retrace(params, points):
-    for adapter in (marginal_energy, joint_energy, log_class_probability):
+    for adapter in (marginal_energy, joint_energy, complement_energy, log_class_probability):
         assert adapter(logits) == adapter(logits)
         assert hash(adapter(logits)) == hash(adapter(logits))
         assert adapter(logits) != adapter(lambda params, x: x)

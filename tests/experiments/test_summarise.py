@@ -15,6 +15,13 @@ def write(folder: Path, seed: int, accuracy: float, **config) -> Path:
         "seed": seed,
         "accuracy": accuracy,
         "twin": {"nll": 2 * accuracy},
+        "robustness": {"l2": {"radii": [0.0, 0.5], "refined": {"0": [1.0, 0.25]}, "twin": None}},
+        "samples": {"fresh": {"by_steps": {"100": {"precision": 0.9, "features": {"precision": 0.1}}}}},
+        "ood": {"log_density": {"constant": 0.7}},
+        "recoveries": [{"step": 3}],
+        "environment": {"date": "2026-11-28", "commit": "abc", "device": "cpu x1", "processors": 2},
+        "seconds": 60.0,
+        "seconds_training": 40.0,
         "config": {"seed": seed} | config,
     }
     (folder / "card.json").write_text(json.dumps(card))
@@ -32,11 +39,31 @@ def test_mean_and_standard_deviation(tmp_path: Path, capsys):
 
 def test_runs_of_different_kinds_or_the_same_seed_are_refused(tmp_path: Path):
     first = write(tmp_path / "a", 0, 0.5, epochs=1)
-    with pytest.raises(ValueError, match="epochs"):
-        summarise.read_cards((first, write(tmp_path / "b", 1, 0.5, epochs=2)))
+    with pytest.raises(ValueError, match=r"differ in epochs: .* --compare"):
+        summarise.main(summarise.Config((first, write(tmp_path / "b", 1, 0.5, epochs=2))))
     with pytest.raises(ValueError, match="repeat"):
-        summarise.read_cards((first, write(tmp_path / "c", 0, 0.5, epochs=1)))
+        summarise.main(summarise.Config((first, write(tmp_path / "c", 0, 0.5, epochs=1))))
     with pytest.raises(FileNotFoundError, match="not finished"):
         summarise.read_cards((first, tmp_path))
     with pytest.raises(ValueError, match="runs is empty"):
         summarise.read_cards(())
+
+
+def test_kinds_stand_side_by_side(tmp_path: Path, capsys):
+    runs = [
+        write(tmp_path / f"{recipe}-{seed}", seed, accuracy + seed / 10, recipe=recipe)
+        for recipe, accuracy in (("jem", 0.5), ("dat", 0.6))
+        for seed in (0, 2)
+    ]
+    summarise.main(summarise.Config((*runs[::2], *runs[1::2]), compare=True))
+    printed = capsys.readouterr().out.splitlines()
+    assert "|  | jem | dat |" in printed
+    assert "| accuracy | 0.600 (0.141) | 0.700 (0.141) |" in printed
+    assert "| L2, radius 0.5 | 0.250 (0.000) | 0.250 (0.000) |" in printed
+    assert "| precision, 100 steps | 0.900 (0.000) | 0.900 (0.000) |" in printed
+    assert "| constant | 0.700 (0.000) | 0.700 (0.000) |" in printed
+    assert "| recoveries | 1.000 (0.000) | 1.000 (0.000) |" in printed
+    origin = next(line for line in printed if line.startswith("| dat |"))
+    assert "`python experiments/jem.py --recipe dat" in origin
+    assert "--seed S` | 0, 2 | 2026-11-28 |" in origin
+    assert origin.endswith("| 60 (0) | 40 (0) |")

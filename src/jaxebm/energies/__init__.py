@@ -3,6 +3,7 @@
 from jaxebm.energies.analytic import ANALYTIC_TARGETS, funnel, gaussian, skewed
 from jaxebm.energies.classifier import (
     class_conditional_target,
+    complement_energy,
     joint_energy,
     log_class_probability,
     marginal_energy,
@@ -77,6 +78,7 @@ __all__ = [
     "box_transform",
     "clamp",
     "class_conditional_target",
+    "complement_energy",
     "convolve",
     "convolve_direct",
     "convolve_patches",

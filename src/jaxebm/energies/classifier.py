@@ -20,7 +20,13 @@ import numpy as np
 from jaxebm import checks
 from jaxebm.types import Array, EnergyFn, JointEnergyFn, LogitsFn, Params, Position, Target
 
-__all__ = ["class_conditional_target", "joint_energy", "log_class_probability", "marginal_energy"]
+__all__ = [
+    "class_conditional_target",
+    "complement_energy",
+    "joint_energy",
+    "log_class_probability",
+    "marginal_energy",
+]
 
 
 def _class_logits(logits: LogitsFn, params: Params, x: Position) -> Array:
@@ -40,6 +46,11 @@ def _check_one_class(y: Array | int) -> None:
         )
 
 
+def _check_class(y: Array | int, num_classes: int) -> None:
+    # As a numpy array, since under jit even the minimum of a concrete jax array is traced.
+    checks.integer_labels("y", y if checks.is_traced(y) else np.asarray(y), num_classes)
+
+
 @dataclass(frozen=True)
 class _MarginalEnergy:
     logits: LogitsFn
@@ -55,11 +66,25 @@ class _JointEnergy:
     def __call__(self, params: Params, x: Position, y: Array, /) -> Array:
         _check_one_class(y)
         values = _class_logits(self.logits, params, x)
-        # As a numpy array, since under jit even the minimum of a concrete jax array is traced.
-        checks.integer_labels("y", y if checks.is_traced(y) else np.asarray(y), values.shape[0])
+        _check_class(y, values.shape[0])
         # Plain indexing would silently take the nearest class for a traced label that is out of range.
         chosen = values.at[y].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return -chosen
+
+
+@dataclass(frozen=True)
+class _ComplementEnergy:
+    logits: LogitsFn
+
+    def __call__(self, params: Params, x: Position, y: Array, /) -> Array:
+        _check_one_class(y)
+        values = _class_logits(self.logits, params, x)
+        if values.shape[0] < 2:
+            raise ValueError("logits has one class: a second one is needed for what is not of the first.")
+        _check_class(y, values.shape[0])
+        excluded = jnp.arange(values.shape[0]) == y
+        others = jax.nn.logsumexp(jnp.where(excluded, -jnp.inf, values))
+        return jnp.where(jnp.any(excluded), jax.nn.logsumexp(values) - others, jnp.nan)
 
 
 @dataclass(frozen=True)
@@ -117,6 +142,38 @@ def joint_energy(logits: LogitsFn) -> JointEnergyFn:
       Grathwohl et al. (2020), equation 5.
     """
     return _JointEnergy(logits)
+
+
+def complement_energy(logits: LogitsFn) -> JointEnergyFn:
+    """Returns the energy of "x is not of class y", to be added to others: the negation of a class.
+
+    E_not(x, y) = -log(1 - p(y|x)) = logsumexp_y' f(x)[y'] - logsumexp_{y' != y} f(x)[y'] >= 0.
+
+    ``product(of_class_a, not_of_class_b)`` is proportional to p(x) p(a|x) (1 - p(b|x)), a density wherever
+    that of class a is one. `negation` of E(x, y) divides by p(x|y) itself instead, and so by a part of p(x):
+    samples leave the data.
+
+    Args:
+      logits: f, ``logits(params, x) -> (K,)`` for one example x, K of at least 2.
+
+    Returns:
+      ``energy(params, x, y) -> ()``, in nats, y one integer of shape (). It raises as that of `joint_energy`
+      does for a y that is no integer or out of range; a traced y that is out of range gives NaN.
+
+    Raises:
+      ValueError: when the energy is called, if there is only one class.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> energy = complement_energy(lambda params, x: params @ x)
+      >>> print(energy(jnp.eye(2), jnp.zeros(2), 1).round(3))  # -log(1/2)
+      0.693
+
+    Reference:
+      Grathwohl et al. (2020), equation 5; Du et al. (2020, arXiv 2004.06030), concept negation, whose form
+      is `negation`.
+    """
+    return _ComplementEnergy(logits)
 
 
 def log_class_probability(logits: LogitsFn) -> LogitsFn:

@@ -1,0 +1,55 @@
+"""Where a result comes from: versions, device, day, and the commit of the code."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import flax
+import jax
+
+import jaxebm
+
+__all__ = ["describe_environment"]
+
+
+def describe_environment() -> dict[str, str | int | None]:
+    """Returns what the numbers of a run may depend on.
+
+    Returns:
+      Versions of ``jaxebm``, ``jax``, ``flax`` and ``python``; the ``device`` and how many; the
+      ``processors`` of this host that the run may use; the ``date`` (UTC); and the ``commit`` that is checked
+      out here, with a "+" where files differ from it, or None outside a git repository.
+    """
+    return {
+        "jaxebm": jaxebm.__version__,
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "python": platform.python_version(),
+        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+        "processors": _processors(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(Path(__file__).parent),
+    }
+
+
+def _processors() -> int:
+    """As XLA counts them: PJRT_NPROC says how many threads its client on CPU has."""
+    asked = os.environ.get("PJRT_NPROC", "")
+    return int(asked) if asked.isdigit() and int(asked) else os.cpu_count() or 1
+
+
+def _commit(folder: Path) -> str | None:
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return None  # there is no git
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "--short", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return commit if not (commit and changed) else commit + "+"
