@@ -30,14 +30,23 @@ class Recipe(NamedTuple):
     reference: str
 
 
-CLAMPED = {"sampler_gradient_clip": 1.0, "sampler_clamp": True}
-"""JEM++'s "proximal" steps: entries of the gradient within +-1, pixels within [-1, 1]."""
-CLASS_GAUSSIANS = {"initial": "class-gaussian", "buffer_size": 10_000, "restart_probability": 0.05}
-"""JEM++'s informative start of chains, a Gaussian of each class, full covariance plus 1e-4 I."""
 PLAIN = {"p_y_given_x_weight": 1.0, "p_x_weight": 1.0, "p_xy_weight": 0.0, "chains": "marginal"}
 """log p(y|x) + log p(x), equation 6 of JEM."""
+PROXIMAL = {
+    **PLAIN,
+    "sampler_noise": 0.0,
+    "sampler_gradient_clip": 1.0,
+    "sampler_clamp": True,
+    "initial": "class-gaussian",
+    "buffer_size": 10_000,
+    "restart_probability": 0.05,
+    "norm": "batch",
+}
+"""JEM++'s "proximal" steps, entries of the gradient within +-1 and pixels within [-1, 1], its informative
+start of chains, a Gaussian of each class with full covariance plus 1e-4 I, and batch normalisation."""
 WIDE = {"network": "wide-resnet", "depth": 28, "width": 10, "activation": "leaky_relu", "batch_size": 64}
 SGD = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.1, "schedule": "steps", "warmup_steps": 1000}
+STAIRS = {**SGD, "decay_factor": 0.2, "ema_decay": 0.0, "num_chains": 64}
 
 RECIPES: dict[str, Recipe] = {
     "tuned": Recipe(
@@ -77,39 +86,28 @@ RECIPES: dict[str, Recipe] = {
     ),
     "jempp": Recipe(
         method={
-            **PLAIN,
-            **CLAMPED,
-            **CLASS_GAUSSIANS,
+            **PROXIMAL,
             "sampler": "first-layer",
             "sampler_steps": 10,
             "inner_steps": 5,
             "sampler_step_size": 0.2,
-            "sampler_noise": 0.0,
-            "norm": "batch",
             "input_noise": 0.03,
         },
         learning={
             **WIDE,
-            **SGD,
+            **STAIRS,
             "weight_decay": 4e-4,
             "decay_epochs": (50, 100, 125),
-            "decay_factor": 0.2,
             "epochs": 150,
-            "ema_decay": 0.0,
-            "num_chains": 64,
         },
         reference="Yang & Ji 2021, arXiv 2109.09032: section 3.1 (proximal SGLD), 3.2 (inner updates), 3.3",
     ),
     "sadajem": Recipe(
         method={
-            **PLAIN,
-            **CLAMPED,
-            **CLASS_GAUSSIANS,
+            **PROXIMAL,
             "sampler": "sgld",
             "sampler_steps": 5,
             "sampler_step_size": 1.0,
-            "sampler_noise": 0.0,
-            "norm": "batch",
             "input_noise": 0.0,
             "augment_p_x": False,
             "sharpness_rho": 2.0,
@@ -117,13 +115,10 @@ RECIPES: dict[str, Recipe] = {
         },
         learning={
             **WIDE,
-            **SGD,
+            **STAIRS,
             "weight_decay": 5e-4,
             "decay_epochs": (60, 120, 180),
-            "decay_factor": 0.2,
             "epochs": 200,
-            "ema_decay": 0.0,
-            "num_chains": 64,
         },
         reference="Yang, Su & Ji 2022, arXiv 2209.07959: equation 8 (sharpness), section 4 (two batches)",
     ),
