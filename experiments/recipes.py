@@ -286,7 +286,7 @@ LARGER: Mapping[str, Any] = {
 CONVNET: dict[str, Mapping[str, Any]] = {
     "mnist": {**LARGER, "max_shift": 2.0},
     "fashion_mnist": {**LARGER, "max_shift": 2.0},
-    "cifar10": {**LARGER, "channels": (64, 128, 256), "epochs": 10, "initial": "gaussian"},
+    "cifar10": {**LARGER, "epochs": 10, "initial": "gaussian"},
 }
 """By data set."""
 
