@@ -284,7 +284,7 @@ LARGER: Mapping[str, Any] = {
     "attack_images": 20,
     "likelihood_steps": 250,
 }
-"""What suits `convnet` on larger images than digits; chosen by MNIST's validation split."""
+"""What suits `convnet` on larger images than digits; chosen on MNIST, experiments/RESULTS.md says how."""
 CONVNET: dict[str, Mapping[str, Any]] = {
     "mnist": {**LARGER, "max_shift": 2.0},
     "fashion_mnist": {**LARGER, "max_shift": 2.0},
