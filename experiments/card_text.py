@@ -1,7 +1,7 @@
 """The card on paper: card.json for machines (its schema: docs/card.md), card.md and report.html to read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from card_sections import Card, Section, Table, sections_of
 from card_summary import summary_of
 from command_line import publish_card
 from jaxebm.training import RunFolder
+from markdown_tables import markdown_table
 
 __all__ = ["write_card"]
 
@@ -60,7 +61,4 @@ def _section(section: Section) -> list[str]:
 
 
 def _table(table: Table) -> list[str]:
-    def row(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
-
-    return [row(table.header), "|---" * len(table.header) + "|", *(row(cells) for cells in table.rows)]
+    return markdown_table(table.header, table.rows)

@@ -1,15 +1,13 @@
 """Where a result comes from: versions, device, day, and the commit of the code."""
 
 import os
-import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-import flax
 import jax
 
-import jaxebm
+from jaxebm.training import describe_versions
 
 __all__ = ["describe_environment"]
 
@@ -22,11 +20,9 @@ def describe_environment() -> dict[str, str | int | None]:
       ``processors`` of this host that the run may use; the ``date`` (UTC); and the ``commit`` that is checked
       out here, with a "+" where files differ from it, or None outside a git repository.
     """
+    versions = describe_versions()
     return {
-        "jaxebm": jaxebm.__version__,
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "python": platform.python_version(),
+        **{name: versions[name] for name in ("jaxebm", "jax", "flax", "python")},
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "processors": _processors(),
         "date": datetime.now(UTC).date().isoformat(),

@@ -5,13 +5,13 @@ from typing import Any
 
 from hopfield_parts import CORRUPTIONS
 from hopfield_plots import PICTURES
+from markdown_tables import markdown_table
 
 __all__ = ["as_markdown"]
 
 
 def _table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return [*lines, *(f"| {name} | " + " | ".join(row) + " |" for name, row in rows.items()), ""]
+    return [*markdown_table(head, ([name, *row] for name, row in rows.items())), ""]
 
 
 def _accuracies(networks: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ import numpy as np
 from card_html import command_of
 from command_line import run_experiment
 from jaxebm.training.manifest import UNCOMPARED
+from markdown_tables import markdown_table
 
 VARYING = UNCOMPARED | {"seed"}
 LISTED = ("config", "environment", "evaluation", "schema", "seed")
@@ -149,18 +150,14 @@ def _curves(robustness: Mapping[str, Any]) -> dict[str, float]:
 
 def table(cards: Sequence[Card]) -> str:
     """Returns the markdown table: mean, standard deviation (n - 1), lowest and highest of every number."""
-    rows = [numbers(card) for card in cards]
-    lines = [
-        f"n = {len(cards)}, seeds {', '.join(str(card['seed']) for card in cards)}",
-        "",
-        "| quantity | mean | sd | lowest | highest |",
-        "|---|---|---|---|---|",
-    ]
-    for name in rows[0]:
-        values = np.array([row[name] for row in rows if name in row])
+    found = [numbers(card) for card in cards]
+    rows = []
+    for name in found[0]:
+        values = np.array([card[name] for card in found if name in card])
         sd = values.std(ddof=1) if len(values) > 1 else float("nan")
-        lines.append(f"| {name} | {values.mean():.4f} | {sd:.4f} | {values.min():.4f} | {values.max():.4f} |")
-    return "\n".join(lines)
+        rows.append([name, *(f"{value:.4f}" for value in (values.mean(), sd, values.min(), values.max()))])
+    seeds = f"n = {len(cards)}, seeds {', '.join(str(card['seed']) for card in cards)}"
+    return f"{seeds}\n\n" + _markdown(["quantity", "mean", "sd", "lowest", "highest"], rows)
 
 
 def comparison(groups: Sequence[Sequence[Card]]) -> str:
@@ -234,14 +231,16 @@ def _mean_and_sd(values: Sequence[float], digits: int = 3) -> str:
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(markdown_table(header, rows))
 
 
 def main(config: Config) -> None:
     """Prints the tables."""
     groups = group(read_cards(config.runs))
     if config.compare:
+        others = ", ".join(sorted({kind[0]["experiment"] for kind in groups} - {"jem"}))
+        if others:
+            raise ValueError(f"compare is about runs of experiments/jem.py, not of {others}: leave it out.")
         print(comparison(groups))
         return
     if len(groups) > 1:

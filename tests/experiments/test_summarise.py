@@ -12,6 +12,7 @@ def write(folder: Path, seed: int, accuracy: float, **config) -> Path:
     folder.mkdir()
     card = {
         "schema": 1,
+        "experiment": "jem",
         "seed": seed,
         "accuracy": accuracy,
         "twin": {"nll": 2 * accuracy},
@@ -47,6 +48,14 @@ def test_runs_of_different_kinds_or_the_same_seed_are_refused(tmp_path: Path):
         summarise.read_cards((first, tmp_path))
     with pytest.raises(ValueError, match="runs is empty"):
         summarise.read_cards(())
+
+
+def test_only_the_runs_of_one_experiment_stand_side_by_side(tmp_path: Path):
+    run = write(tmp_path / "a", 0, 0.5)
+    card = json.loads((run / "card.json").read_text()) | {"experiment": "density_2d"}
+    (run / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"compare is about .* not of density_2d"):
+        summarise.main(summarise.Config((run,), compare=True))
 
 
 def test_kinds_stand_side_by_side(tmp_path: Path, capsys):

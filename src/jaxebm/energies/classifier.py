@@ -46,9 +46,13 @@ def _check_one_class(y: Array | int) -> None:
         )
 
 
-def _check_class(y: Array | int, num_classes: int) -> None:
+def _logits_with_class(logits: LogitsFn, params: Params, x: Position, y: Array | int) -> Array:
+    """Returns the logits, of which y is known to name one unless it is traced."""
+    _check_one_class(y)
+    values = _class_logits(logits, params, x)
     # As a numpy array, since under jit even the minimum of a concrete jax array is traced.
-    checks.integer_labels("y", y if checks.is_traced(y) else np.asarray(y), num_classes)
+    checks.integer_labels("y", y if checks.is_traced(y) else np.asarray(y), values.shape[0])
+    return values
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,7 @@ class _JointEnergy:
     logits: LogitsFn
 
     def __call__(self, params: Params, x: Position, y: Array, /) -> Array:
-        _check_one_class(y)
-        values = _class_logits(self.logits, params, x)
-        _check_class(y, values.shape[0])
+        values = _logits_with_class(self.logits, params, x, y)
         # Plain indexing would silently take the nearest class for a traced label that is out of range.
         chosen = values.at[y].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return -chosen
@@ -77,11 +79,9 @@ class _ComplementEnergy:
     logits: LogitsFn
 
     def __call__(self, params: Params, x: Position, y: Array, /) -> Array:
-        _check_one_class(y)
-        values = _class_logits(self.logits, params, x)
+        values = _logits_with_class(self.logits, params, x, y)
         if values.shape[0] < 2:
             raise ValueError("logits has one class: a second one is needed for what is not of the first.")
-        _check_class(y, values.shape[0])
         excluded = jnp.arange(values.shape[0]) == y
         others = jax.nn.logsumexp(jnp.where(excluded, -jnp.inf, values))
         return jnp.where(jnp.any(excluded), jax.nn.logsumexp(values) - others, jnp.nan)
