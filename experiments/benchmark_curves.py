@@ -27,6 +27,7 @@ from jaxebm import checks
 from jaxebm.energies import ConvNet
 from jaxebm.samplers import run_chains, sgld
 from jaxebm.types import Array, EnergyFn, Params
+from markdown_tables import markdown_table
 
 __all__ = ["CURVES", "CurveSizes", "Point", "as_markdown", "draw", "measure_curve", "measure_point"]
 
@@ -157,17 +158,24 @@ def measure_curve(name: str, sizes: CurveSizes, *, rounds: int, seed: int = 0) -
     return [measure_point(point, rounds=rounds, seed=seed) for point in points]
 
 
+COLUMNS = (
+    "s a call",
+    "samples a second",
+    "peak MB a device",
+    "temporary MB",
+    "MFLOP a step and device",
+    "collectives",
+    "compiled in s",
+)
+
+
 def as_markdown(curves: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     """Returns the curves as tables."""
     lines = []
     for name, points in curves.items():
-        lines += [
-            f"| {name} | s a call | samples a second | peak MB a device | temporary MB "
-            "| MFLOP a step and device | collectives | compiled in s |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for point in points:
-            cells = [
+        header = (name, *COLUMNS)
+        rows = [
+            (
                 f"{point[name]}",
                 f"{point['seconds']:.3g}",
                 f"{point['samples_per_second']:.3g}",
@@ -176,9 +184,10 @@ def as_markdown(curves: Mapping[str, Sequence[dict[str, Any]]]) -> str:
                 f"{point['operations'] / 1e6:.4g}",
                 f"{point['collectives']}",
                 f"{point['compile_seconds']:.2g}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+            )
+            for point in points
+        ]
+        lines += [*markdown_table(header, rows), ""]
     if "devices" in curves:
         lines += [
             f"The devices are virtual ones, and share {os.cpu_count()} cores: only their work is divided.",

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from markdown_tables import markdown_table
+
 __all__ = [
     "Aim",
     "Contender",
@@ -255,7 +257,7 @@ def judge(aims: Sequence[Aim], results: Mapping[str, dict[str, Any]]) -> list[di
 
 def aims_table(judged: Sequence[dict[str, Any]]) -> str:
     """Returns what `judge` found as a table in Markdown."""
-    lines = ["| wanted | measured | over the rounds | |", "|---|---|---|---|"]
+    rows = []
     for found in judged:
         cells = ["not measured", "", ""]
         if found["ratio"] is not None:
@@ -265,8 +267,8 @@ def aims_table(judged: Sequence[dict[str, Any]]) -> str:
                 f"{low:.3g} to {high:.3g}",
                 "met" if found["met"] else "missed",
             ]
-        lines.append(f"| {found['wanted']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append((found["wanted"], *cells))
+    return "\n".join(markdown_table(("wanted", "measured", "over the rounds", ""), rows))
 
 
 def set_threads(count: int) -> None:
@@ -291,15 +293,12 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
     lines = []
     for result in results:
         ratio = "times as fast" if result["speed"] else "times as long"
-        lines += [
-            f"| {result['title']} | ms a {result['item']} | {ratio} | over the rounds |",
-            "|---|---|---|---|",
-        ]
+        header, rows = (result["title"], f"ms a {result['item']}", ratio, "over the rounds"), []
         for name, row in result["contenders"].items():
             cells = [row.get("missing", ""), "", ""]
             if "seconds" in row:
                 low, high = row["ratio_range"]
                 cells = [f"{1000 * row['seconds']:.3g}", f"{row['ratio']:.3g}", f"{low:.3g} to {high:.3g}"]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines.append("")
+            rows.append((name, *cells))
+        lines += [*markdown_table(header, rows), ""]
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from jaxebm import checks
 from jaxebm.energies import WideResNet, marginal_energy
 from jaxebm.samplers import run_chains, sgld
 from jaxebm.types import Array, LogitsFn, Params
+from markdown_tables import markdown_table
 
 __all__ = ["WideSizes", "as_markdown", "count_operations", "measure_utilisation", "seconds_of"]
 
@@ -202,17 +203,24 @@ def as_markdown(found: dict[str, Any]) -> str:
         f"model's shapes ({found['compiled_operations'] / 1e12:.3g} as compiled), "
         f"{found['bytes'] / 1e9:.3g} GB by the compiler's count.",
         "",
-        "| a step of all chains | ms | TFLOP/s | of the peak | of the bandwidth | temporary MB "
-        "| compiled in s |",
-        "|---|---|---|---|---|---|---|",
     ]
+    header = ("a step of all chains", "ms", "TFLOP/s", "of the peak", "of the bandwidth", "temporary MB")
+    rows = []
     for name, title in (("chain", "SGLD"), ("gradients", "bare gradients")):
         row = found[name]
         memory = "" if row["temporary_bytes"] is None else f"{row['temporary_bytes'] / 2**20:.3g}"
-        lines.append(
-            f"| {title} | {1000 * row['seconds']:.3g} | {found['operations'] / row['seconds'] / 1e12:.3g} | "
-            f"{row['of_peak']:.1%} | {row['of_bandwidth']:.1%} | {memory} | {row['compile_seconds']:.3g} |"
+        rows.append(
+            (
+                title,
+                f"{1000 * row['seconds']:.3g}",
+                f"{found['operations'] / row['seconds'] / 1e12:.3g}",
+                f"{row['of_peak']:.1%}",
+                f"{row['of_bandwidth']:.1%}",
+                memory,
+                f"{row['compile_seconds']:.3g}",
+            )
         )
+    lines += markdown_table((*header, "compiled in s"), rows)
     wanted = f"Wanted on an accelerator: {found['wanted']:.0%} of the peak"
     if found["platform"] == "cpu":
         lines += ["", f"{wanted}; this is a CPU."]

@@ -42,6 +42,7 @@ from jaxebm.objectives import NegativeSampler, contrastive_loss, persistent
 from jaxebm.samplers import Initial, UniformInitial, hmc, mala, sample
 from jaxebm.training import RunFolder, TrainStep, fit, init_state, make_train_step, open_run
 from jaxebm.types import Array, EnergyFn, Kernel, Metrics, Params, Target
+from markdown_tables import markdown_table
 from recoveries import recovery_for
 
 
@@ -309,27 +310,25 @@ def draw_samples(
     )
 
 
-def _row(name: str, card: Mapping[str, Any]) -> str:
+def _row(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:
     log_z = card["log_partition"]
     interval = f"{log_z['low']:.3f} to {log_z['high']:.3f}"
-    cells = (
+    return (
         name,
         f"{card['kl']:.4f}",
         f"{log_z['quadrature']:.3f}",
         interval,
         f"{card['seconds_training']:.0f}",
     )
-    return f"| {' | '.join(cells)} |"
 
 
 def as_markdown(config: Config, cards: Mapping[str, dict[str, Any]]) -> str:
     """Returns the card of all densities for a reader."""
+    header = ("density", "KL(data, model), nats", "log Z, quadrature", "log Z, annealing, 99%", "training, s")
     lines = [
         f"# Two-dimensional densities, seed {config.seed}",
         "",
-        "| density | KL(data, model), nats | log Z, quadrature | log Z, annealing, 99% | training, s |",
-        "|---|---|---|---|---|",
-        *(_row(name, card) for name, card in cards.items()),
+        *markdown_table(header, (_row(name, card) for name, card in cards.items())),
         "",
         *(f"![{name}]({name}/density.png)" for name in cards),
         "",

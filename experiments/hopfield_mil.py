@@ -42,6 +42,7 @@ from jaxebm import checks
 from jaxebm.data import Dataset, load_dataset
 from jaxebm.evaluation import auroc
 from jaxebm.training import Progress, RunFolder, make_progress, open_run
+from markdown_tables import markdown_table
 
 
 @dataclass(frozen=True)
@@ -265,16 +266,17 @@ def as_markdown(config: Config, cards: Mapping[str, dict[str, Any]]) -> str:
         "first pooling is on the same bags. The AUROC of the weights is the chance that a target weighs more",
         "than another image of its bag. Chosen on validation bags: learning rate, weight decay, updates.",
         "",
-        "| pooling | accuracy | below first | AUROC | AUROC of weights | parameters | validation | chosen |",
-        "|---|---|---|---|---|---|---|---|",
     ]
+    header = ("pooling", "accuracy", "below first", "AUROC", "AUROC of weights", "parameters", "validation")
+    rows = []
     for name, card in cards.items():
         quantities = ("accuracy", "below_first", "auroc", "instance_auroc")
         cells = [name, *(cell(card, quantity) for quantity in quantities)]
         chosen = card["chosen"]
         setting = ", ".join(str(chosen[part]) for part in ("learning_rate", "weight_decay", "updates"))
         cells += [str(card["parameters"]), f"{chosen['validation_accuracy']:.4f}", setting]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    lines += markdown_table((*header, "chosen"), rows)
     pictures = ["accuracy"] + ["attention"] * any("instance_auroc" in card for card in cards.values())
     return "\n".join([*lines, "", *(f"![{name}]({name}.png)" for name in pictures), ""])
 

@@ -29,6 +29,7 @@ from jaxebm.evaluation import fit_annealing_path, log_partition_interval
 from jaxebm.hopfield import as_gaussian_mixture, modern
 from jaxebm.samplers import hmc
 from jaxebm.training import open_run
+from markdown_tables import markdown_table
 
 KERNEL = partial(hmc, num_integration_steps=5)
 
@@ -146,18 +147,20 @@ def as_markdown(config: Config, results: Mapping[str, Mapping[str, Any]]) -> str
     lines = [
         f"# Intervals for log Z that hold it, of {config.repetitions}, nominal coverage {config.coverage:g}",
         "",
-        "| target | exact log Z | temperatures | held | missed below / above | width, nats (sd) "
-        f"| effective weights of {config.chains}, forward / reverse |",
-        "|---|---|---|---|---|---|---|",
     ]
+    header = ("target", "exact log Z", "temperatures", "held", "missed below / above", "width, nats (sd)")
+    rows = []
     for name, by_length in results.items():
         for length, one in by_length.items():
             missed = f"{one['missed_below']} / {one['missed_above']}"
             width = f"{one['width']['mean']:.3f} ({one['width']['sd']:.3f})"
             weights = "{forward:.0f} / {reverse:.0f}".format(**one["effective_sample_size"])
             cells = (name, f"{one['log_partition']:.4f}", length, one["covered"], missed, width, weights)
-            lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
-    return "\n".join([*lines, "", "![intervals](intervals.png)", ""])
+            rows.append([str(cell) for cell in cells])
+    weighed = f"effective weights of {config.chains}, forward / reverse"
+    return "\n".join(
+        [*lines, *markdown_table((*header, weighed), rows), "", "![intervals](intervals.png)", ""]
+    )
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -133,7 +133,10 @@ def score_histograms(
     """Draws a panel for each out-of-distribution score, test data against each named set, with the AUROC."""
     columns = min(len(scores), 3)
     rows = -(-len(scores) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.3 * rows), squeeze=False)
+    lines = -(-max(map(len, scores.values())) // 2)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.2 * columns, (3.3 + 0.15 * lines) * rows), squeeze=False
+    )
     for axis in axes.flat[len(scores) :]:
         axis.axis("off")
     for axis, (score, sets) in zip(axes.flat, scores.items(), strict=False):
@@ -148,7 +151,8 @@ def score_histograms(
             shown = np.clip(value, low, high)
             axis.hist(shown, bins, density=True, label=label, color=color, linewidth=1.3, **style)
         axis.set(title=score.replace("_", " "), xlabel="score, high is in-distribution", yscale="log")
-        axis.legend(fontsize=6.5, title="AUROC", title_fontsize=7)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}  # inside it hides curves
+        axis.legend(fontsize=6.5, title="AUROC", title_fontsize=7, **below)
     figure.tight_layout()
     save(figure, path)
 

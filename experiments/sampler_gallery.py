@@ -24,6 +24,7 @@ import sampler_plots
 from command_line import RunFlags, as_json, publish_card, run_experiment
 from jaxebm import checks
 from jaxebm.training import open_run
+from markdown_tables import markdown_table
 from sampler_gallery_parts import SAMPLERS, Budget, Judgement, judge
 from sampler_gallery_targets import TARGETS, Setting, make_setting
 
@@ -99,15 +100,14 @@ def as_markdown(config: Config, results: Mapping[str, Mapping[str, Mapping[str, 
         "",
     ]
     for target, by_sampler in results.items():
-        header = " | ".join(title for title, _ in COLUMNS.values())
-        lines += [f"## {target}", "", f"| sampler | {header} |", "|---" * (len(COLUMNS) + 1) + "|"]
+        header, rows = ("sampler", *(title for title, _ in COLUMNS.values())), []
         for sampler, entry in by_sampler.items():
             cells = [
                 "-" if entry[name] is None else format(entry[name], form)
                 for name, (_, form) in COLUMNS.items()
             ]
-            lines.append(f"| {sampler}{' (diverged)' if entry['diverged'] else ''} | {' | '.join(cells)} |")
-        lines.append("")
+            rows.append((f"{sampler}{' (diverged)' if entry['diverged'] else ''}", *cells))
+        lines += [f"## {target}", "", *markdown_table(header, rows), ""]
     pictures = ("errors", "trajectories", "marginals")
     return "\n".join([*lines, *(f"![{name}]({name}.png)" for name in pictures), ""])
 

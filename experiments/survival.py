@@ -32,6 +32,7 @@ from command_line import RunFlags, as_json, publish_card, run_experiment
 from jaxebm import checks
 from jaxebm.training import RunFolder, open_run
 from jem_config import Config as JemConfig
+from markdown_tables import markdown_table
 from survival_run import RUNAWAY_GAP, survive
 
 MEASURES = ("accuracy", "precision", "recall", "density", "coverage")
@@ -176,16 +177,16 @@ def as_markdown(config: Config, summary: Mapping[str, Any]) -> str:
         "",
         f"Faults: {_counts(protected['by_fault'])}. Remedies: {_counts(protected['by_remedy'])}.",
         "",
-        "| | recovered, mean (sd) | never sick, mean (sd) | difference (standard error) |",
-        "|---|---|---|---|",
     ]
+    header = ("", "recovered, mean (sd)", "never sick, mean (sd)", "difference (standard error)")
+    rows = []
     for name, entry in summary["measures"].items():
         cells = [_mean_sd(entry.get(group)) for group in ("recovered", "healthy")]
         difference = "-"
         if "difference" in entry:
             difference = f"{entry['difference']:+.4f} ({entry['standard_error']:.4f})"
-        lines.append(f"| {name} | {' | '.join(cells)} | {difference} |")
-    return "\n".join([*lines, "", "![survival](survival.png)", ""])
+        rows.append((name, *cells, difference))
+    return "\n".join([*lines, *markdown_table(header, rows), "", "![survival](survival.png)", ""])
 
 
 def _counts(counts: Mapping[str, int]) -> str:

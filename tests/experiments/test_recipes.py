@@ -32,7 +32,12 @@ def test_recipes_compose_with_networks_and_data_sets(recipe, network, dataset):
     assert config.flip == (dataset == "cifar10")
     assert config.crop_padding == (0 if dataset == "digits" else 4)
     overridden = RECIPES[recipe].learning if network == "wide-resnet" else {}
+    share = 8 * 8 / (32 * 32 * 3) if dataset == "digits" and recipe in ("igebm", "improved_cd") else 1.0
     for name, value in RECIPES[recipe].method.items():
+        if name == "sampler_step_size":
+            value *= share
+        if name == "sampler_gradient_clip" and value is not None:
+            value /= share
         assert getattr(config, name) == overridden.get(name, value)
 
 
