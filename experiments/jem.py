@@ -68,7 +68,7 @@ def main(config: Config) -> dict[str, Any]:
     join_processes(config)
     dataset = load_dataset(config.dataset, exclude_classes=config.exclude_classes)
     find_outliers(config, dataset.image_shape)  # what is missing is told now, not after the training
-    training = prepare(config, dataset)
+    training = prepare(config, dataset)  # before the folder is made, for what it refuses
     run = open_shared_run(config.output, as_json(config), resume=config.resume, overwrite=config.overwrite)
     if config.pretrain_epochs:
         training = prepare(config, dataset, pretrain(config, dataset))
