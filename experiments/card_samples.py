@@ -97,8 +97,7 @@ def make_judges(evaluation: Evaluation) -> Judges:
     dataset, train = evaluation.dataset, evaluation.images["train"]
     label = dataset.train.label
     rows = np.random.default_rng(0).permutation(len(train))[:CLASSIFIER_IMAGES]
-    by_class = [np.flatnonzero(label == y)[:REFERENCES_PER_CLASS] for y in range(dataset.num_classes)]
-    chosen = np.concatenate(by_class)
+    chosen = _first_of_each_class(label, dataset.num_classes, REFERENCES_PER_CLASS)
     network = features = None
     if evaluation.flags.features:
         key = jax.random.key(0)  # the same judge for every seed of the model
@@ -106,6 +105,10 @@ def make_judges(evaluation: Evaluation) -> Judges:
         features = network.features(train[chosen])
     predict = fit_independent_classifier(train[rows], label[rows])
     return Judges(predict, network, train[chosen], label[chosen], features)
+
+
+def _first_of_each_class(labels: np.ndarray, num_classes: int, count: int) -> np.ndarray:
+    return np.concatenate([np.flatnonzero(labels == y)[:count] for y in range(num_classes)])
 
 
 def judge_samples(evaluation: Evaluation, judges: Judges) -> tuple[dict[str, Any], Samples]:
@@ -151,7 +154,11 @@ def judge_samples(evaluation: Evaluation, judges: Judges) -> tuple[dict[str, Any
         card["buffer"]["mean_age"] = float(np.mean(np.asarray(model.buffer.ages)))
         sheets["replay buffer (training chains)"] = _sheet(*buffered, evaluation)
     train, test = evaluation.images["train"], evaluation.images["test"]
-    card["test"] = _judge(Samples(test, dataset.test.label), evaluation, judges)
+    # As many as there are samples: coverage and Fréchet distance depend on the count.
+    rows = np.arange(min(count, len(test)))
+    if evaluation.classes:
+        rows = _first_of_each_class(dataset.test.label, dataset.num_classes, count)
+    card["test"] = _judge(Samples(test[rows], dataset.test.label[rows]), evaluation, judges)
     card["judge"] = None if judges.network is None else judges.network.name
     sheets["training images"] = _sheet(train, dataset.train.label, evaluation)
     plots.image_grids(evaluation.folder / "samples.png", sheets, columns=COLUMNS)
