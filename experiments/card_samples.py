@@ -30,6 +30,7 @@ from jaxebm.evaluation import (
     nearest_neighbours,
     prdc,
     prdc_by_class,
+    squared_radii,
     within_range,
 )
 from jaxebm.training import write_atomically
@@ -74,6 +75,7 @@ class Judges(NamedTuple):
       predict: a support vector machine on pixels.
       network: whose features samples are compared in, or None.
       real: training images of all classes, ``(n, H, W, C)``.
+      radii: what `prdc` says of those images alone, ``(n,)``.
       labels: theirs.
       features: theirs, ``(n, F)``, or None.
     """
@@ -81,6 +83,7 @@ class Judges(NamedTuple):
     predict: Predict
     network: FeatureNetwork | None
     real: np.ndarray
+    radii: np.ndarray
     labels: np.ndarray
     features: np.ndarray | None
 
@@ -104,7 +107,8 @@ def make_judges(evaluation: Evaluation) -> Judges:
         network = fit_feature_network(key, train[rows], label[rows], dataset.num_classes)
         features = network.features(train[chosen])
     predict = fit_independent_classifier(train[rows], label[rows])
-    return Judges(predict, network, train[chosen], label[chosen], features)
+    radii = squared_radii(flat(train[chosen]), NEIGHBOURS)
+    return Judges(predict, network, train[chosen], radii, label[chosen], features)
 
 
 def _first_of_each_class(labels: np.ndarray, num_classes: int, count: int) -> np.ndarray:
@@ -193,7 +197,7 @@ def judge_long_runs(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | 
             "coverage": None,
         }
         if len(xs) > NEIGHBOURS:
-            quality = prdc(flat(judges.real), flat(xs), k=NEIGHBOURS)
+            quality = prdc(flat(judges.real), flat(xs), k=NEIGHBOURS, real_radii=judges.radii)
             entry |= {"precision": quality.precision, "coverage": quality.coverage}
         by_factor[str(factor)] = entry
     sheets = {
@@ -278,7 +282,8 @@ def _judge(samples: Samples, evaluation: Evaluation, judges: Judges) -> dict[str
         return entry
     for name, (real, fake) in views.items():
         if labels is None:
-            quality = prdc(real, fake, k=NEIGHBOURS)
+            radii = judges.radii if name == "pixels" else None
+            quality = prdc(real, fake, k=NEIGHBOURS, real_radii=radii)
         else:
             quality = prdc_by_class(real, judges.labels, fake, labels, count, k=NEIGHBOURS).mean
         values = {measure: float(value) for measure, value in quality._asdict().items()}

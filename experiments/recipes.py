@@ -295,6 +295,7 @@ CIFAR10: Mapping[str, Any] = {
     "samples_per_class": 20,
     "attack_images": 10,
     "likelihood_steps": 100,
+    "likelihood_chains": 32,
     # Pixels seldom lie at the ends of their range, where the clamp takes noise away: more of it than the
     # input noise tells samples from images whatever they show, and the energy of images falls without end.
     "sampler_noise": 0.01,

@@ -12,6 +12,7 @@ from jaxebm.evaluation.generation import (
     nearest_neighbours,
     prdc,
     prdc_by_class,
+    squared_radii,
     within_range,
 )
 
@@ -61,6 +62,7 @@ def test_equals_the_slow_transcription(k, shift, monkeypatch):
     real, fake = rng.normal(size=(31, 3)), rng.normal(size=(23, 3)) * [1.0, 0.3, 1.0] + shift
     expected = slow_prdc(real, fake, k)
     np.testing.assert_allclose(prdc(real, fake, k), expected, atol=1e-12)
+    assert prdc(real, fake, k, real_radii=squared_radii(real, k)) == prdc(real, fake, k)
     monkeypatch.setattr(generation, "_BLOCK_ENTRIES", 50)  # Many ragged blocks: two or one rows at a time.
     np.testing.assert_allclose(prdc(real, fake, k), expected, atol=1e-12)
 
@@ -156,6 +158,10 @@ def test_bad_points_are_named():
         prdc(points, np.where(np.arange(12).reshape(6, 2) == 3, np.nan, points))
     with pytest.raises(ValueError, match="k=0"):
         prdc(points, points, k=0)
+    with pytest.raises(ValueError, match=r"real_radii has shape \(5,\): \(6,\)"):
+        prdc(points, points, k=2, real_radii=np.ones(5))
+    with pytest.raises(ValueError, match="points holds 6 points"):
+        squared_radii(points, k=6)
     with pytest.raises(ValueError, match=r"real has shape \(6,\)"):
         prdc(points[:, 0], points[:, 0])
     labels = np.array([0, 0, 0, 1, 1, 1])

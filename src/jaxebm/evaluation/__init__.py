@@ -48,6 +48,7 @@ from jaxebm.evaluation.generation import (
     nearest_neighbours,
     prdc,
     prdc_by_class,
+    squared_radii,
     within_range,
 )
 from jaxebm.evaluation.likelihood import (
@@ -181,6 +182,7 @@ __all__ = [
     "reverse_annealed_importance_sampling",
     "robust_accuracy",
     "sigmoid_schedule",
+    "squared_radii",
     "standard_fidelity",
     "summarise_chains",
     "typicality_score",
