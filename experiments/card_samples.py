@@ -1,7 +1,7 @@
 """What the model dreams: fresh samples told from those of its buffer, how good they are, and long chains."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -75,17 +75,17 @@ class Judges(NamedTuple):
       predict: a support vector machine on pixels.
       network: whose features samples are compared in, or None.
       real: training images of all classes, ``(n, H, W, C)``.
-      radii: what `prdc` says of those images alone, ``(n,)``.
       labels: theirs.
       features: theirs, ``(n, F)``, or None.
+      radii: `squared_radii` of those images by view, pixels and features, ``(n,)`` each.
     """
 
     predict: Predict
     network: FeatureNetwork | None
     real: np.ndarray
-    radii: np.ndarray
     labels: np.ndarray
     features: np.ndarray | None
+    radii: Mapping[str, np.ndarray]
 
 
 class Samples(NamedTuple):
@@ -107,8 +107,10 @@ def make_judges(evaluation: Evaluation) -> Judges:
         network = fit_feature_network(key, train[rows], label[rows], dataset.num_classes)
         features = network.features(train[chosen])
     predict = fit_independent_classifier(train[rows], label[rows])
-    radii = squared_radii(flat(train[chosen]), NEIGHBOURS)
-    return Judges(predict, network, train[chosen], radii, label[chosen], features)
+    radii = {"pixels": squared_radii(flat(train[chosen]), NEIGHBOURS)}
+    if features is not None:
+        radii["features"] = squared_radii(features, NEIGHBOURS)
+    return Judges(predict, network, train[chosen], label[chosen], features, radii)
 
 
 def _first_of_each_class(labels: np.ndarray, num_classes: int, count: int) -> np.ndarray:
@@ -197,7 +199,7 @@ def judge_long_runs(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | 
             "coverage": None,
         }
         if len(xs) > NEIGHBOURS:
-            quality = prdc(flat(judges.real), flat(xs), k=NEIGHBOURS, real_radii=judges.radii)
+            quality = prdc(flat(judges.real), flat(xs), k=NEIGHBOURS, real_radii=judges.radii["pixels"])
             entry |= {"precision": quality.precision, "coverage": quality.coverage}
         by_factor[str(factor)] = entry
     sheets = {
@@ -282,8 +284,7 @@ def _judge(samples: Samples, evaluation: Evaluation, judges: Judges) -> dict[str
         return entry
     for name, (real, fake) in views.items():
         if labels is None:
-            radii = judges.radii if name == "pixels" else None
-            quality = prdc(real, fake, k=NEIGHBOURS, real_radii=radii)
+            quality = prdc(real, fake, k=NEIGHBOURS, real_radii=judges.radii[name])
         else:
             quality = prdc_by_class(real, judges.labels, fake, labels, count, k=NEIGHBOURS).mean
         values = {measure: float(value) for measure, value in quality._asdict().items()}
@@ -315,8 +316,7 @@ def _judge_neighbours(evaluation: Evaluation, samples: Samples) -> dict[str, flo
     _, test_distances = nearest_neighbours(flat(images["test"][:TEST_IMAGES]), flat(images["train"]))
     first = np.arange(min(20, len(samples.images)))
     if samples.labels is not None:
-        labels = samples.labels
-        first = np.concatenate([np.flatnonzero(labels == y)[:2] for y in range(dataset.num_classes)])
+        first = _first_of_each_class(samples.labels, dataset.num_classes, 2)
     pairs = np.stack([samples.images[first], images["train"][indices[first, 0]]], axis=1)
     sheet = np.asarray(dataset.restore(pairs.reshape(-1, *dataset.image_shape)))
     title = "fresh sample | its nearest training image"

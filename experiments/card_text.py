@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from card_html import write_report
-from card_sections import Card, Section, Table, sections_of
+from card_sections import Card, Section, sections_of
 from card_summary import summary_of
 from command_line import publish_card
 from jaxebm.training import RunFolder
@@ -41,7 +41,7 @@ def _check_finite(path: str, value: Any) -> None:
 def _markdown(card: Card) -> str:
     """The card for a reader of text: the numbers and the names of the pictures; report.html says more."""
     lines = [f"# JEM on {card['dataset']}, seed {card['seed']}", ""]
-    lines += [*_table(Table("", ["", "this run", "beside it"], summary_of(card))), ""]
+    lines += [*markdown_table(["", "this run", "beside it"], summary_of(card)), ""]
     lines += ["Pictures, and what each number means: report.html.", ""]
     for section in sections_of(card):
         lines += [*_section(section), ""]
@@ -52,13 +52,13 @@ def _markdown(card: Card) -> str:
 def _section(section: Section) -> list[str]:
     lines = [f"## {section.title}"]
     for table in section.tables:
-        lines += ["", *([f"{table.caption}:", ""] if table.caption else []), *_table(table)]
+        lines += [
+            "",
+            *([f"{table.caption}:", ""] if table.caption else []),
+            *markdown_table(table.header, table.rows),
+        ]
     for note in section.notes:
         lines += ["", note]
     for picture in section.pictures:
         lines += ["", f"![{picture.name}]({picture.name}.png)"]
     return lines
-
-
-def _table(table: Table) -> list[str]:
-    return markdown_table(table.header, table.rows)

@@ -109,10 +109,11 @@ def _distance_blocks(queries: np.ndarray, references: np.ndarray) -> Iterator[tu
     On all processors: scipy leaves the interpreter free while it counts.
     """
     block = max(1, _BLOCK_ENTRIES // references.shape[0])
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    processors = os.cpu_count() or 1
+    with ThreadPoolExecutor(processors) as pool:
         for start in range(0, queries.shape[0], block):
             rows = slice(start, min(start + block, queries.shape[0]))
-            parts = np.array_split(queries[rows], max(1, min(os.cpu_count() or 1, (rows.stop - start) // 16)))
+            parts = np.array_split(queries[rows], max(1, min(processors, (rows.stop - start) // 16)))
             squared = pool.map(lambda part: cdist(part, references, "sqeuclidean"), parts)
             yield rows, np.concatenate(list(squared))
 
