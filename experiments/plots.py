@@ -67,6 +67,10 @@ def _show(axes: Axes, sheet: np.ndarray) -> None:
     axes.set_axis_off()
 
 
+def _legend_below(axes: Axes, **style: Any) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), **style)  # inside it would hide curves
+
+
 def image_grid(path: Path, images: np.ndarray, *, columns: int, title: str = "") -> None:
     """Draws one sheet of images (n, H, W, C) in [0, 1]."""
     image_grids(path, {title: images}, columns=columns)
@@ -116,14 +120,15 @@ def energy_histogram(path: Path, energies: Mapping[str, np.ndarray]) -> None:
     values = np.concatenate([np.asarray(value, float) for value in energies.values()])
     low, high = np.quantile(values, [0.005, 0.995])
     bins = list(np.linspace(low, max(high, low + 1e-6), 60))
-    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
     for index, (name, value) in enumerate(energies.items()):
         style = FILLED if index < 3 else OUTLINED  # model and data filled, so that all can be told apart
         color = PALETTE[index % len(PALETTE)]
         shown = np.clip(value, low, high)
         axes.hist(shown, bins, density=True, label=name, color=color, linewidth=1.4, **style)
     axes.set(xlabel="energy E(x), low is likely", ylabel="density", yscale="log", title="Energies")
-    axes.legend(fontsize=7, ncols=2)
+    _legend_below(axes, fontsize=7, ncols=4)
+    figure.tight_layout()
     save(figure, path)
 
 
@@ -151,8 +156,7 @@ def score_histograms(
             shown = np.clip(value, low, high)
             axis.hist(shown, bins, density=True, label=label, color=color, linewidth=1.3, **style)
         axis.set(title=score.replace("_", " "), xlabel="score, high is in-distribution", yscale="log")
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}  # inside it hides curves
-        axis.legend(fontsize=6.5, title="AUROC", title_fontsize=7, **below)
+        _legend_below(axis, fontsize=6.5, ncols=2, title="AUROC", title_fontsize=7)
     figure.tight_layout()
     save(figure, path)
 
