@@ -1,5 +1,6 @@
 """The independent network: it learns, repeats, judges in any number, and says what it is."""
 
+import builtins
 from functools import cache
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxebm.evaluation import features
-from jaxebm.evaluation.features import fit_feature_network
+from jaxebm.evaluation.features import fit_feature_network, fit_independent_classifier
+from jaxebm.evaluation.generation import class_agreement
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 KEY = jax.random.key(3)
@@ -130,3 +132,34 @@ def test_bad_input_is_named():
         fit_feature_network(jax.random.PRNGKey(0), images, labels, 3)
     with pytest.raises(ValueError, match=r"images has shape \(2, 8, 8, 1\).*\(6, 6, 1\)"):
         fitted().features(jnp.zeros((2, 8, 8, 1)))
+
+
+def test_independent_classifier_learns_what_no_line_can_and_checks_its_input():
+    rng = np.random.default_rng(9)
+    images = rng.uniform(-1, 1, (400, 1, 2, 1))
+    labels = (images[:, 0, 0, 0] * images[:, 0, 1, 0] > 0).astype(int) + 3  # Exclusive or, classes 3 and 4.
+    predict = fit_independent_classifier(images[:300], labels[:300])
+    predicted = predict(images[300:])
+    assert predicted.shape == (100,)
+    assert class_agreement(predicted, labels[300:]) > 0.9
+    with pytest.raises(ValueError, match=r"images of shape \(1, 2, 1\)"):
+        predict(images.reshape(400, 2))
+    with pytest.raises(ValueError, match="single class 3"):
+        fit_independent_classifier(images, np.full(400, 3))
+    with pytest.raises(ValueError, match=r"labels has shape \(3,\)"):
+        fit_independent_classifier(images, labels[:3])
+    with pytest.raises(TypeError, match="labels has dtype float64"):
+        fit_independent_classifier(images, labels.astype(float))
+
+
+def test_missing_scikit_learn_is_said(monkeypatch):
+    real_import = builtins.__import__
+
+    def without_sklearn(name, *args, **kwargs):
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_sklearn)
+    with pytest.raises(ImportError, match="fit_independent_classifier needs scikit-learn"):
+        fit_independent_classifier(np.zeros((2, 1)), np.array([0, 1]))

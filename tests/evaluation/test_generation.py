@@ -1,14 +1,11 @@
 """PRDC against hand counts, a slow transcription of the paper, and its exact expectations."""
 
-import builtins
-
 import numpy as np
 import pytest
 
 from jaxebm.evaluation import generation
 from jaxebm.evaluation.generation import (
     class_agreement,
-    fit_independent_classifier,
     nearest_neighbours,
     prdc,
     prdc_by_class,
@@ -209,34 +206,3 @@ def test_within_range_counts_the_border_in_and_nan_out():
         within_range(np.zeros(2), 1.0, 0.0)
     with pytest.raises(ValueError, match=r"images has shape \(0,\)"):
         within_range(np.zeros(0), -1.0, 1.0)
-
-
-def test_independent_classifier_learns_what_no_line_can_and_checks_its_input():
-    rng = np.random.default_rng(9)
-    images = rng.uniform(-1, 1, (400, 1, 2, 1))
-    labels = (images[:, 0, 0, 0] * images[:, 0, 1, 0] > 0).astype(int) + 3  # Exclusive or, classes 3 and 4.
-    predict = fit_independent_classifier(images[:300], labels[:300])
-    predicted = predict(images[300:])
-    assert predicted.shape == (100,)
-    assert class_agreement(predicted, labels[300:]) > 0.9
-    with pytest.raises(ValueError, match=r"images of shape \(1, 2, 1\)"):
-        predict(images.reshape(400, 2))
-    with pytest.raises(ValueError, match="single class 3"):
-        fit_independent_classifier(images, np.full(400, 3))
-    with pytest.raises(ValueError, match=r"labels has shape \(3,\)"):
-        fit_independent_classifier(images, labels[:3])
-    with pytest.raises(TypeError, match="labels has dtype float64"):
-        fit_independent_classifier(images, labels.astype(float))
-
-
-def test_missing_scikit_learn_is_said(monkeypatch):
-    real_import = builtins.__import__
-
-    def without_sklearn(name, *args, **kwargs):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_sklearn)
-    with pytest.raises(ImportError, match="fit_independent_classifier needs scikit-learn"):
-        fit_independent_classifier(np.zeros((2, 1)), np.array([0, 1]))

@@ -30,7 +30,7 @@ from jaxebm.evaluation.discrepancy import (
     maximum_mean_discrepancy,
     median_bandwidth,
 )
-from jaxebm.evaluation.features import FeatureNetwork, fit_feature_network
+from jaxebm.evaluation.features import FeatureNetwork, fit_feature_network, fit_independent_classifier
 from jaxebm.evaluation.frechet import (
     FidelityNotAvailableError,
     InceptionScore,
@@ -44,7 +44,6 @@ from jaxebm.evaluation.generation import (
     ClassPRDC,
     NearestNeighbours,
     class_agreement,
-    fit_independent_classifier,
     nearest_neighbours,
     prdc,
     prdc_by_class,

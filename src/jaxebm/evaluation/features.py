@@ -4,8 +4,10 @@ Distances between pixels say little of large images, and the features of a publi
 little of digits. ``fit_feature_network`` fits a small convolutional network to the *training images* by
 cross-entropy alone: it shares nothing with the model that drew the samples, and never sees one. What is
 measured in its features means something only beside its ``name``, which says what it is.
+``fit_independent_classifier`` fits a support vector machine to pixels, for small images.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -20,9 +22,10 @@ from jaxebm import checks
 from jaxebm.data.augment import random_translation
 from jaxebm.energies.networks import ConvNet
 from jaxebm.energies.submodules import submodule_input
+from jaxebm.evaluation.generation import flattened_points
 from jaxebm.types import BATCH_AXIS, Array, LogitsFn, Params
 
-__all__ = ["FeatureNetwork", "fit_feature_network"]
+__all__ = ["FeatureNetwork", "fit_feature_network", "fit_independent_classifier"]
 
 _BATCH_SIZE = 64
 _PEAK_LEARNING_RATE = 3e-3
@@ -166,6 +169,58 @@ def fit_feature_network(
     return FeatureNetwork(
         module, variables, pixels.shape[1:], num_classes, module.channels[-1], accuracy, name
     )
+
+
+def fit_independent_classifier(images: ArrayLike, labels: ArrayLike) -> Callable[[ArrayLike], np.ndarray]:
+    """A support vector machine to judge samples by, sharing nothing with the model that drew them.
+
+    scikit-learn's ``SVC`` with the kernel exp(-gamma ||x - x'||^2), gamma = 1 / (D Var x) ("scale"), C = 10.
+
+    Args:
+      images: ``(n, ...)`` training images, flattened inside.
+      labels: ``(n,)`` integers, of two classes at least.
+
+    Returns:
+      ``predict(images (m, ...)) -> (m,)`` integer classes.
+
+    Raises:
+      ValueError: for non-finite images, labels of the wrong shape, or a single class.
+      TypeError: for labels that are not integers.
+      ImportError: if scikit-learn is missing.
+
+    Example:
+      >>> images = np.array([[-1.0], [-0.9], [0.9], [1.0]])
+      >>> predict = fit_independent_classifier(images, np.array([0, 0, 1, 1]))
+      >>> predict(np.array([[-0.8], [0.8]])).tolist()
+      [0, 1]
+    """
+    points, classes = flattened_points("images", images), np.asarray(labels)
+    if classes.shape != points.shape[:1]:
+        raise ValueError(
+            f"labels has shape {classes.shape}: {points.shape[:1]} is needed, one label for each image."
+        )
+    if not np.issubdtype(classes.dtype, np.integer):
+        raise TypeError(f"labels has dtype {classes.dtype}: integer class labels are needed.")
+    if np.unique(classes).size < 2:
+        raise ValueError(f"labels holds the single class {int(classes[0])}: two classes or more are needed.")
+    try:
+        from sklearn.svm import SVC
+    except ImportError as error:
+        raise ImportError(
+            "fit_independent_classifier needs scikit-learn: pip install scikit-learn, or jaxebm[experiments]."
+        ) from error
+    machine = SVC(kernel="rbf", gamma="scale", C=10.0).fit(points, classes)
+    image_shape = np.shape(images)[1:]
+
+    def predict(new_images: ArrayLike) -> np.ndarray:
+        if np.shape(new_images)[1:] != image_shape:
+            raise ValueError(
+                f"images has shape {np.shape(new_images)}: (m, ...) with images of shape {image_shape} is "
+                f"needed, as fitted."
+            )
+        return np.asarray(machine.predict(flattened_points("images", new_images)))
+
+    return predict
 
 
 def _channels(image_shape: tuple[int, ...], width: int) -> tuple[int, ...]:

@@ -1,13 +1,14 @@
 r"""Are the samples good, varied, new, and of the class that was asked for?
 
-Precision, recall, density and coverage (PRDC) compare two sets of points through nearest neighbours; an
-independent classifier judges the class; nearest training neighbours tell a new sample from a remembered one.
+Precision, recall, density and coverage (PRDC) compare two sets of points through nearest neighbours; class
+agreement says whether a classifier (`jaxebm.evaluation.features` fits independent ones) sees the class that
+was meant; nearest training neighbours tell a new sample from a remembered one.
 Arrays on the host, float64. Distances are sums of squared differences, not the faster |a|^2 + |b|^2 - 2ab,
 whose rounding makes exact ties (a sample copied from the data) fall on either side of a strict inequality.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -22,7 +23,6 @@ __all__ = [
     "ClassPRDC",
     "NearestNeighbours",
     "class_agreement",
-    "fit_independent_classifier",
     "nearest_neighbours",
     "prdc",
     "prdc_by_class",
@@ -81,7 +81,7 @@ class NearestNeighbours(NamedTuple):
     distances: np.ndarray
 
 
-def _flattened(name: str, points: ArrayLike) -> np.ndarray:
+def flattened_points(name: str, points: ArrayLike) -> np.ndarray:
     """Returns ``points`` (n, ...) as finite float64 (n, D)."""
     checks.finite(name, points)
     array = np.asarray(points, np.float64)
@@ -100,7 +100,7 @@ def _flattened_pair(
             f"{first_name} has points of shape {np.shape(first)[1:]} and {second_name} of shape "
             f"{np.shape(second)[1:]}: they must be equal."
         )
-    return _flattened(first_name, first), _flattened(second_name, second)
+    return flattened_points(first_name, first), flattened_points(second_name, second)
 
 
 def _distance_blocks(queries: np.ndarray, references: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
@@ -141,7 +141,7 @@ def squared_radii(points: ArrayLike, k: int = 5) -> np.ndarray:
       Kynkäänniemi et al. 2019 (arXiv 1904.06991), equation 1.
     """
     checks.positive_integer("k", k)
-    flat = _flattened("points", points)
+    flat = flattened_points("points", points)
     _enough_points("points", flat, k)
     return _squared_radii(flat, k)
 
@@ -370,55 +370,3 @@ def within_range(images: ArrayLike, low: float, high: float) -> float:
     if not low <= high:
         raise ValueError(f"low={low!r} and high={high!r}: low must be at most high.")
     return float(np.mean((pixels >= low) & (pixels <= high)))
-
-
-def fit_independent_classifier(images: ArrayLike, labels: ArrayLike) -> Callable[[ArrayLike], np.ndarray]:
-    """A support vector machine to judge samples by, sharing nothing with the model that drew them.
-
-    scikit-learn's ``SVC`` with the kernel exp(-gamma ||x - x'||^2), gamma = 1 / (D Var x) ("scale"), C = 10.
-
-    Args:
-      images: ``(n, ...)`` training images, flattened inside.
-      labels: ``(n,)`` integers, of two classes at least.
-
-    Returns:
-      ``predict(images (m, ...)) -> (m,)`` integer classes.
-
-    Raises:
-      ValueError: for non-finite images, labels of the wrong shape, or a single class.
-      TypeError: for labels that are not integers.
-      ImportError: if scikit-learn is missing.
-
-    Example:
-      >>> images = np.array([[-1.0], [-0.9], [0.9], [1.0]])
-      >>> predict = fit_independent_classifier(images, np.array([0, 0, 1, 1]))
-      >>> predict(np.array([[-0.8], [0.8]])).tolist()
-      [0, 1]
-    """
-    points, classes = _flattened("images", images), np.asarray(labels)
-    if classes.shape != points.shape[:1]:
-        raise ValueError(
-            f"labels has shape {classes.shape}: {points.shape[:1]} is needed, one label for each image."
-        )
-    if not np.issubdtype(classes.dtype, np.integer):
-        raise TypeError(f"labels has dtype {classes.dtype}: integer class labels are needed.")
-    if np.unique(classes).size < 2:
-        raise ValueError(f"labels holds the single class {int(classes[0])}: two classes or more are needed.")
-    try:
-        from sklearn.svm import SVC
-    except ImportError as error:
-        raise ImportError(
-            "fit_independent_classifier needs scikit-learn: pip install scikit-learn, or jaxebm[experiments]."
-        ) from error
-    machine = SVC(kernel="rbf", gamma="scale", C=10.0).fit(points, classes)
-    image_shape = np.shape(images)[1:]
-
-    def predict(new_images: ArrayLike) -> np.ndarray:
-        if np.shape(new_images)[1:] != image_shape:
-            raise ValueError(
-                f"images has shape {np.shape(new_images)}: (m, ...) with images of shape {image_shape} is "
-                f"needed, as fitted."
-            )
-        return np.asarray(machine.predict(_flattened("images", new_images)))
-
-    return predict
