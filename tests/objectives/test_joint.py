@@ -211,8 +211,13 @@ def test_value_and_metrics_of_batches_of_three_sizes():
     for name, value in wanted.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
     squares = np.mean(marginal_data**2) + np.mean(marginal_model**2)
+    squares_xy = np.mean(f_labelled[rows, LABELS] ** 2) + np.mean(f_model[np.arange(7), LABELS_MODEL] ** 2)
     total = 0.5 * wanted["cross_entropy"] + 2 * wanted["energy_gap"] + 3 * wanted["joint_energy_gap"]
-    np.testing.assert_allclose(loss, total + 0.1 * squares, rtol=1e-4)
+    np.testing.assert_allclose(loss, total + 0.1 * (squares + squares_xy), rtol=1e-4)
+
+    # Each bracket bounds its own energies: p(x, y) by itself leaves E(x) alone.
+    loss, _ = compiled_call(p_y_given_x_weight=0.0, p_x_weight=0.0, p_xy_weight=3.0, energy_l2=0.1)
+    np.testing.assert_allclose(loss, 3 * wanted["joint_energy_gap"] + 0.1 * squares_xy, rtol=1e-4)
 
 
 def test_without_p_x_it_is_a_plain_classifier():
@@ -259,7 +264,9 @@ def test_the_binary_objective_takes_the_place_of_both_energy_terms():
         fixed_model = jax.lax.stop_gradient(X_MODEL)
         binary_xy = -jnp.mean(jax.nn.log_sigmoid(-of_pairs(params, X_LABELLED, LABELS)))
         binary_xy -= jnp.mean(jax.nn.log_sigmoid(of_pairs(params, fixed_model, LABELS_MODEL)))
-        loss = 0.5 * cross_entropy + 2 * binary + 3 * binary_xy + penalised - binary
+        squares_xy = jnp.mean(of_pairs(params, X_LABELLED, LABELS) ** 2)
+        squares_xy += jnp.mean(of_pairs(params, fixed_model, LABELS_MODEL) ** 2)
+        loss = 0.5 * cross_entropy + 2 * binary + 3 * binary_xy + penalised - binary + 0.1 * squares_xy
         return loss, {"binary_cross_entropy": binary, "joint_binary_cross_entropy": binary_xy}
 
     both = jax.jit(lambda params: [jax.value_and_grad(f, has_aux=True)(params) for f in (joint, parts)])

@@ -114,7 +114,7 @@ def joint_loss(
     loss = w_{y|x} CE(x_l, y_l)
          + w_x  [mean E(x_d) - mean E(x')]                with E(x) = -logsumexp_y f(x)[y]
          + w_xy [mean E(x_l, y_l) - mean E(x', y')]       with E(x, y) = -f(x)[y]
-         + alpha (mean E(x_d)^2 + mean E(x')^2)
+         + alpha [mean E^2 over data + mean E^2 over samples]    of each bracket's E whose weight is not 0
 
     With ``p_x_objective="binary"`` the two brackets become mean softplus(E) over the data + mean softplus(-E)
     over the samples, as in `jaxebm.objectives.binary_energy_loss` (dual adversarial training).
@@ -181,17 +181,20 @@ def joint_loss(
     cross_entropy, metrics = _cross_entropy(values, labels, label_smoothing)
     both = energies_of_both(marginal_energy(logits), params, x_data, x_model)
     p_x_loss, energy_metrics = contrast(*both, p_x_objective)
-    loss = p_y_given_x_weight * cross_entropy + p_x_weight * p_x_loss + energy_l2 * mean_squares(*both)
+    loss = p_y_given_x_weight * cross_entropy + p_x_weight * p_x_loss
+    if not with_joint or checks.is_traced(p_x_weight) or float(p_x_weight) != 0:
+        # A bracket of p(x, y) alone bounds its own energies: E(x) starts at -log K, which is no error.
+        loss += energy_l2 * mean_squares(*both)
     metrics |= energy_metrics
     if with_joint and labels_model is not None:
         _check_labels_shape("labels_model", labels_model, checks.batch_length("x_model", x_model), "x_model")
         values_model = _batch_logits(logits, params, jax.lax.stop_gradient(x_model))
-        p_xy_loss, joint_metrics = contrast(
+        both = (
             -_of_labels(values, "labels", labels),
             -_of_labels(values_model, "labels_model", labels_model),
-            p_x_objective,
         )
-        loss += p_xy_weight * p_xy_loss
+        p_xy_loss, joint_metrics = contrast(*both, p_x_objective)
+        loss += p_xy_weight * p_xy_loss + energy_l2 * mean_squares(*both)
         reported = ("energy_gap", "binary_cross_entropy")
         metrics |= {f"joint_{name}": joint_metrics[name] for name in reported if name in joint_metrics}
     return loss, metrics
