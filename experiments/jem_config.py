@@ -75,7 +75,9 @@ class Config(EvaluationFlags, DeviceFlags, ResumableFlags):
     warmup_steps: int = 100
     """Updates of warm-up, at most a tenth of all."""
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    """After the warm-up: decay to a hundredth, times --decay-factor after --decay-epochs, or nothing."""
+    """After the warm-up: down to --learning-rate-floor, times --decay-factor after --decay-epochs, or none."""
+    learning_rate_floor: float = 0.01
+    """Where `cosine` ends, as a part of the peak."""
     decay_epochs: tuple[int, ...] = ()
     """Epochs at which `steps` lowers the rate."""
     decay_factor: float = 0.2
@@ -188,7 +190,7 @@ class Config(EvaluationFlags, DeviceFlags, ResumableFlags):
             *("p_y_given_x_weight", "p_x_weight", "p_xy_weight"),
         ):
             checks.non_negative(name, getattr(self, name))
-        for name in ("momentum", "adam_b1"):
+        for name in ("momentum", "adam_b1", "learning_rate_floor"):
             checks.in_range(name, getattr(self, name), 0.0, 1.0)
         self._check_network()
         self._check_sampler()

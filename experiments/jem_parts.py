@@ -100,7 +100,8 @@ def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformati
     peak = config.learning_rate
     warmup = min(config.warmup_steps, max(num_steps // 10, 1))
     if config.schedule == "cosine":
-        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps, end_value=peak / 100)
+        floor = peak * config.learning_rate_floor
+        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps, end_value=floor)
     else:
         epochs = config.decay_epochs if config.schedule == "steps" else ()
         falls = {num_steps * epoch // config.epochs - warmup: config.decay_factor for epoch in epochs}

@@ -267,11 +267,13 @@ LARGER: Mapping[str, Any] = {
     # Hundreds of pixels make energies steep and chains slow: larger and fewer steps, a low weight of p(x),
     # gradients kept from jumping. Chains live long, in a small buffer: with restarts of 5% few get to 1000
     # steps, what lies beyond is not learnt from, and long chains end in thin strokes. The fourth level sees
-    # the whole image: without it energies are sums over windows of 16 pixels, and any strokes are likely.
+    # the whole image: without it energies are sums over windows of 16 pixels, and any strokes are likely. The
+    # rate stays up, for chains mix because energies change: as it fell to a hundredth, Omniglot came nearer.
     "channels": (32, 64, 128, 128),
     "batch_size": 128,
     "epochs": 16,
     "learning_rate": 2e-3,
+    "learning_rate_floor": 0.2,
     "warmup_steps": 300,
     "gradient_clip_norm": 10.0,
     "weight_decay": 0.03,
@@ -293,6 +295,7 @@ CIFAR10: Mapping[str, Any] = {
     **LARGER,
     # What 20 minutes on two processors hold, card included.
     "epochs": 5,
+    "learning_rate_floor": 0.01,
     "samples_per_class": 20,
     "attack_images": 10,
     "likelihood_steps": 100,

@@ -89,11 +89,13 @@ def test_settings_that_do_not_fit_are_refused(change, message):
         replace(Config(), **change).check()
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "steps", "constant"])
-def test_the_rate_rises_and_falls_as_it_should(schedule):
+@pytest.mark.parametrize(
+    ("schedule", "floor"), [("cosine", 0.01), ("cosine", 0.4), ("steps", 0.01), ("constant", 0.01)]
+)
+def test_the_rate_rises_and_falls_as_it_should(schedule, floor):
     config = replace(
         Config(), optimizer="sgd", momentum=0.0, weight_decay=0.0, learning_rate=0.5, schedule=schedule,
-        decay_epochs=(5, 8), decay_factor=0.1, warmup_steps=10, epochs=10,
+        learning_rate_floor=floor, decay_epochs=(5, 8), decay_factor=0.1, warmup_steps=10, epochs=10,
     )  # fmt: skip
     optimizer = make_optimizer(config, 100)
     params = {"params": jnp.zeros(())}
@@ -103,7 +105,7 @@ def test_the_rate_rises_and_falls_as_it_should(schedule):
         moves.append(-float(update["params"]))
     assert moves[0] == 0.0
     assert moves[5] == pytest.approx(0.25)
-    expected = {"cosine": (None, 0.005), "steps": (0.05, 0.005), "constant": (0.5, 0.5)}[schedule]
+    expected = {"cosine": (None, 0.5 * floor), "steps": (0.05, 0.005), "constant": (0.5, 0.5)}[schedule]
     if expected[0] is not None:
         assert moves[49:51] == pytest.approx([0.5, expected[0]])
     assert moves[99] == pytest.approx(expected[1], rel=0.2)
