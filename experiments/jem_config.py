@@ -75,7 +75,7 @@ class Config(EvaluationFlags, DeviceFlags, ResumableFlags):
     warmup_steps: int = 100
     """Updates of warm-up, at most a tenth of all."""
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    """After the warm-up: down to --learning-rate-floor, times --decay-factor after --decay-epochs, or none."""
+    """After warm-up: down to --learning-rate-floor, times --decay-factor after --decay-epochs, or flat."""
     learning_rate_floor: float = 0.01
     """Where `cosine` ends, as a part of the peak."""
     decay_epochs: tuple[int, ...] = ()
