@@ -20,7 +20,7 @@ from jaxebm.evaluation import (
     typicality_score,
 )
 
-__all__ = ["find_outliers", "judge_strangeness"]
+__all__ = ["find_outliers", "judge_strangeness", "named_sets"]
 
 TYPICAL_IMAGES = 10_000
 """At most this many training images, the first ones, say what log p(x) is typical."""
@@ -34,7 +34,7 @@ def judge_strangeness(evaluation: Evaluation) -> tuple[dict[str, Any], Images]:
     Draws the histograms of all scores.
     """
     model, test = evaluation.model, evaluation.images["test"]
-    sets = _sets(evaluation)
+    sets = named_sets(evaluation)
     density = jax.jit(jax.vmap(partial(log_density_score(model.logits), model.params)))
     typical = float(np.mean(map_batches(density, evaluation.images["train"][:TYPICAL_IMAGES]), dtype=float))
     makers = {
@@ -56,11 +56,14 @@ def judge_strangeness(evaluation: Evaluation) -> tuple[dict[str, Any], Images]:
     return {"ood": card, "ood_sets": counts, "typical_log_density": typical}, scores["log_density"]
 
 
-def _sets(evaluation: Evaluation) -> dict[str, np.ndarray]:
+def named_sets(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """Those that need no other data, the classes left out of training, and the named ones, resized."""
     dataset, flags = evaluation.dataset, evaluation.flags
     rng = np.random.default_rng(evaluation.seed)
-    sets = {name: make(rng, evaluation.images["test"], dataset.test.label) for name, make in OOD_SETS.items()}
+    makers = dict(OOD_SETS)
+    if dataset.num_classes < 2:
+        del makers["interpolation"]  # halfway between two classes
+    sets = {name: make(rng, evaluation.images["test"], dataset.test.label) for name, make in makers.items()}
     if dataset.held_out is not None:
         sets["excluded_classes"] = np.asarray(dataset.rescale(dataset.held_out.image))
     return sets | find_outliers(flags, dataset.image_shape)

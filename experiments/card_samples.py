@@ -72,7 +72,7 @@ class Judges(NamedTuple):
     """Classifiers that never saw the model, and what samples are compared with.
 
     Attributes:
-      predict: a support vector machine on pixels.
+      predict: a support vector machine on pixels; 0 where there is one class.
       network: whose features samples are compared in, or None.
       real: training images of all classes, ``(n, H, W, C)``.
       labels: theirs.
@@ -102,15 +102,20 @@ def make_judges(evaluation: Evaluation) -> Judges:
     rows = np.random.default_rng(0).permutation(len(train))[:CLASSIFIER_IMAGES]
     chosen = _first_of_each_class(label, dataset.num_classes, REFERENCES_PER_CLASS)
     network = features = None
-    if evaluation.flags.features:
+    several = dataset.num_classes > 1  # of one class there is nothing to tell: every image is of it
+    if evaluation.flags.features and several:
         key = jax.random.key(0)  # the same judge for every seed of the model
         network = fit_feature_network(key, train[rows], label[rows], dataset.num_classes)
         features = network.features(train[chosen])
-    predict = fit_independent_classifier(train[rows], label[rows])
+    predict = fit_independent_classifier(train[rows], label[rows]) if several else _of_one_class
     radii = {"pixels": squared_radii(flat(train[chosen]), NEIGHBOURS)}
     if features is not None:
         radii["features"] = squared_radii(features, NEIGHBOURS)
     return Judges(predict, network, train[chosen], label[chosen], features, radii)
+
+
+def _of_one_class(images: np.ndarray) -> np.ndarray:
+    return np.zeros(len(images), np.int64)
 
 
 def _first_of_each_class(labels: np.ndarray, num_classes: int, count: int) -> np.ndarray:

@@ -20,11 +20,12 @@ import evaluate
 import jem
 from card_classes import judge_predictions, scale
 from card_html import command_of
-from card_parts import ModelUnderTest
-from card_samples import Samples, finite
+from card_ood import named_sets
+from card_parts import Evaluation, ModelUnderTest
+from card_samples import Samples, finite, make_judges
 from command_line import as_json, run_experiment
 from evaluation_config import EvaluationFlags
-from jaxebm.data import load_dataset
+from jaxebm.data import Dataset, Split, load_dataset
 from jaxebm.samplers import UniformInitial, sgld
 from jaxebm.training import RunFolder
 from jem_card import evaluate as evaluate_model
@@ -343,6 +344,19 @@ def test_chains_that_diverged_are_counted_and_left_out():
     np.testing.assert_array_equal(kept.labels, [0, 2])
     with pytest.raises(RuntimeError, match="all 1 chains"):
         finite(Samples(images[1:2], None))
+
+
+def test_images_of_one_class_need_no_judge_of_classes(tmp_path: Path):
+    image = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1), np.uint8)
+    split = Split(image, np.zeros(30, np.int32))
+    dataset = Dataset("mine", split, split, split, 1, (0, 255), ("thing",))
+    images = dict.fromkeys(("train", "validation", "test"), np.asarray(dataset.rescale(image)))
+    evaluation = Evaluation(tmp_path, None, dataset, images, EvaluationFlags(), 0, classes=False)
+    judges = make_judges(evaluation)
+    assert judges.network is judges.features is None
+    np.testing.assert_array_equal(judges.predict(images["test"]), 0)
+    np.testing.assert_array_equal(judges.real, images["train"])
+    assert set(named_sets(evaluation)) == {"uniform_noise", "constant", "permuted_pixels"}
 
 
 def test_a_model_without_classes_is_judged_by_its_density_alone(tmp_path: Path):
