@@ -160,11 +160,9 @@ RECIPES: dict[str, Recipe] = {
         reference="Yin et al. 2025, arXiv 2510.13872: sections 3.1 (binary cross-entropy on PGD), 3.2, 3.3",
     ),
     "igebm": Recipe(
-        # Pixels in [0, 1]: step 10, noise .005, gradients within .01. With no cross-entropy to hold them,
-        # energies of small networks vanish at a classifier's rate: hence a rate in the method.
+        # Pixels in [0, 1]: step 10, noise .005, gradients within .01.
         method={
             "adam_b1": 0.0,
-            "learning_rate": 3e-4,
             "p_y_given_x_weight": 0.0,
             "p_x_weight": 0.0,
             "p_xy_weight": 1.0,
