@@ -275,7 +275,7 @@ LARGER: Mapping[str, Any] = {
     "warmup_steps": 300,
     "gradient_clip_norm": 10.0,
     "weight_decay": 0.03,
-    "p_x_weight": 0.1,
+    "p_x_weight": 0.15,
     "max_shift": 1.0,
     "sampler_steps": 10,
     "sampler_step_size": 1.0,
