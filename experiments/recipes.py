@@ -294,6 +294,7 @@ CIFAR10: Mapping[str, Any] = {
     # What 20 minutes on two processors hold, card included.
     "epochs": 5,
     "learning_rate_floor": 0.01,
+    "p_x_weight": 0.1,
     "samples_per_class": 20,
     "attack_images": 10,
     "likelihood_steps": 100,
