@@ -20,7 +20,7 @@ from jaxebm.evaluation import (
     typicality_score,
 )
 
-__all__ = ["find_outliers", "judge_strangeness", "named_sets"]
+__all__ = ["find_outliers", "judge_strangeness", "outlier_sets"]
 
 TYPICAL_IMAGES = 10_000
 """At most this many training images, the first ones, say what log p(x) is typical."""
@@ -34,7 +34,7 @@ def judge_strangeness(evaluation: Evaluation) -> tuple[dict[str, Any], Images]:
     Draws the histograms of all scores.
     """
     model, test = evaluation.model, evaluation.images["test"]
-    sets = named_sets(evaluation)
+    sets = outlier_sets(evaluation)
     density = jax.jit(jax.vmap(partial(log_density_score(model.logits), model.params)))
     typical = float(np.mean(map_batches(density, evaluation.images["train"][:TYPICAL_IMAGES]), dtype=float))
     makers = {
@@ -56,7 +56,7 @@ def judge_strangeness(evaluation: Evaluation) -> tuple[dict[str, Any], Images]:
     return {"ood": card, "ood_sets": counts, "typical_log_density": typical}, scores["log_density"]
 
 
-def named_sets(evaluation: Evaluation) -> dict[str, np.ndarray]:
+def outlier_sets(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """Those that need no other data, the classes left out of training, and the named ones, resized."""
     dataset, flags = evaluation.dataset, evaluation.flags
     rng = np.random.default_rng(evaluation.seed)

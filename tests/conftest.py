@@ -16,6 +16,8 @@ os.environ.setdefault(
     + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
 )
 
+import builtins
+
 import jax
 import pytest
 
@@ -33,6 +35,22 @@ def pytest_runtest_setup() -> None:
 def pytest_runtest_teardown() -> None:
     """The examples in the source and the pages run as a reader would run them."""
     jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+@pytest.fixture
+def hide_package(monkeypatch):
+    """Returns a function: from its call on, imports of that package fail as if it were not installed."""
+    original_import = builtins.__import__
+
+    def hide(package):
+        def import_without(module, *arguments, **options):
+            if module.split(".")[0] == package:
+                raise ModuleNotFoundError(f"No module named '{package}'")
+            return original_import(module, *arguments, **options)
+
+        monkeypatch.setattr(builtins, "__import__", import_without)
+
+    return hide
 
 
 @pytest.fixture(scope="module")

@@ -111,6 +111,16 @@ def finite(name: str, tree: Any) -> None:
             )
 
 
+def one_label_each(name: str, labels: Any, num_images: int) -> None:
+    """Raises unless ``labels`` is an integer array ``(num_images,)``."""
+    if np.shape(labels) != (num_images,):
+        raise ValueError(
+            f"{name} has shape {np.shape(labels)}: {(num_images,)} is needed, one label for each image."
+        )
+    if not np.issubdtype(np.asarray(labels).dtype, np.integer):
+        raise TypeError(f"{name} has dtype {np.asarray(labels).dtype}: integer class labels are needed.")
+
+
 def integer_labels(name: str, labels: Any, num_classes: int) -> None:
     """Raises unless ``labels`` is an integer array with entries in 0..num_classes-1."""
     dtype = jnp.asarray(labels).dtype

@@ -3,12 +3,10 @@
 A user's own file is tested in `test_npz.py`, the sets of tensorflow-datasets in `test_tfds_images.py`.
 """
 
-import builtins
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,19 +139,12 @@ def test_unknown_name_lists_the_known(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "package"), [("digits", "sklearn"), ("mnist", "tensorflow_datasets")])
 def test_missing_package_names_the_extra(
-    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line_of: OneLineOf
+    name: str, package: str, tmp_path: Path, hide_package: Callable[[str], None], one_line_of: OneLineOf
 ) -> None:
     version_dir = tmp_path / "mnist" / "3.0.1"
     version_dir.mkdir(parents=True)
     (version_dir / "dataset_info.json").write_text('{"fileFormat": "array_record"}')
-    original_import = builtins.__import__
-
-    def import_without(module: str, *arguments: Any, **options: Any) -> Any:
-        if module.split(".")[0] == package:
-            raise ModuleNotFoundError(f"No module named '{package}'")
-        return original_import(module, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", import_without)
+    hide_package(package)
     assert "pip install 'jaxebm[experiments]'" in one_line_of(
         name, data_dir=tmp_path, cache_dir=tmp_path / "cache"
     )

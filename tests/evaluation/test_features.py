@@ -1,6 +1,5 @@
-"""The independent network: it learns, repeats, judges in any number, and says what it is."""
+"""The independent classifiers: they learn, repeat, judge in any number, and the network says what it is."""
 
-import builtins
 from functools import cache
 
 import jax
@@ -152,14 +151,7 @@ def test_independent_classifier_learns_what_no_line_can_and_checks_its_input():
         fit_independent_classifier(images, labels.astype(float))
 
 
-def test_missing_scikit_learn_is_said(monkeypatch):
-    real_import = builtins.__import__
-
-    def without_sklearn(name, *args, **kwargs):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_sklearn)
+def test_missing_scikit_learn_is_said(hide_package):
+    hide_package("sklearn")
     with pytest.raises(ImportError, match="fit_independent_classifier needs scikit-learn"):
         fit_independent_classifier(np.zeros((2, 1)), np.array([0, 1]))

@@ -1,6 +1,5 @@
 """Out-of-distribution scores against closed forms and finite differences; AUROC against counted pairs."""
 
-import builtins
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -252,14 +251,7 @@ def test_bad_rate_is_named(rate):
 
 
 @pytest.mark.parametrize("measure", [auroc, auprc])
-def test_missing_scikit_learn_is_said(measure, monkeypatch):
-    real_import = builtins.__import__
-
-    def without_sklearn(name, *args, **kwargs):
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_sklearn)
+def test_missing_scikit_learn_is_said(measure, hide_package):
+    hide_package("sklearn")
     with pytest.raises(ImportError, match=f"{measure.__name__} needs scikit-learn"):
         measure([1.0], [0.0])

@@ -20,7 +20,7 @@ import evaluate
 import jem
 from card_classes import judge_predictions, scale
 from card_html import command_of
-from card_ood import named_sets
+from card_ood import outlier_sets
 from card_parts import Evaluation, ModelUnderTest
 from card_samples import Samples, finite, make_judges
 from command_line import as_json, run_experiment
@@ -356,7 +356,7 @@ def test_images_of_one_class_need_no_judge_of_classes(tmp_path: Path):
     assert judges.network is judges.features is None
     np.testing.assert_array_equal(judges.predict(images["test"]), 0)
     np.testing.assert_array_equal(judges.real, images["train"])
-    assert set(named_sets(evaluation)) == {"uniform_noise", "constant", "permuted_pixels"}
+    assert set(outlier_sets(evaluation)) == {"uniform_noise", "constant", "permuted_pixels"}
 
 
 def test_a_model_without_classes_is_judged_by_its_density_alone(tmp_path: Path):

@@ -195,12 +195,7 @@ def fit_independent_classifier(images: ArrayLike, labels: ArrayLike) -> Callable
       [0, 1]
     """
     points, classes = flattened_points("images", images), np.asarray(labels)
-    if classes.shape != points.shape[:1]:
-        raise ValueError(
-            f"labels has shape {classes.shape}: {points.shape[:1]} is needed, one label for each image."
-        )
-    if not np.issubdtype(classes.dtype, np.integer):
-        raise TypeError(f"labels has dtype {classes.dtype}: integer class labels are needed.")
+    checks.one_label_each("labels", classes, len(points))
     if np.unique(classes).size < 2:
         raise ValueError(f"labels holds the single class {int(classes[0])}: two classes or more are needed.")
     try:
@@ -293,10 +288,7 @@ def _checked_training_set(
     images: ArrayLike, labels: ArrayLike, num_classes: int, validation_fraction: float
 ) -> tuple[np.ndarray, np.ndarray]:
     pixels, classes = _checked_images(images), np.asarray(labels)
-    if classes.shape != pixels.shape[:1]:
-        raise ValueError(
-            f"labels has shape {classes.shape}: {pixels.shape[:1]} is needed, one label for each image."
-        )
+    checks.one_label_each("labels", classes, len(pixels))
     checks.positive_integer("num_classes", num_classes)
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: num_classes must be at least 2.")

@@ -121,12 +121,7 @@ def interpolations(rng: np.random.Generator, images: ArrayLike, labels: ArrayLik
     """
     pixels = _checked_images(images)
     classes = np.asarray(labels)
-    if classes.shape != pixels.shape[:1]:
-        raise ValueError(
-            f"labels has shape {classes.shape}: {pixels.shape[:1]} is needed, one label for each image."
-        )
-    if not np.issubdtype(classes.dtype, np.integer):
-        raise TypeError(f"labels has dtype {classes.dtype}: integer class labels are needed.")
+    checks.one_label_each("labels", classes, len(pixels))
     present = np.unique(classes)
     if present.size < 2:
         raise ValueError(

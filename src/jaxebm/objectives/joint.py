@@ -114,7 +114,7 @@ def joint_loss(
     loss = w_{y|x} CE(x_l, y_l)
          + w_x  [mean E(x_d) - mean E(x')]                with E(x) = -logsumexp_y f(x)[y]
          + w_xy [mean E(x_l, y_l) - mean E(x', y')]       with E(x, y) = -f(x)[y]
-         + alpha [mean E^2 over data + mean E^2 over samples]    of each bracket's E whose weight is not 0
+         + alpha [mean E^2 over data + mean E^2 over samples]    of each bracket in use
 
     With ``p_x_objective="binary"`` the two brackets become mean softplus(E) over the data + mean softplus(-E)
     over the samples, as in `jaxebm.objectives.binary_energy_loss` (dual adversarial training).
@@ -133,7 +133,7 @@ def joint_loss(
       p_y_given_x_weight: w_{y|x} >= 0.
       p_x_weight: w_x >= 0; 0 leaves a plain classifier.
       p_xy_weight: w_xy >= 0, a number known before tracing.
-      energy_l2: alpha >= 0.
+      energy_l2: alpha >= 0, for E(x, y) where w_xy is not 0, and for E(x) unless w_x is 0 and w_xy is not.
       label_smoothing: for the cross-entropy only.
       p_x_objective: ``"likelihood"`` or ``"binary"``, how data are told from samples in both terms.
 
