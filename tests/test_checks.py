@@ -170,6 +170,14 @@ def test_what_is_no_batch(tree):
         checks.batch_length("x", tree)
 
 
+def test_each_image_needs_one_integer_label():
+    checks.one_label_each("y", np.array([4, -1]), 2)
+    with pytest.raises(ValueError, match=r"y has shape \(2, 1\): \(2,\) is needed"):
+        checks.one_label_each("y", np.zeros((2, 1), int), 2)
+    with pytest.raises(TypeError, match="y has dtype float64: integer"):
+        checks.one_label_each("y", np.zeros(2), 2)
+
+
 def test_the_public_names_are_all_of_them():
     functions = {name for name, value in vars(checks).items() if callable(value) and name.islower()}
     assert {name for name in functions if not name.startswith("_")} == set(checks.__all__)

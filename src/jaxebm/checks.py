@@ -18,6 +18,7 @@ __all__ = [
     "integer_labels",
     "is_traced",
     "non_negative",
+    "one_label_each",
     "positive",
     "positive_integer",
 ]
@@ -111,14 +112,14 @@ def finite(name: str, tree: Any) -> None:
             )
 
 
-def one_label_each(name: str, labels: Any, num_images: int) -> None:
+def one_label_each(name: str, labels: np.ndarray, num_images: int) -> None:
     """Raises unless ``labels`` is an integer array ``(num_images,)``."""
-    if np.shape(labels) != (num_images,):
+    if labels.shape != (num_images,):
         raise ValueError(
-            f"{name} has shape {np.shape(labels)}: {(num_images,)} is needed, one label for each image."
+            f"{name} has shape {labels.shape}: {(num_images,)} is needed, one label for each image."
         )
-    if not np.issubdtype(np.asarray(labels).dtype, np.integer):
-        raise TypeError(f"{name} has dtype {np.asarray(labels).dtype}: integer class labels are needed.")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"{name} has dtype {labels.dtype}: integer class labels are needed.")
 
 
 def integer_labels(name: str, labels: Any, num_classes: int) -> None:
