@@ -277,7 +277,7 @@ LARGER: Mapping[str, Any] = {
     "gradient_clip_norm": 10.0,
     "weight_decay": 0.03,
     "p_x_weight": 0.1,
-    "max_shift": 1.75,
+    "max_shift": 1.5,
     "sampler_steps": 10,
     "sampler_step_size": 1.0,
     "sampler_noise": 0.05,
