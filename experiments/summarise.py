@@ -24,6 +24,8 @@ from jaxebm.training.manifest import UNCOMPARED
 from markdown_tables import markdown_table
 
 VARYING = UNCOMPARED | {"seed"}
+BEFORE: Mapping[str, Any] = {"learning_rate_floor": 0.01}
+"""What runs did before there was a setting for it, for cards of then."""
 LISTED = ("config", "environment", "evaluation", "schema", "seed")
 """Entries of the card that are no results."""
 
@@ -113,8 +115,8 @@ def group(cards: Sequence[Card]) -> list[list[Card]]:
 
 
 def _differing(first: Card, second: Card) -> list[str]:
-    names = (first["config"].keys() | second["config"].keys()) - VARYING
-    return sorted(name for name in names if first["config"].get(name) != second["config"].get(name))
+    one, other = ({**BEFORE, **card["config"]} for card in (first, second))
+    return sorted(name for name in (one.keys() | other.keys()) - VARYING if one.get(name) != other.get(name))
 
 
 def numbers(card: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -50,6 +50,15 @@ def test_runs_of_different_kinds_or_the_same_seed_are_refused(tmp_path: Path):
         summarise.read_cards(())
 
 
+def test_a_card_of_before_a_setting_existed_is_of_the_kind_that_does_the_same(tmp_path: Path):
+    old = write(tmp_path / "old", 0, 0.5)
+    same = write(tmp_path / "same", 1, 0.5, learning_rate_floor=0.01)
+    other = write(tmp_path / "other", 1, 0.5, learning_rate_floor=0.2)
+    assert [len(kind) for kind in summarise.group(summarise.read_cards((old, same, other)))] == [2, 1]
+    with pytest.raises(ValueError, match="differ in learning_rate_floor"):
+        summarise.main(summarise.Config((old, other)))
+
+
 def test_only_the_runs_of_one_experiment_stand_side_by_side(tmp_path: Path):
     run = write(tmp_path / "a", 0, 0.5)
     card = json.loads((run / "card.json").read_text()) | {"experiment": "density_2d"}
