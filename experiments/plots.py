@@ -76,12 +76,19 @@ def image_grid(path: Path, images: np.ndarray, *, columns: int, title: str = "")
     image_grids(path, {title: images}, columns=columns)
 
 
-def image_grids(path: Path, sheets: Mapping[str, np.ndarray], *, columns: int) -> None:
-    """Draws several sheets of images side by side, each under its title."""
+def image_grids(
+    path: Path, sheets: Mapping[str, np.ndarray], *, columns: int, per_row: int | None = None
+) -> None:
+    """Draws several sheets of images side by side, each under its title, ``per_row`` to a row if not all."""
     tiles = {title: _tile(images, columns) for title, images in sheets.items()}
     aspect = max(tile.shape[0] / tile.shape[1] for tile in tiles.values())
-    figure, axes = plt.subplots(1, len(tiles), figsize=(3.4 * len(tiles), 3.4 * aspect + 0.4), squeeze=False)
-    for axis, (title, tile) in zip(axes[0], tiles.items(), strict=True):
+    across = len(tiles) if per_row is None else per_row
+    down = -(-len(tiles) // across)
+    size = (3.4 * across, (3.4 * aspect + 0.4) * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
+    for axis in axes.flat[len(tiles) :]:
+        axis.set_axis_off()
+    for axis, (title, tile) in zip(axes.flat, tiles.items(), strict=False):
         _show(axis, tile)
         axis.set_title(title)
     figure.tight_layout()

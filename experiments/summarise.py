@@ -3,11 +3,11 @@
     for seed in 0 1 2 3 4; do python experiments/jem.py --seed $seed --output runs/jem-$seed; done
     python experiments/summarise.py --runs runs/jem-*
 
-    python experiments/summarise.py --runs runs/jem-* runs/dat-* --compare
+    python experiments/summarise.py --runs runs/jem-* runs/dat-* --compare --picture chains.png
 
 Reads each run's card.json. Without more, the runs must differ in nothing but their seed, and every number of
 the card has a row. With --compare they may be of several kinds, such as recipes: a row for each kind says
-where it comes from, and a column what it is like, in the figures that say most.
+where it comes from, and a column what it is like, in the figures that say most; --picture draws their chains.
 """
 
 import json
@@ -22,6 +22,7 @@ from card_html import command_of
 from command_line import run_experiment
 from jaxebm.training.manifest import UNCOMPARED
 from markdown_tables import markdown_table
+from plots import image_grids
 
 VARYING = UNCOMPARED | {"seed"}
 BEFORE: Mapping[str, Any] = {"learning_rate_floor": 0.01}
@@ -79,8 +80,24 @@ class Config:
     """Folders that hold card.json."""
     compare: bool = False
     """Put runs of several kinds side by side; without it, runs may differ in their seed alone."""
+    picture: Path | None = None
+    """With --compare, a PNG to draw the first fresh chains of each class of each kind's first run in."""
+    overwrite: bool = False
+    """Draw over a picture that is there."""
+
+    def __post_init__(self) -> None:
+        if self.picture is None:
+            return
+        if not self.compare:
+            raise ValueError("picture is drawn of several kinds of runs: add --compare.")
+        if self.picture.suffix != ".png":
+            raise ValueError(f"picture is {self.picture}: a name that ends in .png is needed.")
+        if self.picture.exists() and not self.overwrite:
+            raise FileExistsError(f"{self.picture} exists: choose another --picture, or give --overwrite.")
 
 
+CHAINS = 3
+"""Chains of a class in the picture."""
 Card = dict[str, Any]
 
 
@@ -91,7 +108,7 @@ def read_cards(runs: tuple[Path, ...]) -> list[Card]:
         card = run / "card.json"
         if not card.is_file():
             raise FileNotFoundError(f"{card} is missing: the run is not finished; go on with --resume.")
-        cards.append(json.loads(card.read_text()))
+        cards.append(json.loads(card.read_text()) | {"folder": str(run)})
     if not cards:
         raise ValueError("runs is empty: name at least one folder that holds card.json.")
     return cards
@@ -179,6 +196,39 @@ def comparison(groups: Sequence[Sequence[Card]]) -> str:
     return "\n\n".join(parts)
 
 
+def draw_chains(path: Path, groups: Sequence[Sequence[Card]]) -> None:
+    """Draws fresh chains of each kind's first run: a column a class, the first of each, no selection."""
+    chains = [_first_chains(Path(kind[0]["folder"]) / "samples.npz") for kind in groups]
+    columns = {count for count, _ in chains}
+    if len(columns) > 1:
+        raise ValueError(f"picture: runs of {sorted(columns)} classes have no columns in common.")
+    sheets = {
+        f"{name}, {steps} steps": (images.astype(np.float32).clip(-1.0, 1.0) + 1.0) / 2.0
+        for name, (_, by_steps) in zip(_short_names(groups), chains, strict=True)
+        for steps, images in by_steps.items()
+    }
+    across = max(len(by_steps) for _, by_steps in chains)
+    image_grids(path, sheets, columns=columns.pop(), per_row=across)
+
+
+def _first_chains(file: Path) -> tuple[int, dict[int, np.ndarray]]:
+    """Returns the number of classes and, by steps, chains in rows that have one of each class.
+
+    Without classes there are as many chains in the place of ten.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: --picture draws the chains that it holds.")
+    with np.load(file) as saved:
+        arrays = dict(saved)
+    prefix, classes, chosen = "unconditional_", 10, np.arange(10 * CHAINS)
+    if "label" in arrays:
+        prefix, label = "fresh_", arrays["label"]
+        classes, count = int(label.max()) + 1, min(CHAINS, int(np.bincount(label).min()))
+        chosen = np.stack([np.flatnonzero(label == y)[:count] for y in range(classes)], axis=1).ravel()
+    steps = sorted(int(name.removeprefix(prefix)) for name in arrays if name.startswith(prefix))
+    return classes, {number: arrays[f"{prefix}{number}"][chosen] for number in steps}
+
+
 def _short_names(groups: Sequence[Sequence[Card]]) -> list[str]:
     """What a kind differs in from the others, as short as that may be said."""
     configs = [kind[0]["config"] for kind in groups]
@@ -244,6 +294,9 @@ def main(config: Config) -> None:
         if others:
             raise ValueError(f"compare is about runs of experiments/jem.py, not of {others}: leave it out.")
         print(comparison(groups))
+        if config.picture is not None:
+            draw_chains(config.picture, groups)
+            print(f"\nchains: {config.picture}")
         return
     if len(groups) > 1:
         differing = ", ".join(_differing(groups[0][0], groups[1][0]))

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import summarise
@@ -85,3 +86,45 @@ def test_kinds_stand_side_by_side(tmp_path: Path, capsys):
     assert "`python experiments/jem.py --recipe dat" in origin
     assert "--seed S` | 0, 2 | 2026-11-28 |" in origin
     assert origin.endswith("| 60 (0) | 40 (0) |")
+
+
+def test_chains_of_each_kind_are_drawn_a_column_a_class(tmp_path: Path, monkeypatch):
+    label = np.array([0, 1, 2] * 4)
+    for recipe in ("jem", "dat"):
+        shift = 0.0 if recipe == "jem" else 0.5
+        ranks = np.repeat(np.arange(4), 3)
+        images = (label / 4 + shift - ranks)[:, None, None, None] * np.ones((1, 2, 2, 1))
+        folder = write(tmp_path / recipe, 0, 0.5, recipe=recipe)
+        np.savez(folder / "samples.npz", fresh_100=images, fresh_10=-images, label=label)
+    seen = {}
+    monkeypatch.setattr(summarise, "image_grids", lambda path, sheets, **sizes: seen.update(sheets, **sizes))
+    picture = tmp_path / "chains.png"
+    summarise.main(summarise.Config((tmp_path / "jem", tmp_path / "dat"), compare=True, picture=picture))
+    assert [name for name in seen if "steps" in name] == [
+        *("jem, 10 steps", "jem, 100 steps", "dat, 10 steps", "dat, 100 steps")
+    ]
+    assert (seen["columns"], seen["per_row"]) == (3, 2)
+    first_row = seen["dat, 100 steps"][:3, 0, 0, 0]
+    np.testing.assert_allclose(first_row, (np.array([0.5, 0.75, 1.0]) + 1) / 2)
+    assert len(seen["dat, 100 steps"]) == 9  # three chains of three classes
+
+
+def test_a_picture_needs_several_kinds_and_a_free_name(tmp_path: Path, capsys):
+    run = write(tmp_path / "a", 0, 0.5)
+    with pytest.raises(ValueError, match="add --compare"):
+        summarise.Config((run,), picture=tmp_path / "chains.png")
+    with pytest.raises(ValueError, match=r"picture is .*chains: a name that ends in .png"):
+        summarise.Config((run,), compare=True, picture=tmp_path / "chains")
+    config = summarise.Config((run,), compare=True, picture=tmp_path / "chains.png")
+    with pytest.raises(FileNotFoundError, match=r"samples\.npz is missing"):
+        summarise.main(config)
+    np.savez(run / "samples.npz", unconditional_10=np.zeros((40, 2, 2, 1)))
+    summarise.main(config)
+    assert (tmp_path / "chains.png").stat().st_size > 0
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        summarise.Config((run,), compare=True, picture=tmp_path / "chains.png")
+    other = write(tmp_path / "b", 0, 0.5, recipe="dat")
+    np.savez(other / "samples.npz", fresh_10=np.zeros((4, 2, 2, 1)), label=np.arange(4) % 2)
+    again = summarise.Config((run, other), compare=True, picture=tmp_path / "chains.png", overwrite=True)
+    with pytest.raises(ValueError, match=r"runs of \[2, 10\] classes"):
+        summarise.main(again)
