@@ -92,6 +92,8 @@ class Config:
             raise ValueError("picture is drawn of several kinds of runs: add --compare.")
         if self.picture.suffix != ".png":
             raise ValueError(f"picture is {self.picture}: a name that ends in .png is needed.")
+        if not self.picture.parent.is_dir():
+            raise ValueError(f"picture is {self.picture}: {self.picture.parent} is no folder that there is.")
         if self.picture.exists() and not self.overwrite:
             raise FileExistsError(f"{self.picture} exists: choose another --picture, or give --overwrite.")
 
