@@ -2,7 +2,7 @@
 
     python experiments/jem.py                       # digits: 98.3% (sd .20), ECE .011, trained in 54 s
     python experiments/jem.py --network convnet     # 99.0% (sd .30), ECE .014
-    python experiments/jem.py --dataset mnist --network convnet     # 99.4% (one seed), 25 minutes on 2 CPUs
+    python experiments/jem.py --dataset mnist --network convnet     # 99.4% (seed 0), 25 minutes on 2 CPUs
     python experiments/jem.py --recipe sadajem --network convnet         # a published recipe, see docs/jem.md
     python experiments/jem.py --dataset npz:PATH    # your own arrays `image` and `label`
 
