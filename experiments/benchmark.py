@@ -45,7 +45,7 @@ from benchmark_harness import (
     set_threads,
     tables,
 )
-from command_line import as_json, run_experiment
+from command_line import as_json, refuse_existing, run_experiment
 from jaxebm import checks
 from jaxebm.training import write_atomically
 
@@ -125,8 +125,7 @@ class Config:
             checks.positive_integer("threads", self.threads)
         for sizes in (self.sampling, self.jem, self.wide, self.curve):
             sizes.check()
-        if self.output.exists() and not self.overwrite:
-            raise FileExistsError(f"{self.output} exists: choose another --output, or give --overwrite.")
+        refuse_existing("output", self.output, overwrite=self.overwrite)
 
 
 def sampler_workload(config: Config, name: str) -> tuple[Workload, dict[str, float]]:

@@ -36,7 +36,7 @@ from benchmark_harness import (
     peer,
     tables,
 )
-from command_line import as_json, run_experiment
+from command_line import as_json, refuse_existing, run_experiment
 from jaxebm import checks
 from jaxebm.hopfield import (
     HopfieldAssociation,
@@ -107,8 +107,7 @@ class Config:
         checks.positive("beta", self.beta)
         if self.num_batch < self.num_loop:
             raise ValueError(f"num_batch={self.num_batch} must not be below num_loop={self.num_loop}.")
-        if self.output.exists() and not self.overwrite:
-            raise FileExistsError(f"{self.output} exists: choose another --output, or give --overwrite.")
+        refuse_existing("output", self.output, overwrite=self.overwrite)
 
 
 def broken_memories(config: Config, num_memories: int) -> tuple[np.ndarray, np.ndarray]:

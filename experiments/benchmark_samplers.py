@@ -41,7 +41,7 @@ from benchmark_harness import (
 )
 from benchmark_sampler_peers import Job
 from benchmark_sampler_problems import Problem
-from command_line import as_json, run_experiment
+from command_line import as_json, refuse_existing, run_experiment
 from jaxebm import checks
 from jaxebm.samplers import hmc, mala, sample, sgld
 from jaxebm.training import write_atomically
@@ -116,8 +116,7 @@ class Config(Sizes):
                 raise ValueError(f"{name}={chosen}: choose among {', '.join(known)}.")
         super().check()
         checks.positive_integer("rounds", self.rounds)
-        if self.output.exists() and not self.overwrite:
-            raise FileExistsError(f"{self.output} exists: choose another --output, or give --overwrite.")
+        refuse_existing("output", self.output, overwrite=self.overwrite)
 
 
 def _mlp(config: Config) -> Problem:

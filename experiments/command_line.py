@@ -19,6 +19,7 @@ __all__ = [
     "as_json",
     "publish_card",
     "quicken_small_networks_on_cpu",
+    "refuse_existing",
     "run_experiment",
 ]
 
@@ -77,6 +78,12 @@ def publish_card(run: RunFolder, card: Mapping[str, Any], text: str) -> None:
     run.write_json("card.json", card)
     write_atomically(run.path / "card.md", text)
     print(f"{text}\nwritten to {run.path}")
+
+
+def refuse_existing(name: str, path: Path, *, overwrite: bool) -> None:
+    """Raises if what the flag ``name`` names, a file or folder to write, exists, unless ``overwrite``."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: choose another --{name}, or give --overwrite.")
 
 
 def run_experiment(

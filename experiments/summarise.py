@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from card_html import command_of
-from command_line import run_experiment
+from command_line import refuse_existing, run_experiment
 from jaxebm.training.manifest import UNCOMPARED
 from markdown_tables import markdown_table
 from plots import image_grids
@@ -94,8 +94,7 @@ class Config:
             raise ValueError(f"picture is {self.picture}: a name that ends in .png is needed.")
         if not self.picture.parent.is_dir():
             raise ValueError(f"picture is {self.picture}: {self.picture.parent} is no folder that there is.")
-        if self.picture.exists() and not self.overwrite:
-            raise FileExistsError(f"{self.picture} exists: choose another --picture, or give --overwrite.")
+        refuse_existing("picture", self.picture, overwrite=self.overwrite)
 
 
 CHAINS = 3
