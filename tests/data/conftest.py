@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jaxebm.data.datasets import Dataset, DatasetNotAvailableError, Split, load_dataset
+from jaxebm.data import Dataset, DatasetNotAvailableError, Split, load_dataset
 
 
 @pytest.fixture(autouse=True)

@@ -1,19 +1,17 @@
 """Splits that never change, classes left out, and the errors of a name or a package that is not there.
 
-A user's own file is tested in `test_npz.py`, the sets of tensorflow-datasets in `test_tfds_images.py`.
+A user's own images are tested in `test_arrays.py` and `test_npz.py`, the sets of tensorflow-datasets in
+`test_tfds_images.py`.
 """
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxebm.data.datasets import DATASETS, Dataset, Split, load_dataset
+from jaxebm.data import DATASETS, Dataset, Split, load_dataset
 
 PartsOf = Callable[[Dataset], tuple[Split, Split, Split]]
 OneLineOf = Callable[..., str]
@@ -67,30 +65,6 @@ def test_digits_split_is_the_one_of_all_published_results(digits: Dataset, parts
         np.testing.assert_array_equal(part.label, other.label)
         digest.update(part.image.astype(np.uint8).tobytes() + part.label.astype(np.uint8).tobytes())
     assert digest.hexdigest()[:16] == "66831df22239c08b"
-
-
-def test_rescale_and_restore(digits: Dataset) -> None:
-    image = digits.train.image[:20]
-    rescaled = digits.rescale(image)
-    assert isinstance(rescaled, np.ndarray)
-    assert rescaled.dtype == np.float32
-    assert (rescaled.min(), rescaled.max()) == (-1.0, 1.0)
-    np.testing.assert_allclose(digits.restore(rescaled) * 16.0, image, atol=1e-5)
-    np.testing.assert_array_equal(digits.restore(np.array([-3.0, 3.0])), [0.0, 1.0])
-    on_device = jax.jit(lambda x: digits.restore(digits.rescale(x)))(jnp.asarray(image))
-    assert on_device.dtype == jnp.float32
-    np.testing.assert_allclose(on_device, image / 16.0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("value_range", "expected"),
-    [((0.0, 16.0), 17), ((0.0, 255.0), 256), ((1.0, 4.0), 4), ((0.0, 1.0), None), ((-1.0, 1.0), None)],
-)
-def test_num_levels_are_the_values_that_a_pixel_can_take(
-    digits: Dataset, value_range: tuple[float, float], expected: int | None
-) -> None:
-    assert replace(digits, value_range=value_range).num_levels == expected
-    assert digits.num_levels == len(np.unique(digits.train.image)) == 17
 
 
 # Leaving classes out.

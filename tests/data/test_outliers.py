@@ -13,8 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxebm.data import outliers
-from jaxebm.data.datasets import DatasetNotAvailableError, load_dataset
+from jaxebm.data import DatasetNotAvailableError, load_dataset, outliers
 from jaxebm.data.outliers import load_outliers, to_image_shape
 from jaxebm.data.tfds_images import PreparedSet
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxebm.data import tfds_images
-from jaxebm.data.datasets import Dataset, Split, load_dataset
+from jaxebm.data import Dataset, Split, load_dataset, tfds_images
 
 PartsOf = Callable[[Dataset], tuple[Split, Split, Split]]
 OneLineOf = Callable[..., str]
@@ -151,7 +150,7 @@ def test_set_that_is_not_prepared(
     message = one_line_of("svhn_cropped", data_dir=tmp_path, download=False)
     assert message == (
         f"data set 'svhn_cropped' is neither prepared in {tmp_path} (data_dir) nor downloadable "
-        "(download=False). Set TFDS_DATA_DIR to a folder that holds svhn_cropped/, or use --dataset digits."
+        "(download=False). Set TFDS_DATA_DIR to a folder that holds svhn_cropped/, or load digits instead."
     )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert f"prepared in {tmp_path} (TFDS_DATA_DIR)" in one_line_of("svhn_cropped", download=False)
@@ -171,7 +170,7 @@ def test_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on
     message = one_line_of("cifar100", data_dir=tmp_path)
     assert attempts == [("cifar100", tmp_path, True)]
     assert "(ConnectionError: no route to host second line xxx" in message
-    assert message.endswith("holds cifar100/, or use --dataset digits.")
+    assert message.endswith("holds cifar100/, or load digits instead.")
     assert len(message) < 600
     # Without TensorFlow the download would only fail at its end: it is not begun.
     monkeypatch.setattr(tfds_images, "_tensorflow_is_installed", lambda: False)

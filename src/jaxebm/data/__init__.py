@@ -1,5 +1,6 @@
-"""Arrays in, arrays out: images, two-dimensional densities, and batches drawn inside the compiled step."""
+"""Data sets: images, two-dimensional densities, and batches drawn inside the compiled step."""
 
+from jaxebm.data.arrays import dataset_from_arrays
 from jaxebm.data.augment import (
     gaussian_blur,
     random_blur,
@@ -9,8 +10,11 @@ from jaxebm.data.augment import (
     random_translation,
     translate,
 )
-from jaxebm.data.datasets import DATASETS, Dataset, DatasetNotAvailableError, Split, load_dataset
+from jaxebm.data.datasets import DATASETS, DatasetNotAvailableError, load_dataset
+from jaxebm.data.examples import Examples, Sampler, as_examples
+from jaxebm.data.images import Dataset, ImageSpace, Split
 from jaxebm.data.outliers import load_outliers, to_image_shape
+from jaxebm.data.splits import stratified_holdout, stratified_split, stratified_subset
 from jaxebm.data.stream import StreamState, init_stream, next_batch
 from jaxebm.data.toy import (
     TOY_DENSITIES,
@@ -28,10 +32,15 @@ __all__ = [
     "TOY_DENSITIES",
     "Dataset",
     "DatasetNotAvailableError",
+    "Examples",
+    "ImageSpace",
+    "Sampler",
     "Split",
     "StreamState",
     "ToyDensity",
+    "as_examples",
     "checkerboard",
+    "dataset_from_arrays",
     "eight_gaussians",
     "gaussian_blur",
     "init_stream",
@@ -46,6 +55,9 @@ __all__ = [
     "random_translation",
     "rings",
     "spiral",
+    "stratified_holdout",
+    "stratified_split",
+    "stratified_subset",
     "to_image_shape",
     "translate",
     "two_moons",

@@ -113,7 +113,7 @@ def find_tfds_set(
     *,
     data_dir: str | Path | None = None,
     download: bool = True,
-    instead: str = "use --dataset digits",
+    instead: str = "load digits instead",
 ) -> PreparedSet:
     """Finds the newest prepared version of a set, after a download if need be.
 
@@ -187,7 +187,7 @@ def _read_split(version_dir: Path, split: str, cache_file: Path) -> tuple[np.nda
     cached = read_cache(cache_file, ("image", "label"), stacklevel=_CALLER_OF_LOAD_DATASET)
     if cached is not None:
         return cached[0], cached[1]
-    with _decoding(version_dir.parent.name, version_dir, split, "use --dataset digits"):
+    with _decoding(version_dir.parent.name, version_dir, split, "load digits instead"):
         image, label = _decode(version_dir, split)
     write_cache(cache_file, {"image": image, "label": label}, stacklevel=_CALLER_OF_LOAD_DATASET)
     return image, label

@@ -1,0 +1,137 @@
+"""A user's own labelled images, checked before anything is trained on them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from jaxebm.data.images import Dataset, Split
+from jaxebm.data.splits import stratified_split
+
+__all__ = ["dataset_from_arrays"]
+
+_MINIMUM_PER_CLASS = 3  # one each for train, validation and test
+
+
+def dataset_from_arrays(
+    image: Any,
+    label: Any = None,
+    *,
+    name: str = "mine",
+    class_names: Sequence[str] | None = None,
+    value_range: tuple[float, float] | None = None,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+) -> Dataset:
+    """Makes a data set of a user's own arrays, with fixed, stratified train, validation and test splits.
+
+    From each class of n_k images, max(1, round(fraction * n_k)) go to validation and to test, always the
+    same; the rest is train.
+
+    Args:
+      image: Images (n, H, W) or (n, H, W, C): uint8 in 0..255, or floating-point numbers in [0, 1] or in
+        [-1, 1]; with ``value_range``, real numbers in that range.
+      label: Classes (n,), the integers 0..K-1, each at least three times; None puts all images in one class.
+      name: What the data set is called.
+      class_names: The names of the K classes; None names them by their numbers.
+      value_range: Lowest and highest raw pixel value; None means (0, 255) for uint8 and, for floating-point
+        images, (-1, 1) if any pixel is negative, else (0, 1).
+      validation_fraction: Part of each class for validation, between 0 and 1.
+      test_fraction: Part of each class for test, between 0 and 1.
+
+    Returns:
+      The data set. Images stay uint8, or become float32.
+
+    Raises:
+      ValueError: If an argument is not as described.
+
+    Example:
+      >>> images = np.zeros((100, 4, 4), np.uint8)
+      >>> dataset_from_arrays(images, np.arange(100) % 2)
+      Dataset('mine', image_shape=(4, 4, 1), num_classes=2, train=70, validation=10, test=20)
+    """
+    image, value_range = _checked_image(np.asarray(image), value_range)
+    label = np.zeros(len(image), np.int32) if label is None else np.asarray(label)
+    label, num_classes = _checked_label(label, len(image))
+    if class_names is None:
+        class_names = [str(index) for index in range(num_classes)]
+    if len(class_names) != num_classes:
+        raise ValueError(
+            f"class_names has {len(class_names)} entries: {num_classes} are needed, one for each class."
+        )
+    train, validation, test = stratified_split(label, validation_fraction, test_fraction)
+    return Dataset(
+        name,
+        train=Split(image[train], label[train]),
+        validation=Split(image[validation], label[validation]),
+        test=Split(image[test], label[test]),
+        num_classes=num_classes,
+        value_range=value_range,
+        class_names=tuple(str(class_name) for class_name in class_names),
+    )
+
+
+def _checked_image(
+    image: np.ndarray, value_range: tuple[float, float] | None
+) -> tuple[np.ndarray, tuple[float, float]]:
+    if image.ndim not in (3, 4):
+        _fail("image", f"has shape {image.shape}", "Give it shape (n, H, W) or (n, H, W, C)")
+    if image.size == 0:
+        _fail("image", f"has shape {image.shape}, which is empty", "Give at least one image")
+    if image.ndim == 3:
+        image = image[..., None]
+    is_integer = np.issubdtype(image.dtype, np.integer)
+    allowed = image.dtype == np.uint8 if value_range is None else is_integer
+    if not (allowed or np.issubdtype(image.dtype, np.floating)):
+        remedy = "Store uint8 in 0..255, or floating point in [0, 1] or [-1, 1]"
+        _fail("image", f"has dtype {image.dtype}", remedy)
+    num_bad = 0 if is_integer else int(image.size - np.count_nonzero(np.isfinite(image)))
+    if num_bad:
+        what = f"holds {num_bad} non-finite pixels (NaN or infinity) of {image.size}"
+        _fail("image", what, "Drop or repair those images")
+    low, high = float(image.min()), float(image.max())
+    if value_range is None:
+        remedy = (
+            "Rescale floating-point pixels to [0, 1] or [-1, 1], or store uint8, or give dataset_from_arrays "
+            "their value_range"
+        )
+        lowest, highest = (0.0, 255.0) if is_integer else (-1.0 if low < 0.0 else 0.0, 1.0)
+    else:
+        lowest, highest = (float(end) for end in value_range)
+        if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
+            raise ValueError(f"value_range={value_range}: two finite numbers, low < high, are needed.")
+        remedy = f"Give a value_range that holds all pixels, not {value_range}"
+    if low < lowest or high > highest:
+        _fail("image", f"spans {low:g} to {high:g}", remedy)
+    return image if image.dtype == np.uint8 else image.astype(np.float32), (lowest, highest)
+
+
+def _checked_label(label: np.ndarray, num_images: int) -> tuple[np.ndarray, int]:
+    if label.ndim != 1:
+        _fail("label", f"has shape {label.shape}", "Give it shape (n,), one class number an image")
+    if len(label) != num_images:
+        what = f"has {len(label)} entries, but 'image' has {num_images}"
+        _fail("label", what, "Give one label an image")
+    if not np.issubdtype(label.dtype, np.integer):
+        _fail("label", f"has dtype {label.dtype}", "Store integers 0..K-1")
+    classes, counts = np.unique(label, return_counts=True)
+    if classes[0] < 0:
+        _fail("label", f"has negative entries (smallest {classes[0]})", "Number the classes 0..K-1")
+    if classes[-1] != len(classes) - 1:
+        first_missing = int(np.flatnonzero(classes != np.arange(len(classes)))[0])
+        what = f"has {len(classes)} classes up to {classes[-1]}, but none numbered {first_missing}"
+        remedy = "Number the classes 0..K-1 without gaps: np.unique(label, return_inverse=True)[1]"
+        _fail("label", what, remedy)
+    if counts.min() < _MINIMUM_PER_CLASS:
+        rarest = int(counts.argmin())
+        what = f"has only {counts[rarest]} of class {rarest}"
+        remedy = (
+            f"Give each class {_MINIMUM_PER_CLASS} images or more: train, validation and test need one each"
+        )
+        _fail("label", what, remedy)
+    return label.astype(np.int32), len(classes)
+
+
+def _fail(name: str, what: str, remedy: str) -> NoReturn:
+    raise ValueError(f"'{name}' {what}. {remedy}.")

@@ -1,0 +1,208 @@
+"""Labelled images as whole numpy arrays: what one image is, and a set of them, split once and for all.
+
+Images stay raw, as stored (uint8 where possible: a quarter of the memory); ``rescale`` brings a batch to
+[-1, 1], where the models work, and ``unscale`` brings samples back.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxebm import checks
+
+__all__ = ["Dataset", "ImageSpace", "Split"]
+
+
+@dataclass(frozen=True)
+class ImageSpace:
+    """What a model must know of its images without the data set: shape, range of the pixels, classes.
+
+    Attributes:
+      image_shape: (H, W, C) of one image.
+      value_range: Lowest and highest raw pixel value (low, high).
+      class_names: The K classes' names, in the order of their numbers.
+      num_levels: How many values a raw pixel can take; None where pixels are continuous.
+
+    Raises:
+      ValueError: If the shape is not three integers of at least 1, the range does not ascend, there is no
+        class, or ``num_levels`` is below 2.
+
+    Example:
+      >>> space = ImageSpace((8, 8, 1), (0.0, 16.0), ("even", "odd"))
+      >>> space.rescale(np.array([0.0, 8.0, 16.0])).tolist(), space.num_classes
+      ([-1.0, 0.0, 1.0], 2)
+      >>> ImageSpace.from_json(space.as_json()) == space
+      True
+    """
+
+    image_shape: tuple[int, int, int]
+    value_range: tuple[float, float]
+    class_names: tuple[str, ...]
+    num_levels: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.image_shape) != 3:
+            raise ValueError(f"image_shape={self.image_shape}: (H, W, C) is needed.")
+        for side in self.image_shape:
+            checks.positive_integer("image_shape", side)
+        low, high = self.value_range
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"value_range={self.value_range}: two finite numbers, low < high, are needed.")
+        if not self.class_names:
+            raise ValueError("class_names=(): the name of one class at least is needed.")
+        if self.num_levels is not None and self.num_levels < 2:
+            raise ValueError(f"num_levels={self.num_levels}: num_levels must be at least 2, or None.")
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes; labels lie in 0..K-1."""
+        return len(self.class_names)
+
+    def rescale(self, image: Any) -> Any:
+        """Maps raw pixels to [-1, 1]: 2 * (image - low) / (high - low) - 1.
+
+        Args:
+          image: Raw pixels of any shape, numpy or JAX (traced too), in ``value_range`` = (low, high).
+
+        Returns:
+          float32 of the same shape and kind.
+        """
+        low, high = self.value_range
+        return (image.astype(np.float32) - low) * (2.0 / (high - low)) - 1.0
+
+    def unscale(self, x: Any) -> Any:
+        """Maps [-1, 1] to raw pixels, the inverse of ``rescale``: low + (x + 1) * (high - low) / 2.
+
+        Nothing is clipped or rounded: a sample outside [-1, 1] lies outside ``value_range`` too.
+
+        Args:
+          x: Rescaled pixels of any shape, numpy or JAX (traced too).
+
+        Returns:
+          float32 of the same shape and kind.
+        """
+        low, high = self.value_range
+        return (x.astype(np.float32) + 1.0) * ((high - low) / 2.0) + low
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the attributes as a dictionary of plain values, which ``json.dumps`` takes."""
+        return {
+            "image_shape": [int(side) for side in self.image_shape],
+            "value_range": [float(end) for end in self.value_range],
+            "class_names": list(self.class_names),
+            "num_levels": self.num_levels,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ImageSpace":
+        """Returns the space that ``as_json`` described.
+
+        Args:
+          values: A dictionary as from ``as_json``; ``num_levels`` may be missing.
+
+        Returns:
+          The space.
+
+        Raises:
+          ValueError: If another entry is missing, or one is not as described.
+        """
+        missing = [name for name in ("image_shape", "value_range", "class_names") if name not in values]
+        if missing:
+            raise ValueError(f"values has no entry '{missing[0]}': use what ImageSpace.as_json returns.")
+        height, width, channels = (int(side) for side in values["image_shape"])
+        low, high = (float(end) for end in values["value_range"])
+        names = tuple(str(name) for name in values["class_names"])
+        return cls((height, width, channels), (low, high), names, values.get("num_levels"))
+
+
+class Split(NamedTuple):
+    """One part of a data set.
+
+    Attributes:
+      image: Raw pixels (n, H, W, C), uint8 or float32, in ``Dataset.value_range``.
+      label: Class numbers (n,), int32.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """Labelled images, split once and for all.
+
+    Attributes:
+      name: What ``load_dataset`` was asked for, or ``dataset_from_arrays`` was told.
+      train: Images to learn from.
+      validation: Images to choose by, taken from the original training split where there is one.
+      test: Images to report on.
+      num_classes: K; labels lie in 0..K-1.
+      value_range: Lowest and highest raw pixel value: (0, 16) for digits, (0, 255) for uint8.
+      class_names: The K classes' own names; ``class_names[label]`` is right after ``exclude_classes`` too.
+      held_out: The test images of the excluded classes, with their original labels, for out-of-distribution
+        tests; None if no class was excluded.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    value_range: tuple[float, float]
+    class_names: tuple[str, ...]
+    held_out: Split | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (H, W, C) of one image."""
+        height, width, channels = self.train.image.shape[1:]
+        return height, width, channels
+
+    @cached_property
+    def num_levels(self) -> int | None:
+        """How many values a raw pixel can take: 17 in digits, 256 in bytes; None where pixels are continuous.
+
+        Levels are the whole numbers of a range longer than 2: floating-point pixels in [0, 1] or [-1, 1]
+        count as continuous, and so does a range of which some training pixel is no whole number.
+        """
+        low, high = self.value_range
+        pixels = self.train.image
+        whole = np.issubdtype(pixels.dtype, np.integer) or bool(np.all(pixels == np.rint(pixels)))
+        if high - low <= 2 or not whole or low % 1 or high % 1:
+            return None
+        return int(high - low) + 1
+
+    @property
+    def space(self) -> ImageSpace:
+        """What a model must know of these images when the data set is not at hand."""
+        return ImageSpace(self.image_shape, self.value_range, self.class_names, self.num_levels)
+
+    def rescale(self, image: Any) -> Any:
+        """Maps raw pixels to [-1, 1]: see `ImageSpace.rescale`."""
+        return self.space.rescale(image)
+
+    def unscale(self, x: Any) -> Any:
+        """Maps [-1, 1] to raw pixels, not clipped: see `ImageSpace.unscale`."""
+        return self.space.unscale(x)
+
+    def restore(self, image: Any) -> Any:
+        """Maps [-1, 1] to [0, 1] for pictures: (image + 1) / 2, clipped to [0, 1].
+
+        Args:
+          image: Rescaled pixels of any shape, numpy or JAX (traced too).
+
+        Returns:
+          float32 of the same shape and kind, in [0, 1].
+        """
+        return ((image.astype(np.float32) + 1.0) / 2.0).clip(0.0, 1.0)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{part}={len(getattr(self, part).label)}" for part in ("train", "validation", "test")
+        )
+        classes = f"num_classes={self.num_classes}"
+        return f"Dataset({self.name!r}, image_shape={self.image_shape}, {classes}, {sizes})"

@@ -1,0 +1,132 @@
+"""Stratified selections of labelled examples: every part gets its share of every class.
+
+There are three, because the random numbers that decide who is drawn are part of every published figure:
+
+- `stratified_holdout` divides in two with scikit-learn's numbers and rounding: digits, tensorflow-datasets;
+- `stratified_split` divides in three, each class rounded by itself, with numpy's frozen generator: a user's
+  own arrays, without scikit-learn;
+- `stratified_subset` takes equally many of each class, in an order that depends on a seed: few labels.
+
+The last two share what they have in common, `_divide`. scikit-learn's has neither their order of random
+numbers nor their rounding: it hands the sizes out to the classes so that they add up to a given total.
+"""
+
+import numpy as np
+
+from jaxebm import checks
+
+__all__ = ["stratified_holdout", "stratified_split", "stratified_subset"]
+
+
+def stratified_holdout(label: np.ndarray, num_held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divides 0..n-1 in two parts with the proportions of the classes, always in the same way.
+
+    Args:
+      label: Integer labels (n,).
+      num_held_out: Size of the second part, an integer from the number of classes to n minus that.
+
+    Returns:
+      The indices of both parts, in random order: (n - num_held_out,) and (num_held_out,).
+
+    Raises:
+      ImportError: If scikit-learn is not installed.
+
+    Example:
+      >>> rest, held_out = stratified_holdout(np.repeat([0, 1], [20, 10]), 6)
+      >>> len(rest), np.bincount(np.repeat([0, 1], [20, 10])[held_out]).tolist()
+      (24, [4, 2])
+
+    Reference:
+      Pedregosa et al., "Scikit-learn", JMLR 12, 2011: ``train_test_split``.
+    """
+    from sklearn.model_selection import train_test_split
+
+    rows = np.arange(len(label))
+    rest, held_out = train_test_split(rows, test_size=num_held_out, stratify=label, random_state=0)
+    return np.asarray(rest), np.asarray(held_out)
+
+
+def stratified_split(
+    label: np.ndarray, validation_fraction: float = 0.1, test_fraction: float = 0.2
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Divides 0..n-1 into train, validation and test, each with every class, always in the same way.
+
+    From each class of n_k examples, max(1, round(fraction * n_k)) go to validation and to test; the rest is
+    train.
+
+    Args:
+      label: Integer labels (n,), each class at least three times.
+      validation_fraction: Part of each class for validation, between 0 and 1.
+      test_fraction: Part of each class for test, between 0 and 1.
+
+    Returns:
+      The indices of train, validation and test, each sorted.
+
+    Raises:
+      ValueError: If a fraction is not between 0 and 1, or they leave no training example of some class.
+
+    Example:
+      >>> train, validation, test = stratified_split(np.repeat([0, 1], 10))
+      >>> len(train), len(validation), len(test)
+      (14, 2, 4)
+    """
+    for name, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+        if not 0.0 < fraction < 1.0:
+            raise ValueError(f"{name}={fraction}: {name} must lie between 0 and 1.")
+    random = np.random.RandomState(0)  # its stream is frozen by numpy's policy, default_rng's is not
+    values, counts = np.unique(label, return_counts=True)
+    ordered = [random.permutation(np.flatnonzero(label == value)) for value in values]
+    sizes = [
+        (max(1, round(test_fraction * count)), max(1, round(validation_fraction * count)))
+        for count in counts.tolist()
+    ]
+    for value, count, size in zip(values, counts, sizes, strict=True):
+        if sum(size) >= count:
+            raise ValueError(
+                f"validation_fraction={validation_fraction} and test_fraction={test_fraction} leave none of "
+                f"the {count} examples of class {value} to train on: use smaller fractions."
+            )
+    test, validation, train = (np.sort(part) for part in _divide(ordered, sizes))
+    return train, validation, test
+
+
+def stratified_subset(label: np.ndarray, labels_per_class: int, seed: int) -> np.ndarray:
+    """Takes the same number of examples of each class, at random.
+
+    Args:
+      label: Integer labels (n,) in 0..K-1.
+      labels_per_class: How many of each class, an integer of at least 1.
+      seed: Decides which; an integer of at least 0.
+
+    Returns:
+      Indices (K * labels_per_class,), class after class.
+
+    Raises:
+      ValueError: If ``labels_per_class`` is not an integer of at least 1, or some class has fewer examples.
+
+    Example:
+      >>> label = np.array([1, 0, 1, 0, 1])
+      >>> label[stratified_subset(label, 2, seed=0)].tolist()
+      [0, 0, 1, 1]
+    """
+    checks.positive_integer("labels_per_class", labels_per_class)
+    scarce = int(np.bincount(label).min())
+    if labels_per_class > scarce:
+        raise ValueError(f"labels_per_class={labels_per_class}: the smallest class has {scarce} examples.")
+    order = np.random.default_rng(seed).permutation(len(label))
+    ordered = [order[label[order] == value] for value in range(int(label.max()) + 1)]
+    return _divide(ordered, [(labels_per_class,)] * len(ordered))[0]
+
+
+def _divide(ordered: list[np.ndarray], sizes: list[tuple[int, ...]]) -> list[np.ndarray]:
+    """Cuts the examples of each class, in their order, into parts of given sizes and a rest.
+
+    Args:
+      ordered: The indices of each class's examples, K arrays.
+      sizes: The sizes of the first P parts, for each of the K classes.
+
+    Returns:
+      P + 1 arrays of indices, class after class; the last holds what the sizes leave.
+    """
+    pieces = [np.split(members, np.cumsum(size)) for members, size in zip(ordered, sizes, strict=True)]
+    return [np.concatenate(part) for part in zip(*pieces, strict=True)]
