@@ -1,4 +1,4 @@
-"""How likely the test images are under a classifier read as a density: an interval in bits per dimension.
+"""How likely are the test images under the model? An interval in bits per dimension.
 
 The density is exp(-E(x) / T) with E = -logsumexp f(x), on the box of the pixels' cells and normalised there.
 log Z comes from annealed importance sampling between the uniform density and this one, in both directions.
@@ -6,7 +6,7 @@ log Z comes from annealed importance sampling between the uniform density and th
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,10 +25,12 @@ from jaxebm.evaluation import (
     restrict_to_box,
     reverse_annealed_importance_sampling,
 )
+from jaxebm.report.question import Card, Question, Section, SummaryRow, Table, table_row
+from jaxebm.report.subject import Evaluation
 from jaxebm.samplers import hmc, sample
 from jaxebm.types import Array, EnergyFn, LogitsFn, Params
 
-__all__ = ["LikelihoodSettings", "judge_likelihood"]
+__all__ = ["LIKELIHOOD", "LikelihoodSettings", "bound_likelihood"]
 
 KERNEL = partial(hmc, num_integration_steps=5)
 SETTLING_STEPS = 200
@@ -43,8 +45,8 @@ class LikelihoodSettings(NamedTuple):
 
     Attributes:
       temperatures: T of exp(-E / T), each judged by itself; 1 is the model as it is defined.
-      steps: temperatures of the annealing path; 0 leaves the likelihood out.
-      chains: annealed chains in each direction.
+      steps: Temperatures of the annealing path; 0 leaves the likelihood out.
+      chains: Annealed chains in each direction.
     """
 
     temperatures: Sequence[float]
@@ -52,7 +54,17 @@ class LikelihoodSettings(NamedTuple):
     chains: int
 
 
-def judge_likelihood(
+def judge(evaluation: Evaluation) -> dict[str, Any]:
+    """The interval at each temperature; None where it is not asked for or pixels are no levels."""
+    chosen, model = evaluation.settings, evaluation.model
+    settings = LikelihoodSettings(
+        chosen.likelihood_temperatures, chosen.likelihood_steps, chosen.likelihood_chains
+    )
+    key = evaluation.key(2)
+    return {"likelihood": bound_likelihood(key, model.logits, model.params, evaluation.dataset, settings)}
+
+
+def bound_likelihood(
     rng_key: Array, logits: LogitsFn, params: Params, dataset: Dataset, settings: LikelihoodSettings
 ) -> dict[str, Any] | None:
     """Returns the card's entry on the likelihood of the test images, or None where it is not asked for.
@@ -60,11 +72,11 @@ def judge_likelihood(
     Images whose pixels are no levels (a user's own floating-point ones) have no cells, and get None as well.
 
     Args:
-      rng_key: one key.
+      rng_key: One key.
       logits: f(params, x) of one image.
-      params: its parameters.
-      dataset: its test split is judged.
-      settings: how much to spend.
+      params: Its parameters.
+      dataset: Its test split is judged.
+      settings: How much to spend.
 
     Returns:
       The entry ``likelihood`` of docs/card.md.
@@ -83,10 +95,10 @@ def judge_likelihood(
     # Made once: programs are recognised by the functions that they were made of.
     box = restrict_to_box(heated, dataset.image_shape, -1.0 - bin_width / 2, 1.0 + bin_width / 2)
     parts = {"energy": heated, "box": box, "images": images, "bin_width": bin_width, "settings": settings}
-    judge = partial(_judge_temperature, **parts)
+    bound = partial(_bound_at_temperature, **parts)
     return {
         "by_temperature": {
-            f"{temperature:g}": judge(
+            f"{temperature:g}": bound(
                 jax.random.fold_in(rng_key, index), at=(params, jnp.asarray(temperature, float))
             )
             for index, temperature in enumerate(settings.temperatures)
@@ -99,7 +111,7 @@ def judge_likelihood(
     }
 
 
-def _judge_temperature(
+def _bound_at_temperature(
     rng_key: Array,
     *,
     energy: EnergyFn,
@@ -123,7 +135,8 @@ def _judge_temperature(
     forward = annealed_importance_sampling(
         keys[1], *problem, path.schedule, settings.chains, kernel_schedule=path.kernel_schedule
     )
-    # No exact samples are to be had: the reverse chains start where long chains from the weighted ends are.
+    # There are no exact samples: the reverse chains start from the ends of long chains, which start from the
+    # weighted ends of the forward ones.
     chosen = jax.random.categorical(keys[2], forward.log_weights, shape=(settings.chains,))
     settled, log_densities = sample(
         keys[3], box.energy, at, forward.positions[chosen], SETTLING_STEPS,
@@ -160,3 +173,50 @@ def _judge_temperature(
 def _log_density(state: Any, info: Any) -> Array:
     del info
     return state.logdensity
+
+
+def summary(card: Card) -> list[SummaryRow]:
+    """Bits per dimension of the model as it is defined, T = 1."""
+    likelihood = card.get("likelihood") or {}
+    entry = likelihood.get("by_temperature", {}).get("1")
+    if not entry:
+        return []
+    bounds = entry["bits_per_dimension"]
+    beside = f"uniform noise {likelihood['uniform_bits_per_dimension']:.3f}"
+    if not entry["consistent"]:
+        beside += "; the bounds contradict each other: not converged"
+    return [("bits per dimension", f"{bounds['low']:.3f} to {bounds['high']:.3f}", beside)]
+
+
+def sections(card: Card) -> list[Section]:
+    """The interval at each temperature, and what tells whether it is to be believed."""
+    likelihood = card.get("likelihood")
+    if likelihood is None:
+        return []
+
+    def between(entry: Mapping[str, float], kind: str) -> str:
+        return f"{entry['low']:{kind}} to {entry['high']:{kind}}"
+
+    rows = []
+    for temperature, entry in likelihood["by_temperature"].items():
+        kinds = {"bits_per_dimension": ".3f", "nats": ".2f", "log_partition": ".2f"}
+        bounds = [between(entry[name], kind) for name, kind in kinds.items()]
+        if not entry["consistent"]:
+            bounds[0] += " (the bounds contradict each other: not converged)"
+        weights = entry["effective_sample_size"]
+        of_chains = f"{weights['forward']:.0f} and {weights['reverse']:.0f} of {likelihood['chains']}"
+        settling = "{mean:+.2f} ({standard_error:.2f})".format(**entry["settling"])
+        rows.append(table_row(temperature, *bounds, of_chains, settling))
+    header = ["T", "bits per dimension", "nats an image", "log Z", "effective weights", "settling, nats (se)"]
+    section = Section(
+        "Likelihood",
+        "Test images under exp(-E / T), on the box of their cells. Annealed importance sampling over "
+        f"{likelihood['steps']} temperatures, forward and reverse; uniform noise costs "
+        f"{likelihood['uniform_bits_per_dimension']:.3f} bits. Settling: by how much log p rose in the "
+        "chains that the reverse run starts from; far from 0, the upper bound of log Z means little.",
+        tables=[Table("Intervals between lower and upper bounds", header, rows)],
+    )
+    return [section]
+
+
+LIKELIHOOD = Question("likelihood", judge, summary, sections)

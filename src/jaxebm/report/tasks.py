@@ -1,4 +1,4 @@
-"""What the sampler is good for: filling in, removing noise, composing classes."""
+"""What is the sampler good for? Filling in, removing noise, composing classes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jem_plots
-from card_parts import Evaluation, advance, flat, log_probabilities, start_chains, without_label
-from card_samples import Judges
 from jaxebm.energies import (
     clamp,
     complement_energy,
@@ -19,10 +16,16 @@ from jaxebm.energies import (
     mixture,
     product,
 )
+from jaxebm.report.chains import advance, start_chains, without_label
+from jaxebm.report.figures import labelled_rows
+from jaxebm.report.judges import Judges, independent_judges
+from jaxebm.report.markdown import escape_markdown
+from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
+from jaxebm.report.subject import Evaluation, flat, log_probabilities
 from jaxebm.samplers import run_chain
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, JointEnergyFn, Params
 
-__all__ = ["judge_tasks"]
+__all__ = ["TASKS"]
 
 SHOWN = 10
 """Images in a row of the pictures."""
@@ -30,23 +33,25 @@ DRAWS = 4
 """Chains that fill in each image."""
 
 
-def judge_tasks(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
-    """Runs all of them on the first test images and draws them; None where they are not asked for."""
-    if not evaluation.flags.tasks:
-        return None
-    images = evaluation.images["test"][: evaluation.flags.task_images]
-    return {
+def judge(evaluation: Evaluation) -> dict[str, Any]:
+    """Runs all tasks on the first test images and draws them; None where they are not asked for."""
+    settings = evaluation.settings
+    if not settings.tasks:
+        return {"tasks": None}
+    images, judges = evaluation.images["test"][: settings.task_images], evaluation.once(independent_judges)
+    entry = {
         "images": len(images),
-        "steps": evaluation.flags.task_steps,
+        "steps": settings.task_steps,
         "inpainting": _inpaint(evaluation, judges, images),
         "denoising": _denoise(evaluation, images),
         "composition": _compose(evaluation, judges),
     }
+    return {"tasks": entry}
 
 
 def _inpaint(evaluation: Evaluation, judges: Judges, images: np.ndarray) -> dict[str, Any]:
     """The lower half is hidden; chains of p(x) given the upper half fill it in, from noise."""
-    model, flags = evaluation.model, evaluation.flags
+    model, settings = evaluation.model, evaluation.settings
     labels = evaluation.dataset.test.label[: len(images)]
     seen = np.zeros(evaluation.dataset.image_shape, bool)
     seen[: seen.shape[0] // 2] = True
@@ -62,7 +67,7 @@ def _inpaint(evaluation: Evaluation, judges: Judges, images: np.ndarray) -> dict
         def one(rng_key: Array, start: Array, values: Array) -> Array:
             # Each image conditions the energy by itself.
             kernel = model.kernel(lambda x: clamp(marginal, mask, values)(params, x))
-            state, _ = run_chain(rng_key, kernel, start, flags.task_steps)
+            state, _ = run_chain(rng_key, kernel, start, settings.task_steps)
             return fill(state.position, mask, values)
 
         chain_keys = jax.random.split(keys[2], len(observed))
@@ -99,15 +104,15 @@ def _inpaint(evaluation: Evaluation, judges: Judges, images: np.ndarray) -> dict
 
 def _denoise(evaluation: Evaluation, images: np.ndarray) -> dict[str, Any]:
     """Gaussian noise is added; the sampler starts from the noisy image."""
-    flags = evaluation.flags
+    settings = evaluation.settings
     keys = jax.random.split(evaluation.key(9))
     noise = np.asarray(jax.random.normal(keys[0], images.shape))
-    noisy = np.clip(images + flags.task_noise * noise, -1.0, 1.0).astype(np.float32)
+    noisy = np.clip(images + settings.task_noise * noise, -1.0, 1.0).astype(np.float32)
     after = _refined(evaluation, keys[1], noisy)
     rows = {"test image": images} | {f"after {steps} steps": xs for steps, xs in after.items()}
     _draw_rows(evaluation, "denoising", rows)
     return {
-        "noise": flags.task_noise,
+        "noise": settings.task_noise,
         "mse": {str(steps): float(np.mean((xs - images) ** 2)) for steps, xs in after.items()},
         "accuracy": _accuracies(evaluation, after),
     }
@@ -119,7 +124,7 @@ def _refined(evaluation: Evaluation, rng_key: Array, images: np.ndarray) -> dict
     run = advance(model, without_label(marginal_energy(model.logits)))
     labels = jnp.zeros(len(images), jnp.int32)
     after = {0: images}
-    for steps in evaluation.flags.refinement_steps:
+    for steps in evaluation.settings.refinement_steps:
         if steps:
             xs = run(
                 rng_key, params=model.params, positions=jnp.asarray(images), labels=labels, num_steps=steps
@@ -142,7 +147,7 @@ def _accuracies(evaluation: Evaluation, after: dict[int, np.ndarray]) -> dict[st
 
 def _compose(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
     """Chains on energies that are made of those of two classes, of those whose mean images are closest."""
-    model, dataset, flags = evaluation.model, evaluation.dataset, evaluation.flags
+    model, dataset, settings = evaluation.model, evaluation.dataset, evaluation.settings
     if not evaluation.classes or dataset.num_classes < 2:
         return None
     first, second = _alike(evaluation)
@@ -159,18 +164,13 @@ def _compose(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
         "not": product(this, of(complement, second)),
     }
     names = dataset.class_names[first], dataset.class_names[second]
-    titles = {
-        "this": names[0],
-        "and": f"{names[0]} AND {names[1]}",
-        "or": f"{names[0]} OR {names[1]}",
-        "not": f"{names[0]} AND NOT {names[1]}",
-    }
+    titles = _titles(*names)
     card: dict[str, Any] = {"this_class": names[0], "that_class": names[1]}
     rows = {}
     for part, (name, energy) in enumerate(composed.items()):
         count = 1 if name == "this" else 2
         keys = jax.random.split(jax.random.fold_in(evaluation.key(12), part), 3)
-        labels = jnp.where(jax.random.bernoulli(keys[0], shape=(flags.task_images,)), first, second)
+        labels = jnp.where(jax.random.bernoulli(keys[0], shape=(settings.task_images,)), first, second)
         starts = start_chains(keys[1], model.initial, labels)
         run = advance(model, without_label(energy))
         xs = np.asarray(
@@ -179,7 +179,7 @@ def _compose(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
                 params=(model.params,) * count,
                 positions=starts,
                 labels=labels,
-                num_steps=flags.task_steps,
+                num_steps=settings.task_steps,
             )
         )
         predicted = judges.predict(xs)
@@ -207,4 +207,81 @@ def _alike(evaluation: Evaluation) -> tuple[int, int]:
 
 def _draw_rows(evaluation: Evaluation, name: str, rows: dict[str, np.ndarray]) -> None:
     shown = {title: np.asarray(evaluation.dataset.restore(xs[:SHOWN])) for title, xs in rows.items()}
-    jem_plots.labelled_rows(evaluation.folder / f"{name}.png", shown)
+    evaluation.draw(labelled_rows, f"{name}.png", shown)
+
+
+def _titles(this: str, that: str) -> dict[str, str]:
+    return {
+        "this": this,
+        "and": f"{this} AND {that}",
+        "or": f"{this} OR {that}",
+        "not": f"{this} AND NOT {that}",
+    }
+
+
+def summary(card: Card) -> list[SummaryRow]:
+    """No row: the tasks have their sections."""
+    del card
+    return []
+
+
+def sections(card: Card) -> list[Section]:
+    """One section a task."""
+    tasks = card.get("tasks")
+    if tasks is None:
+        return []
+    found = [_inpainting(tasks), _denoising(tasks["denoising"])]
+    return found if tasks["composition"] is None else [*found, _composition(tasks["composition"])]
+
+
+def _inpainting(tasks: Card) -> Section:
+    entry = tasks["inpainting"]
+    rows = [
+        table_row("one chain", entry["mse"], entry["class_kept"]),
+        table_row(f"mean of {entry['draws']} chains", entry["mse_of_mean"], None),
+        table_row("mean training image", entry["mse_mean_fill"], entry["class_kept_mean_fill"]),
+        table_row("whole image", 0.0, entry["class_kept_whole"]),
+    ]
+    return Section(
+        "Inpainting",
+        f"The lower half of {tasks['images']} test images is hidden; chains of p(x) given the upper half "
+        f"fill it in, {tasks['steps']} steps from noise. Class kept: an independent classifier still sees "
+        "the image's class.",
+        tables=[Table("Of the hidden half", ["filled in by", "mean squared error", "class kept"], rows)],
+        pictures=[Picture("inpainting", "The first test images; one chain each, none is selected.")],
+    )
+
+
+def _denoising(entry: Card) -> Section:
+    rows = [table_row("mean squared error", *entry["mse"].values())]
+    if entry["accuracy"] is not None:
+        rows.append(table_row("accuracy", *entry["accuracy"].values()))
+    caption = f"Gaussian noise of standard deviation {entry['noise']:g}"
+    return Section(
+        "Denoising",
+        "The sampler starts from a noisy image and climbs log p(x), with noise of its own. Accuracy is that "
+        "of the model's own classifier.",
+        tables=[Table(caption, ["sampler steps", *entry["mse"]], rows)],
+        pictures=[Picture("denoising", "The first test images, with noise, and after the sampler.")],
+    )
+
+
+def _composition(entry: Card) -> Section:
+    this, that = (escape_markdown(entry[name]) for name in ("this_class", "that_class"))
+    measures = [f"{kind}_{which}" for kind in ("share", "probability") for which in ("this", "that")]
+    rows = [
+        table_row(title, *(entry[name][measure] for measure in measures))
+        for name, title in _titles(this, that).items()
+    ]
+    header = ["energy", f"judged {this}", f"judged {that}", f"p({this}|x)", f"p({that}|x)"]
+    return Section(
+        "Composition",
+        "Energies add up: AND is E(x, a) + E(x, b), OR is -logsumexp of both, AND NOT is "
+        "E(x, a) - log(1 - p(b|x)). The two classes are those whose mean images are closest. Judged: by "
+        "an independent classifier; p(y|x): by the model itself, in the mean.",
+        tables=[Table("Shares of the samples", header, rows)],
+        pictures=[Picture("composition", "The first chains of each composed energy.")],
+    )
+
+
+TASKS = Question("tasks", judge, summary, sections, ("inpainting.png", "denoising.png", "composition.png"))

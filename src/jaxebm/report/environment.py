@@ -17,8 +17,9 @@ def describe_environment() -> dict[str, str | int | None]:
 
     Returns:
       Versions of ``jaxebm``, ``jax``, ``flax`` and ``python``; the ``device`` and how many; the
-      ``processors`` of this host that the run may use; the ``date`` (UTC); and the ``commit`` that is checked
-      out here, with a "+" where files differ from it, or None outside a git repository.
+      ``processors`` of this host that the run may use; the ``date`` (UTC); and the ``commit`` of the checkout
+      that the package runs from, with a "+" where files differ from it. The commit is None where the package
+      is installed elsewhere, and where there is no git.
     """
     versions = describe_versions()
     return {
@@ -26,7 +27,7 @@ def describe_environment() -> dict[str, str | int | None]:
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "processors": _processors(),
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(Path(__file__).parent),
+        "commit": _commit(Path(__file__).resolve()),
     }
 
 
@@ -36,16 +37,22 @@ def _processors() -> int:
     return int(asked) if asked.isdigit() and int(asked) else os.cpu_count() or 1
 
 
-def _commit(folder: Path) -> str | None:
+def _commit(source: Path) -> str | None:
+    """The commit of the repository that tracks a source file; None where none does.
+
+    A virtual environment may lie inside some other repository: one that does not track the file.
+    """
+
     def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(source.parent), *arguments]
         try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError:
             return None  # there is no git
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if git("ls-files", "--error-unmatch", source.name) is None:
+        return None
     commit = git("rev-parse", "--short", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no")
     return commit if not (commit and changed) else commit + "+"

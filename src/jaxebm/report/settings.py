@@ -1,28 +1,32 @@
-"""The flags of an evaluation: what experiments/jem.py at its end and experiments/evaluate.py look at."""
+"""The settings of an evaluation: what the card shows, and what that may cost."""
 
 from dataclasses import dataclass
 
 from jaxebm import checks
 
-__all__ = ["EvaluationFlags"]
+__all__ = ["ReportSettings"]
 
 
 @dataclass(frozen=True)
-class EvaluationFlags:
-    """What the card shows, and what that may cost; the same flags on the same weights give the same card."""
+class ReportSettings:
+    """What the card shows, and what that may cost; the same settings on the same weights give the same card.
+
+    Example:
+      >>> ReportSettings(sample_steps=(100,), attack_images=0).check()
+    """
 
     samples_per_class: int = 140
     """Fresh class-conditional chains of the evaluation; as many in all are unconditional."""
     sample_steps: tuple[int, ...] = (100, 1000)
-    """Lengths, in Langevin steps, at which fresh chains are judged."""
+    """Lengths, in sampler steps, at which fresh chains are judged."""
     export_samples: int = 0
     """Fresh samples written as PNG files too, the first ones; samples.npz holds all."""
     features: bool = True
-    """Also judge samples in the features of an independent network, taught by training images alone."""
+    """Also judge samples in the features of an independent network, trained on real images alone."""
     long_run_factors: tuple[int, ...] = (10, 100)
-    """Lengths of the long chains, in multiples of --sampler-steps; none leaves them out."""
+    """Lengths of the long chains, in multiples of the sampler's steps in one update; none leaves them out."""
     long_run_chains: int = 40
-    """Long chains, started anew."""
+    """Long chains, which start anew."""
 
     likelihood_temperatures: tuple[float, ...] = (1.0,)
     """T of exp(-E / T), for each of which the test images' likelihood is bounded; 1 is the model itself."""
@@ -49,22 +53,28 @@ class EvaluationFlags:
     attack_expectation_samples: int = 1
     """Draws of the refinement's noise over which the attack averages its gradient (EOT)."""
     refinement_steps: tuple[int, ...] = (0, 1, 10)
-    """Langevin steps before the classifier, a curve for each; attacks differentiate through them."""
+    """Sampler steps before the classifier, a curve for each; attacks differentiate through them."""
 
     tasks: bool = True
     """Also inpainting, denoising and composition of classes by the sampler."""
     task_images: int = 100
     """Test images of these tasks, the first ones; as many samples of each composition."""
     task_steps: int = 100
-    """Langevin steps of inpainting and composition; denoising takes --refinement-steps."""
+    """Sampler steps of inpainting and composition; denoising takes `refinement_steps`."""
     task_noise: float = 0.3
     """Standard deviation of the Gaussian noise that is to be removed, pixels in [-1, 1]."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is out of range."""
         for name in (
-            *("samples_per_class", "long_run_chains", "ood_images", "attack_steps", "attack_restarts"),
-            *("attack_expectation_samples", "task_images", "task_steps"),
+            "samples_per_class",
+            "long_run_chains",
+            "ood_images",
+            "attack_steps",
+            "attack_restarts",
+            "attack_expectation_samples",
+            "task_images",
+            "task_steps",
         ):
             checks.positive_integer(name, getattr(self, name))
         for name in ("likelihood_temperatures", "attack_radii_linf", "attack_radii_l2"):

@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 
 from jaxebm.data import Dataset, Split
-from jem_likelihood import COVERAGE, LikelihoodSettings, judge_likelihood
+from jaxebm.report.likelihood import COVERAGE, LikelihoodSettings, bound_likelihood
 
 LEVELS = 17
 BIN_WIDTH = 2 / (LEVELS - 1)
@@ -57,7 +57,7 @@ def make_dataset(value_range=(0.0, LEVELS - 1.0)):
 
 @pytest.fixture(scope="module")
 def entry():
-    found = judge_likelihood(jax.random.key(0), logits, PARAMS, make_dataset(), SETTINGS)
+    found = bound_likelihood(jax.random.key(0), logits, PARAMS, make_dataset(), SETTINGS)
     assert found is not None
     return found
 
@@ -107,9 +107,9 @@ def test_what_was_spent_is_told(entry):
 @pytest.mark.parametrize("value_range", [(0.0, 1.0), (-1.0, 1.0)])
 def test_continuous_pixels_have_no_cells(value_range):
     dataset = make_dataset(value_range)
-    assert judge_likelihood(jax.random.key(0), logits, PARAMS, dataset, SETTINGS) is None
+    assert bound_likelihood(jax.random.key(0), logits, PARAMS, dataset, SETTINGS) is None
 
 
 def test_nothing_is_done_where_nothing_is_asked():
     settings = SETTINGS._replace(steps=0)
-    assert judge_likelihood(jax.random.key(0), logits, PARAMS, make_dataset(), settings) is None
+    assert bound_likelihood(jax.random.key(0), logits, PARAMS, make_dataset(), settings) is None

@@ -1,0 +1,38 @@
+"""The evaluation card: what an energy or a classifier has learnt, in numbers, pictures and a page.
+
+    card = report.evaluate(logits, params, dataset, folder=folder)
+    print(report.write_card(folder, card))
+
+One file a question (`Question`: its judge, its rows of the summary, its sections and pictures); `QUESTIONS`
+lists those that make the card. docs/card.md says what each entry means. matplotlib, scikit-learn, Pillow,
+tabulate and markdown-it-py come with the ``experiments`` extra, and are imported when they are used.
+"""
+
+from jaxebm.report.card import CARD_FILES, DEFAULT_KERNEL, QUESTIONS, card_text, evaluate, write_card
+from jaxebm.report.environment import describe_environment
+from jaxebm.report.markdown import markdown_table
+from jaxebm.report.out_of_distribution import find_outliers
+from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table
+from jaxebm.report.settings import ReportSettings
+from jaxebm.report.subject import Evaluation, ModelUnderTest
+
+__all__ = [
+    "CARD_FILES",
+    "DEFAULT_KERNEL",
+    "QUESTIONS",
+    "Card",
+    "Evaluation",
+    "ModelUnderTest",
+    "Picture",
+    "Question",
+    "ReportSettings",
+    "Section",
+    "SummaryRow",
+    "Table",
+    "card_text",
+    "describe_environment",
+    "evaluate",
+    "find_outliers",
+    "markdown_table",
+    "write_card",
+]

@@ -1,0 +1,266 @@
+"""The evaluation card: which questions make it, how it is computed, and how it is written."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxebm import checks
+from jaxebm.data import Dataset
+from jaxebm.report.classes import CLASSES
+from jaxebm.report.energies import ENERGIES
+from jaxebm.report.environment import describe_environment
+from jaxebm.report.likelihood import LIKELIHOOD
+from jaxebm.report.long_chains import LONG_CHAINS
+from jaxebm.report.markdown import escape_markdown, markdown_table
+from jaxebm.report.out_of_distribution import OUT_OF_DISTRIBUTION, outlier_sets
+from jaxebm.report.page import render_page
+from jaxebm.report.question import Card, Question, Section
+from jaxebm.report.robustness import ROBUSTNESS
+from jaxebm.report.samples import SAMPLES
+from jaxebm.report.settings import ReportSettings
+from jaxebm.report.subject import Evaluation, ModelUnderTest, as_logits
+from jaxebm.report.tasks import TASKS
+from jaxebm.report.training_history import TRAINING_HISTORY
+from jaxebm.samplers import Initial, ReplayBuffer, UniformInitial, sgld
+from jaxebm.training import write_atomically
+from jaxebm.types import EnergyFn, LogitsFn, MakeKernel, Params
+
+__all__ = ["CARD_FILES", "DEFAULT_KERNEL", "QUESTIONS", "card_text", "evaluate", "write_card"]
+
+SCHEMA = 2
+QUESTIONS = (
+    CLASSES,
+    ROBUSTNESS,
+    LIKELIHOOD,
+    OUT_OF_DISTRIBUTION,
+    ENERGIES,
+    SAMPLES,
+    LONG_CHAINS,
+    TASKS,
+    TRAINING_HISTORY,
+)
+"""The questions that make the card, in the order of its sections."""
+CARD, TEXT, PAGE = "card.json", "card.md", "report.html"
+CARD_FILES = (CARD, TEXT, PAGE, *(name for question in QUESTIONS for name in question.files))
+"""The names of all files and folders that an evaluation may write."""
+DEFAULT_KERNEL: MakeKernel = partial(
+    sgld, step_size=0.2, noise_scale=0.1, gradient_clip=1.0, state_clamp=(-1.0, 1.0)
+)
+"""Moves the chains where no other kernel is given."""
+
+
+def evaluate(
+    model: LogitsFn | EnergyFn,
+    params: Params,
+    dataset: Dataset,
+    *,
+    folder: str | Path | None = None,
+    settings: ReportSettings | None = None,
+    kernel: MakeKernel | None = None,
+    num_steps: int = 20,
+    initial: Initial | None = None,
+    buffer: ReplayBuffer | None = None,
+    conditional: bool = False,
+    twin_params: Params | None = None,
+    seed: int = 0,
+    records: Sequence[Mapping[str, Any]] = (),
+    recoveries: Sequence[Mapping[str, Any]] = (),
+    details: Mapping[str, Any] | None = None,
+    questions: Sequence[Question] = QUESTIONS,
+) -> dict[str, Any]:
+    """Evaluates a model on the test split of a data set, and returns the entries of its card.
+
+    The model is any classifier or energy of one image in [-1, 1]. Of logits f(x),
+
+        p(y|x) = softmax(f(x))[y],    E(x) = -logsumexp_y f(x)[y];
+
+    an energy has no classes: what concerns them is then left out. Nothing is selected on the test split.
+
+    Args:
+      model: ``logits(params, x) -> (K,)`` or ``energy(params, x) -> ()``, x of shape (H, W, C) in [-1, 1].
+      params: Its parameters.
+      dataset: K classes of images, raw as `jaxebm.data.load_dataset` gives them.
+      folder: Where pictures and samples are written; it is made if need be. None writes nothing.
+      settings: What to look at, and what that may cost; `ReportSettings()` by default.
+      kernel: The sampler, for any target; by default `DEFAULT_KERNEL`, sgld of step 0.2 and noise 0.1.
+      num_steps: Steps of the sampler in one update of training, in whose multiples long chains are counted.
+      initial: Where fresh chains start; uniform over [-1, 1] by default.
+      buffer: The replay buffer at the end of training, or None.
+      conditional: Whether the buffer's chains belong to classes.
+      twin_params: Parameters of the same network trained by cross-entropy alone, to compare with, or None.
+      seed: Of everything that is drawn.
+      records: The metrics that training logged, each with its ``step``; none where there was no training.
+      recoveries: The recoveries that training logged.
+      details: Further entries of the card: ``experiment``, ``config``, ``command``, ``updates``, ``seconds``.
+      questions: What to ask; `QUESTIONS` by default.
+
+    Returns:
+      A dictionary as documented in docs/card.md, of JSON's types; `write_card` writes it.
+
+    Raises:
+      TypeError: If an argument is of the wrong type.
+      ValueError: If the model cannot be applied to the images, or a setting is out of range.
+      DatasetNotAvailableError: If one of ``settings.ood_sets`` is not there.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxebm.data import load_dataset
+      >>> dataset = load_dataset("digits")
+      >>> images, labels = dataset.rescale(dataset.train.image), dataset.train.label
+      >>> prototypes = jnp.stack([jnp.mean(images[labels == y], axis=0) for y in range(10)])
+      >>> def logits(params, x):
+      ...     return -jnp.sum((params - x) ** 2, axis=(1, 2, 3))
+      >>> card = evaluate(logits, prototypes, dataset, questions=QUESTIONS[:1])
+      >>> round(card["accuracy"], 2)
+      0.9
+    """
+    settings = ReportSettings() if settings is None else settings
+    _check(dataset, settings, num_steps, seed)
+    logits = as_logits(model, params, dataset)
+    if twin_params is not None:
+        as_logits(model, twin_params, dataset)
+    if kernel is None:
+        kernel = DEFAULT_KERNEL
+    if initial is None:
+        initial = UniformInitial(-1.0, 1.0, shape=dataset.image_shape)
+    subject = ModelUnderTest(logits, params, kernel, num_steps, initial, twin_params, buffer, conditional)
+    folder = None if folder is None else Path(folder)
+    evaluation = Evaluation(subject, dataset, settings, seed, folder, records, recoveries)
+    if settings.ood_sets and OUT_OF_DISTRIBUTION in questions:
+        evaluation.once(outlier_sets)  # what is missing is told before anything is compiled
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    card: dict[str, Any] = {"schema": SCHEMA, "dataset": dataset.name, "seed": seed}
+    for question in questions:
+        card |= question.judge(evaluation)
+    card["parameters"] = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
+    card["environment"] = describe_environment()
+    names = [entry.name for entry in dataclasses.fields(ReportSettings)]
+    card["evaluation"] = _plain({name: getattr(settings, name) for name in names})
+    return card | dict(details or {})
+
+
+def _check(dataset: Any, settings: Any, num_steps: Any, seed: Any) -> None:
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"dataset is a {type(dataset).__name__}: a jaxebm.data.Dataset is needed.")
+    if not isinstance(settings, ReportSettings):
+        raise TypeError(f"settings is a {type(settings).__name__}: a ReportSettings is needed.")
+    ReportSettings.check(settings)
+    checks.positive_integer("num_steps", num_steps)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"seed={seed!r}: an integer is needed.")
+    if len(np.shape(dataset.train.image)) != 4:
+        raise ValueError(
+            f"dataset.train.image has shape {np.shape(dataset.train.image)}: (n, H, W, C) is needed."
+        )
+    for name in ("train", "validation", "test"):
+        images, labels = getattr(dataset, name)
+        if images.shape[1:] != dataset.image_shape:
+            raise ValueError(
+                f"dataset.{name}.image has images of shape {images.shape[1:]}: those of the training split, "
+                f"{dataset.image_shape}, are needed."
+            )
+        checks.one_label_each(f"dataset.{name}.label", labels, len(images))
+        checks.integer_labels(f"dataset.{name}.label", labels, dataset.num_classes)
+
+
+def write_card(folder: str | Path, card: Card, *, questions: Sequence[Question] = QUESTIONS) -> str:
+    """Writes a card as ``card.json``, ``card.md`` and ``report.html``, each whole or not at all.
+
+    The page takes in the pictures that `evaluate` wrote into the folder; missing ones are left out.
+
+    Args:
+      folder: Where the pictures are; it is made if need be.
+      card: As `evaluate` returns it.
+      questions: Those that it was made of.
+
+    Returns:
+      The Markdown text of ``card.md``.
+
+    Raises:
+      ValueError: If a number outside ``config`` is not finite.
+    """
+    folder = Path(folder)
+    _check_finite("", {name: value for name, value in card.items() if name != "config"})
+    folder.mkdir(parents=True, exist_ok=True)
+    text = card_text(card, questions)
+    write_atomically(folder / PAGE, render_page(text, folder))
+    write_atomically(folder / CARD, json.dumps(card, indent=2, allow_nan=False) + "\n")
+    write_atomically(folder / TEXT, text)
+    return text
+
+
+def card_text(card: Card, questions: Sequence[Question] = QUESTIONS) -> str:
+    """Returns the card in Markdown: the summary, a section a question, and how to get it again.
+
+    Args:
+      card: As `evaluate` returns it.
+      questions: Those that it was made of.
+    """
+    summary = [row for question in questions for row in question.summary(card)]
+    lines = [f"# Energy-based model on {escape_markdown(card['dataset'])}", ""]
+    lines += [_lead(card), ""]
+    if summary:
+        lines += [*markdown_table(["", "this model", "for comparison"], summary), ""]
+    for question in questions:
+        for section in question.sections(card):
+            lines += [*_section(section), ""]
+    return "\n".join([*lines, *_reproduction(card), ""])
+
+
+def _lead(card: Card) -> str:
+    versions = card["environment"]
+    facts = [f"Seed {card['seed']}"]
+    if card.get("updates") is not None:
+        evaluated = card.get("evaluated_update", card["updates"])
+        facts.append(f"{evaluated} of {card['updates']} updates")
+    facts.append(f"{card['parameters']:,} parameters")
+    return (
+        f"{', '.join(facts)}, on {versions['device']} with jaxebm {versions['jaxebm']} and JAX "
+        f"{versions['jax']}. All figures are of the test split; whatever was chosen was chosen on the "
+        "validation split."
+    )
+
+
+def _section(section: Section) -> list[str]:
+    lines = [f"## {section.title}", "", section.meaning]
+    for table in section.tables:
+        lines += ["", f"### {table.caption}"] if table.caption else []
+        lines += ["", *markdown_table(table.header, table.rows)]
+    for note in section.notes:
+        lines += ["", note]
+    for picture in section.pictures:
+        lines += ["", f"![{picture.caption}]({picture.name}.png)"]
+    return lines
+
+
+def _reproduction(card: Card) -> list[str]:
+    """The command and the settings; the words after a block's language are its title on the page."""
+    lines = ["## How to get it again", ""]
+    if "command" in card:
+        lines += ["The command trains and evaluates the model.", "", "```sh", card["command"], "```", ""]
+    if "config" in card:
+        lines += ["```json Configuration of the run", json.dumps(card["config"], indent=2), "```", ""]
+    return [*lines, "```json Settings of the evaluation", json.dumps(card["evaluation"], indent=2), "```"]
+
+
+def _check_finite(path: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            _check_finite(f"{path}.{name}", entry)
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            _check_finite(f"{path}[{index}]", entry)
+    elif isinstance(value, float) and not np.isfinite(value):
+        raise ValueError(f"card{path} is {value}: a card holds finite numbers only.")
+
+
+def _plain(value: Any) -> Any:
+    """As it would be read back from JSON: tuples become lists."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,89 @@
+"""Chains of an evaluation: where they start, how they are run, and which of them diverged."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxebm.objectives import run_labelled_chains
+from jaxebm.report.subject import Evaluation, ModelUnderTest
+from jaxebm.samplers import Initial
+from jaxebm.types import Array, EnergyFn, JointEnergyFn, Params
+
+__all__ = ["Samples", "advance", "finite", "fresh_chains", "start_chains", "without_label"]
+
+
+class Samples(NamedTuple):
+    """Images and the classes that they are meant to be of; None where they are of no class."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+
+
+def without_label(energy: EnergyFn) -> JointEnergyFn:
+    """Returns E(x) as an energy of an image and a label that it ignores."""
+
+    def labelled(params: Params, x: Array, label: Array) -> Array:
+        del label
+        return energy(params, x)
+
+    return labelled
+
+
+def start_chains(rng_key: Array, initial: Initial, labels: Array) -> Array:
+    """Returns where new chains start, one for each label."""
+    return jax.vmap(initial)(jax.random.split(rng_key, len(labels)), labels)
+
+
+def advance(model: ModelUnderTest, energy: JointEnergyFn) -> Callable[..., Array]:
+    """Returns compiled chains on E(x, y).
+
+    They are called with a key and, by name, params, positions, labels and num_steps.
+    """
+    chains = partial(run_labelled_chains, make_kernel=model.kernel, energy=energy)
+    return jax.jit(chains, static_argnames="num_steps")
+
+
+def fresh_chains(
+    rng_key: Array, evaluation: Evaluation, energy: JointEnergyFn, labels: Array, steps: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Runs new chains on E(x, y).
+
+    Args:
+      rng_key: One key.
+      evaluation: Whose model it is.
+      energy: E(params, x, y).
+      labels: The class of each chain, ``(n,)``.
+      steps: Increasing numbers of sampler steps.
+
+    Returns:
+      Where the chains are after each of ``steps``, ``(n, H, W, C)`` each.
+    """
+    model = evaluation.model
+    keys = jax.random.split(rng_key, len(steps) + 1)
+    positions = start_chains(keys[0], model.initial, labels)
+    run = advance(model, energy)
+    kept, done = {}, 0
+    for key, total in zip(keys[1:], steps, strict=True):
+        more = total - done
+        positions = run(key, params=model.params, positions=positions, labels=labels, num_steps=more)
+        kept[total], done = np.asarray(positions), total
+    return kept
+
+
+def finite(samples: Samples) -> Samples:
+    """Leaves out the chains that diverged, which a sampler without a clamp allows; the card counts them.
+
+    Raises:
+      RuntimeError: If all of them did.
+    """
+    images, labels = samples
+    whole = np.isfinite(images).all(axis=(1, 2, 3))
+    if not whole.any():
+        raise RuntimeError(
+            f"all {len(images)} chains diverged: the samples of this model cannot be judged. Give its kernel "
+            "a state_clamp, the range of the images, or a smaller step_size."
+        )
+    return Samples(images[whole], None if labels is None else labels[whole])

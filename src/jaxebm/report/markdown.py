@@ -1,0 +1,51 @@
+"""Markdown: tables, by tabulate, and text that stands in it as it is."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+__all__ = ["escape_markdown", "markdown_table"]
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#])")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table; a bar inside a cell is written as a character reference.
+
+    Args:
+      header: The names of the columns.
+      rows: The cells, as text.
+
+    Returns:
+      The lines, the header's first.
+
+    Example:
+      >>> print(*markdown_table(["", "max p(y|x)"], [["mean", "0.93"]]), sep="\\n")
+      |  | max p(y&#124;x) |
+      |------|-------------------|
+      | mean | 0.93 |
+    """
+    from tabulate import tabulate
+
+    def escaped(cells: Sequence[str]) -> list[str]:
+        return [cell.replace("|", "&#124;") for cell in cells]
+
+    # Without alignment, which would pad every cell to the widest of its column. With numparse, tabulate would
+    # read cells such as 1.0000 as numbers and write them anew.
+    text = tabulate(
+        [escaped(row) for row in rows],
+        headers=escaped(header),
+        tablefmt="github",
+        stralign=None,
+        disable_numparse=True,
+    )
+    return text.splitlines()
+
+
+def escape_markdown(text: str) -> str:
+    """Returns text in which Markdown finds no markup; for names that users give.
+
+    Example:
+      >>> escape_markdown("my_set *new*")
+      'my\\\\_set \\\\*new\\\\*'
+    """
+    return _SPECIAL.sub(r"\\\1", text)

@@ -1,0 +1,278 @@
+"""How good are new samples? Fresh chains, apart from those of the replay buffer, which trained the model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxebm.energies import joint_energy, marginal_energy
+from jaxebm.evaluation import (
+    frechet_distance,
+    nearest_neighbours,
+    prdc,
+    prdc_by_class,
+    within_range,
+)
+from jaxebm.report.chains import Samples, finite, fresh_chains, without_label
+from jaxebm.report.export import EXPORTED, SAMPLES_FILE, export_samples
+from jaxebm.report.figures import image_grid, image_grids
+from jaxebm.report.judges import NEIGHBOURS, Judges, first_of_each_class, independent_judges
+from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
+from jaxebm.report.subject import Evaluation, flat, log_probabilities
+
+__all__ = ["SAMPLES", "class_samples", "longest_samples", "unconditional_samples"]
+
+SAMPLE_MEASURES = ("class_agreement", "precision", "recall", "density", "coverage", "in_range")
+"""What the card says of every set of samples of classes, in this order; more is better in each."""
+FEATURE_MEASURES = {
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "frechet_distance": "Fréchet distance",
+}
+"""The same in the features of an independent network, and what they are called."""
+TEST_IMAGES = 1000
+"""At most this many test images, the first ones, tell how far new images lie from the training images."""
+COLUMNS = 10
+"""Samples of each class in the picture."""
+
+
+def unconditional_samples(evaluation: Evaluation) -> dict[int, np.ndarray]:
+    """Returns fresh chains of p(x) after each number of steps; take them by `Evaluation.once`."""
+    settings, logits = evaluation.settings, evaluation.model.logits
+    key, label_key = jax.random.split(evaluation.key(4))
+    count, num_classes = settings.samples_per_class, evaluation.dataset.num_classes
+    labels = jax.random.randint(label_key, (count,), 0, num_classes)
+    energy = without_label(marginal_energy(logits))
+    return fresh_chains(key, evaluation, energy, labels, settings.sample_steps)
+
+
+def class_samples(evaluation: Evaluation) -> dict[int, Samples] | None:
+    """Returns fresh chains of p(x, y), of all classes, after each number of steps; None without classes."""
+    if not evaluation.classes:
+        return None
+    settings, num_classes = evaluation.settings, evaluation.dataset.num_classes
+    labels = jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), settings.samples_per_class)
+    energy = joint_energy(evaluation.model.logits)
+    found = fresh_chains(evaluation.key(1), evaluation, energy, labels, settings.sample_steps)
+    return {steps: Samples(xs, np.asarray(labels)) for steps, xs in found.items()}
+
+
+def longest_samples(evaluation: Evaluation) -> Samples:
+    """Returns the fresh samples of the longest chains that did not diverge, by class where there are any."""
+    return finite(_longest(evaluation))
+
+
+def _longest(evaluation: Evaluation) -> Samples:
+    steps = evaluation.settings.sample_steps[-1]
+    by_class = evaluation.once(class_samples)
+    if by_class is None:
+        return Samples(evaluation.once(unconditional_samples)[steps], None)
+    return by_class[steps]
+
+
+def judge(evaluation: Evaluation) -> dict[str, Any]:
+    """Draws, judges and shows fresh samples after each number of steps, and the replay buffer.
+
+    Writes ``samples.npz``, and the PNG files that are asked for.
+    """
+    model, dataset, settings = evaluation.model, evaluation.dataset, evaluation.settings
+    count, longest = settings.samples_per_class, settings.sample_steps[-1]
+    free = evaluation.once(unconditional_samples)
+    by_class = evaluation.once(class_samples)
+    judges = evaluation.once(independent_judges)
+    sheets: dict[str, np.ndarray] = {}
+    entry: dict[str, Any] = {"fresh": None, "buffer": None}
+    arrays = {f"unconditional_{steps}": xs for steps, xs in free.items()}
+    if by_class is not None:
+        by_steps = {str(steps): _judge(one, evaluation, judges) for steps, one in by_class.items()}
+        worst = {name: min(found[name] for found in by_steps.values()) for name in SAMPLE_MEASURES}
+        entry["fresh"] = worst | {"by_steps": by_steps}
+        sheets |= {
+            f"fresh chains by class, {steps} steps": _sheet(one, evaluation)
+            for steps, one in by_class.items()
+        }
+        arrays |= {f"fresh_{steps}": one.images for steps, one in by_class.items()}
+        arrays["label"] = np.asarray(by_class[longest].labels)
+    entry["unconditional"] = {
+        "by_steps": {str(steps): _judge(Samples(xs, None), evaluation, judges) for steps, xs in free.items()}
+    }
+    sheets[f"fresh chains of p(x), {longest} steps"] = _sheet(Samples(free[longest], None), evaluation)
+    buffered = _buffered(evaluation)
+    if buffered is not None and model.buffer is not None:
+        entry["buffer"] = _judge(buffered, evaluation, judges)
+        entry["buffer"]["mean_age"] = float(np.mean(np.asarray(model.buffer.ages)))
+        sheets["replay buffer (training chains)"] = _sheet(buffered, evaluation)
+    train, test = evaluation.images["train"], evaluation.images["test"]
+    # As many as there are samples: coverage and Fréchet distance depend on the count.
+    rows = np.arange(min(count, len(test)))
+    if evaluation.classes:
+        rows = first_of_each_class(dataset.test.label, dataset.num_classes, count)
+    entry["test"] = _judge(Samples(test[rows], dataset.test.label[rows]), evaluation, judges)
+    entry["judge"] = None if judges.network is None else judges.network.name
+    sheets["training images"] = _sheet(Samples(train, dataset.train.label), evaluation)
+    evaluation.draw(image_grids, "samples.png", sheets, columns=COLUMNS)
+    entry["exported"] = export_samples(evaluation, arrays, _longest(evaluation))
+    return {"samples": entry, "nearest_training_image": _judge_neighbours(evaluation)}
+
+
+def _buffered(evaluation: Evaluation) -> Samples | None:
+    """The chains of the replay buffer, with the classes that they are of, or that the model gives them."""
+    model = evaluation.model
+    if model.buffer is None:
+        return None
+    images = np.asarray(model.buffer.positions)
+    if not evaluation.classes:
+        return Samples(images, None)
+    if model.conditional:
+        return Samples(images, np.asarray(model.buffer.labels))
+    # A marginal chain has no class of its own: the model says which it is.
+    predicted = log_probabilities(model.logits, model.params, images).argmax(axis=1)
+    return Samples(images, predicted.astype(np.int32))
+
+
+def _judge(samples: Samples, evaluation: Evaluation, judges: Judges) -> dict[str, Any]:
+    """How samples compare with training images, of their own class where they have one.
+
+    In pixels and in the independent network's features.
+    """
+    drawn = len(samples.images)
+    images, labels = finite(samples)
+    count = evaluation.dataset.num_classes
+    predicted = judges.predict(images)
+    entry: dict[str, Any] = {"count": drawn, "in_range": within_range(images, -1.0, 1.0)}
+    entry["finite"] = len(images) / drawn
+    if labels is None:
+        shares = np.bincount(predicted, minlength=count) / len(images)
+        entry["class_shares"] = [float(share) for share in shares]
+    else:
+        entry["class_agreement"] = float(np.mean(predicted == labels))
+        entry["smallest_class"] = int(np.bincount(labels, minlength=count).min())
+    smallest = len(images) if labels is None else entry["smallest_class"]
+    views = {"pixels": (flat(judges.real), flat(images))}
+    if judges.network is not None and judges.features is not None:
+        views["features"] = judges.features, judges.network.features(images)
+        entry["features"] = {"frechet_distance": frechet_distance(*views["features"])}
+    if smallest <= NEIGHBOURS:  # a class with so few chains has no neighbours to measure
+        return entry
+    for name, (real, fake) in views.items():
+        if labels is None:
+            quality = prdc(real, fake, k=NEIGHBOURS, real_radii=judges.radii[name])
+        else:
+            quality = prdc_by_class(real, judges.labels, fake, labels, count, k=NEIGHBOURS).mean
+        values = {measure: float(value) for measure, value in quality._asdict().items()}
+        if name == "pixels":
+            entry |= values
+        else:
+            entry["features"] |= values
+    return entry
+
+
+def _sheet(samples: Samples, evaluation: Evaluation) -> np.ndarray:
+    """A row a class, the first samples of each, white where there are fewer: no selection."""
+    dataset, (images, classes) = evaluation.dataset, samples
+    if classes is None:
+        return np.asarray(dataset.restore(images[: COLUMNS * dataset.num_classes]))
+    blank = np.full((COLUMNS, *dataset.image_shape), 1.0, np.float32)
+    chosen = [np.flatnonzero(classes == y)[:COLUMNS] for y in range(dataset.num_classes)]
+    rows = [np.concatenate([images[indices], blank[len(indices) :]]) for indices in chosen]
+    return np.asarray(dataset.restore(np.concatenate(rows)))
+
+
+def _judge_neighbours(evaluation: Evaluation) -> dict[str, float]:
+    """Draws samples beside their nearest training images; returns the distances.
+
+    Those of samples beside those of test images tell copying from learning.
+    """
+    dataset, images = evaluation.dataset, evaluation.images
+    samples = evaluation.once(longest_samples)
+    indices, distances = nearest_neighbours(flat(samples.images), flat(images["train"]))
+    _, test_distances = nearest_neighbours(flat(images["test"][:TEST_IMAGES]), flat(images["train"]))
+    first = np.arange(min(20, len(samples.images)))
+    if samples.labels is not None:
+        first = first_of_each_class(samples.labels, dataset.num_classes, 2)
+    pairs = np.stack([samples.images[first], images["train"][indices[first, 0]]], axis=1)
+    sheet = np.asarray(dataset.restore(pairs.reshape(-1, *dataset.image_shape)))
+    title = "fresh sample | its nearest training image"
+    evaluation.draw(image_grid, "neighbours.png", sheet, columns=8, title=title)
+    return {
+        "fresh_median_distance": float(np.median(distances)),
+        "test_median_distance": float(np.median(test_distances)),
+    }
+
+
+def summary(card: Card) -> list[SummaryRow]:
+    """Class agreement, precision, coverage and Fréchet distance of the longest fresh chains."""
+    if "samples" not in card:
+        return []
+    fresh, test = card["samples"]["fresh"] or card["samples"]["unconditional"], card["samples"]["test"]
+    steps, longest = list(fresh["by_steps"].items())[-1]
+    rows = []
+    for name in ("class_agreement", "precision", "coverage"):
+        if name in longest:
+            beside = f"{steps} steps from noise" + (f"; test images {test[name]:.3f}" if name in test else "")
+            rows.append((f"fresh samples: {name.replace('_', ' ')}", f"{longest[name]:.3f}", beside))
+    if "features" in longest:
+        distances: Mapping[str, Any] = {
+            name: entry["features"]["frechet_distance"]
+            for name, entry in (("fresh", longest), ("test", test))
+        }
+        beside = f"features of an independent network; test images {distances['test']:.3g}"
+        rows.append(("fresh samples: Fréchet distance", f"{distances['fresh']:.3g}", beside))
+    return rows
+
+
+def sections(card: Card) -> list[Section]:
+    """All sets of samples beside test images, in pixels and in features, and their pictures."""
+    if "samples" not in card:
+        return []
+    samples = card["samples"]
+    chains: dict[str, Mapping[str, Any]] = {}
+    for kind, name in (("fresh", "fresh, by class"), ("unconditional", "fresh, p(x)")):
+        if samples[kind] is not None:
+            chains |= {f"{name}, {steps} steps": one for steps, one in samples[kind]["by_steps"].items()}
+    if samples["buffer"] is not None:
+        chains["replay buffer (training chains)"] = samples["buffer"]
+    chains["test images, for comparison"] = samples["test"]
+    header = ["chains", "count", *(name.replace("_", " ") for name in SAMPLE_MEASURES)]
+    rows = [
+        table_row(name, str(entry["count"]), *(entry.get(measure) for measure in SAMPLE_MEASURES))
+        for name, entry in chains.items()
+    ]
+    tables = [Table("Against training images (of their class), pixel space, k = 5", header, rows)]
+    near = card["nearest_training_image"]
+    notes = [
+        f"Median distance to the nearest training image: fresh samples {near['fresh_median_distance']:.3g}, "
+        f"test images {near['test_median_distance']:.3g}; far smaller for samples would mean copying."
+    ]
+    if samples["judge"] is not None:
+        header = ["chains", *FEATURE_MEASURES.values()]
+        rows = [
+            table_row(name, *(entry["features"].get(measure) for measure in FEATURE_MEASURES))
+            for name, entry in chains.items()
+        ]
+        tables.append(Table("In the features of an independent network", header, rows))
+        notes.append(f"The independent network: {samples['judge']}. Not comparable with published FID.")
+    if samples["exported"] is not None:
+        exported = samples["exported"]
+        notes.append(f"{exported['count']} files in {exported['folder']}/: {exported['rule']}.")
+    section = Section(
+        "Samples",
+        "Fresh chains start from noise and never trained the model; the replay buffer's chains did. "
+        "Precision and density: are samples like data? Recall and coverage: is all of the data among them? "
+        "Class agreement: an independent classifier sees the class that was asked for.",
+        notes,
+        tables,
+        [
+            Picture("samples", "The first samples of each kind, a row a class; none is selected."),
+            Picture("neighbours", "Fresh samples, each with its nearest training image on its right."),
+        ],
+    )
+    return [section]
+
+
+FILES = ("samples.png", "neighbours.png", SAMPLES_FILE, EXPORTED)
+SAMPLES = Question("samples", judge, summary, sections, FILES)

@@ -1,0 +1,166 @@
+"""What the questions share: the model that is judged, how it is applied to many images, and what is kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxebm.data import Dataset
+from jaxebm.report.settings import ReportSettings
+from jaxebm.samplers import Initial, ReplayBuffer
+from jaxebm.types import Array, EnergyFn, LogitsFn, MakeKernel, Params
+
+__all__ = ["Evaluation", "Images", "ModelUnderTest", "as_logits", "flat", "log_probabilities", "map_batches"]
+
+BATCH = 2048
+"""Images a compiled call of the evaluation."""
+
+Images = Mapping[str, np.ndarray]
+Result = TypeVar("Result")
+
+
+class ModelUnderTest(NamedTuple):
+    """What is evaluated.
+
+    Attributes:
+      logits: f(params, x) of one image in [-1, 1], ``(K,)``; one logit where the model has no classes.
+      params: Its parameters.
+      kernel: The sampler, for any target.
+      num_steps: Of the sampler in one update of training.
+      initial: Where fresh chains start.
+      twin_params: Of the same network trained by cross-entropy alone, or None.
+      buffer: The replay buffer at the end of training, or None.
+      conditional: Whether the buffer's chains belong to classes.
+    """
+
+    logits: LogitsFn
+    params: Params
+    kernel: MakeKernel
+    num_steps: int
+    initial: Initial
+    twin_params: Params | None = None
+    buffer: ReplayBuffer | None = None
+    conditional: bool = False
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """One evaluation in progress, which every judge is given.
+
+    Attributes:
+      model: What is judged.
+      dataset: By its test split.
+      settings: What to look at.
+      seed: Of everything that is drawn.
+      folder: Where pictures and arrays go; None writes nothing.
+      records: The metrics that training logged, in order, each with its ``step``.
+      recoveries: The recoveries that training logged.
+    """
+
+    model: ModelUnderTest
+    dataset: Dataset
+    settings: ReportSettings
+    seed: int = 0
+    folder: Path | None = None
+    records: Sequence[Mapping[str, Any]] = ()
+    recoveries: Sequence[Mapping[str, Any]] = ()
+    _computed: dict[Callable[..., Any], Any] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def images(self) -> Images:
+        """``train``, ``validation`` and ``test``, each ``(n, H, W, C)``, rescaled to [-1, 1]."""
+        dataset = self.dataset
+        splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+        return {name: np.asarray(dataset.rescale(split.image)) for name, split in splits.items()}
+
+    @cached_property
+    def classes(self) -> bool:
+        """Whether the model tells classes apart."""
+        example = jax.ShapeDtypeStruct(self.dataset.image_shape, np.float32)
+        return jax.eval_shape(self.model.logits, self.model.params, example).shape[0] > 1
+
+    def key(self, part: int) -> Array:
+        """Returns the key of one part of the evaluation, the same whatever the other parts are."""
+        return jax.random.fold_in(jax.random.key(self.seed), part)
+
+    def once(self, compute: Callable[["Evaluation"], Result]) -> Result:
+        """Returns ``compute(self)``, computed by the first caller: what several questions need of one."""
+        if compute not in self._computed:
+            self._computed[compute] = compute(self)
+        return self._computed[compute]
+
+    def draw(self, function: Callable[..., None], name: str, *arguments: Any, **options: Any) -> None:
+        """Calls ``function(folder / name, *arguments, **options)``, or nothing where there is no folder."""
+        if self.folder is not None:
+            function(self.folder / name, *arguments, **options)
+
+
+@dataclass(frozen=True)
+class _MinusEnergy:
+    """An energy as one logit: E(x) = -logsumexp of it. Equal where made of equal energies, as jit needs."""
+
+    energy: EnergyFn
+
+    def __call__(self, params: Params, x: Array, /) -> Array:
+        return -jnp.reshape(self.energy(params, x), (1,))
+
+
+def as_logits(model: LogitsFn | EnergyFn, params: Params, dataset: Dataset) -> LogitsFn:
+    """Returns a model of one image as a function that returns logits; nothing is computed.
+
+    Args:
+      model: ``logits(params, x) -> (K,)``, or ``energy(params, x) -> ()``, which is read as the one logit -E.
+      params: Its parameters.
+      dataset: Whose images it is to be applied to.
+
+    Returns:
+      ``logits(params, x) -> (K,)``.
+
+    Raises:
+      TypeError: If ``model`` cannot be called, or returns no floating-point array.
+      ValueError: If it fails on one image, or has neither one logit nor as many as there are classes.
+    """
+    if not callable(model):
+        raise TypeError(f"model={model!r} is no function: logits(params, x) or energy(params, x) is needed.")
+    shape = dataset.image_shape
+    try:
+        found = jax.eval_shape(model, params, jax.ShapeDtypeStruct(shape, np.float32))
+    except Exception as error:  # whatever the user's function raises
+        raise ValueError(f"model(params, x) fails on one image x of shape {shape}: {error}") from error
+    if not isinstance(found, jax.ShapeDtypeStruct) or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise TypeError(
+            f"model(params, x) returns {found}: logits (K,) or an energy () is needed, floating-point."
+        )
+    if found.shape == ():
+        return _MinusEnergy(model)
+    if len(found.shape) != 1 or found.shape[0] not in (1, dataset.num_classes):
+        raise ValueError(
+            f"model(params, x) returns shape {found.shape} for one image of shape {shape}: an energy (), one "
+            f"logit (1,), or as many as '{dataset.name}' has classes, ({dataset.num_classes},), are needed."
+        )
+    return model
+
+
+def map_batches(function: Callable[[Any], Array], images: np.ndarray, size: int = BATCH) -> np.ndarray:
+    """Applies a compiled batched function block by block, so that memory does not grow with the data set."""
+    return np.concatenate([np.asarray(function(images[i : i + size])) for i in range(0, len(images), size)])
+
+
+def log_probabilities(logits: LogitsFn, params: Params, images: np.ndarray) -> np.ndarray:
+    """Returns log p(y|x) of images (n, H, W, C), ``(n, K)``."""
+
+    @jax.jit
+    def batch(xs: Array) -> Array:
+        return jax.nn.log_softmax(jax.vmap(logits, (None, 0))(params, xs))
+
+    return map_batches(batch, images)
+
+
+def flat(images: np.ndarray) -> np.ndarray:
+    """Returns images as rows of pixels."""
+    return images.reshape(len(images), -1)
