@@ -27,23 +27,26 @@ def make_state(step=0, seed=0, **changes):
         return jnp.asarray(numbers.normal(size=shape), jnp.float32)
 
     params = {"params": {"a/b.c": {"kernel": normal(2, 3)}, "scale": normal(3).astype(jnp.bfloat16)}}
+    optimizer_state = (
+        normal(2),
+        (),
+        {"count": jnp.array(7, jnp.int32), "half": normal(2).astype(jnp.float16)},
+    )
+    buffer = ReplayBuffer(
+        {"pixels": jnp.arange(6, dtype=jnp.uint8).reshape(3, 2), "on": jnp.array([True, False, True])},
+        jnp.arange(3, dtype=jnp.int32) % 2,
+        jnp.array([5, 0, 2], jnp.int32),
+    )
+    streams = (init_stream(jax.random.key(seed), 4), {"keys": jax.random.split(jax.random.key(seed), 3)})
     state = TrainState(
-        step=jnp.array(step, jnp.int32),
-        params=params,
-        optimizer_state=(
-            normal(2),
-            (),
-            {"count": jnp.array(7, jnp.int32), "half": normal(2).astype(jnp.float16)},
-        ),
-        ema_params=jax.tree.map(lambda leaf: leaf * 2, params),
-        memory=ReplayBuffer(
-            {"pixels": jnp.arange(6, dtype=jnp.uint8).reshape(3, 2), "on": jnp.array([True, False, True])},
-            jnp.arange(3, dtype=jnp.int32) % 2,
-            jnp.array([5, 0, 2], jnp.int32),
-        ),
-        streams=(init_stream(jax.random.key(seed), 4), {"keys": jax.random.split(jax.random.key(seed), 3)}),
-        rng_key=jax.random.key(seed, impl="rbg"),
-        health=init_health(),
+        jnp.array(step, jnp.int32),
+        params,
+        optimizer_state,
+        jax.tree.map(lambda leaf: leaf * 2, params),
+        buffer,
+        streams,
+        jax.random.key(seed, impl="rbg"),
+        init_health(),
     )
     return state._replace(**changes)
 
@@ -162,7 +165,10 @@ def test_a_diverged_state_is_refused_and_the_last_good_one_stays(tmp_path, bits)
 
 
 def test_what_a_killed_save_leaves_is_ignored(tmp_path, bits):
-    """Orbax writes into a folder with a temporary name; a kill leaves it there, half full."""
+    """Orbax writes into a folder with a temporary name; a kill leaves it there, half full.
+
+    Reading leaves it there, for it may be what a running job is writing; the next save removes it.
+    """
     good = make_state(10)
     save(tmp_path, good)
     for name in ("20.orbax-checkpoint-tmp", "30.orbax-checkpoint-tmp-1700000000"):
@@ -170,11 +176,15 @@ def test_what_a_killed_save_leaves_is_ignored(tmp_path, bits):
         leftover.mkdir(parents=True)
         (leftover / "manifest.ocdbt").write_bytes(b"half")
     newer = make_state(20, seed=3)
-    with Checkpoints(tmp_path) as checkpoints:
-        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["10"]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with Checkpoints(tmp_path, best_metric="loss") as checkpoints:
         assert checkpoints.latest_step() == 10
+        assert checkpoints.best_step() is None
         assert bits(checkpoints.restore(make_state(seed=1))) == bits(good)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
         checkpoints.save(newer)  # the step whose first writing was killed
+        checkpoints.wait()
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["10", "20"]
     assert bits(restore_into(tmp_path, make_state(seed=1))) == bits(newer)
 
 
@@ -224,7 +234,7 @@ def test_the_best_is_kept_beside_the_newest(tmp_path, bits):
     with Checkpoints(tmp_path, best_metric="loss") as checkpoints:
         assert checkpoints.all_steps() == [20, 50, 60]
         assert bits(checkpoints.restore(make_state(), step=20)) == bits(make_state(20, seed=20))
-        assert checkpoints.read(60)[0]["metrics"] == {"other": 0.0, "loss": "-inf"}
+        assert checkpoints.read_manifest(60)["metrics"] == {"other": 0.0, "loss": "-inf"}
     with Checkpoints(tmp_path, best_metric="loss", best_mode="max") as checkpoints:
         checkpoints.save(make_state(70), {"loss": 1.0})
         assert checkpoints.best_step() == 70  # of equals the newest
@@ -272,4 +282,30 @@ def test_a_removal_that_was_killed_leaves_no_half_checkpoint(tmp_path, monkeypat
                 checkpoints.discard_after(10)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.all_steps() == [10, 20]
+        checkpoints.discard_after(20)  # the kill has left a folder without a checkpoint's name
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["10", "20"]
+
+
+def test_arrays_and_manifest_without_a_template(tmp_path):
+    """As another process reads them: by path, typed keys as their data, all or those under a prefix."""
+    state = make_state(10)
+    with Checkpoints(tmp_path, manifest={"config": {"widths": (8, 8)}, "data": "d" * 64}) as checkpoints:
+        checkpoints.save(state, {"loss": 0.5, "gap": float("nan")})
+    with Checkpoints(tmp_path) as checkpoints:
+        arrays = checkpoints.read()
+        averaged = checkpoints.read(10, prefix=".ema_params")
+        manifest = checkpoints.read_manifest()
+        assert checkpoints.read(prefix=".nothing") == {}
+        with pytest.raises(FileNotFoundError, match="no checkpoint of step 11"):
+            checkpoints.read(11)
+    assert len(arrays) == len(jax.tree.leaves(state))
+    assert all(isinstance(array, np.ndarray) for array in arrays.values())
+    assert arrays[".rng_key"].dtype == np.uint32
+    np.testing.assert_array_equal(arrays[".rng_key"], jax.random.key_data(state.rng_key))
+    scale, saved = arrays[".params['params']['scale']"], np.asarray(jax.tree.leaves(state.params)[1])
+    assert (scale.dtype, scale.tobytes()) == (jnp.bfloat16, saved.tobytes())
+    assert sorted(averaged) == [".ema_params['params']['a/b.c']['kernel']", ".ema_params['params']['scale']"]
+    np.testing.assert_array_equal(averaged[".ema_params['params']['scale']"], 2 * scale)
+    assert manifest["step"] == 10
+    assert manifest["run"] == {"config": {"widths": [8, 8]}, "data": "d" * 64}
+    assert manifest["metrics"] == {"loss": 0.5, "gap": "nan"}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +22,13 @@ from jaxebm.training import (
 from jaxebm.training import manifest as manifests
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
-ARRAYS = {
-    "a": np.arange(6, dtype=np.int16).reshape(2, 3),
-    "b": np.array(1.5, np.float32),
-    "c": np.zeros((0, 2)),
-}
-RUN = {"config": {"seed": 0, "widths": (8, 8), "output": "here"}, "data": "d" * 64}
+NO_HEALTH: Any = ()
+RUN = {"config": {"seed": 0, "widths": (8, 8), "run": {"output": "here"}}, "data": "d" * 64}
 
 
 def small(step):
-    return TrainState(
-        step=jnp.array(step, jnp.int32), params={"w": jnp.arange(3.0)}, optimizer_state=(), ema_params=(),
-        memory=(), streams=(), rng_key=jax.random.key(step), health=(),
-    )  # fmt: skip
+    params = {"w": jnp.arange(3.0)}
+    return TrainState(jnp.array(step, jnp.int32), params, (), (), (), (), jax.random.key(step), NO_HEALTH)
 
 
 class TestFingerprint:
@@ -72,73 +67,99 @@ def test_versions_are_those_that_are_installed():
 
 
 class TestFile:
-    """`write_manifest` and `read_manifest`, without Orbax."""
+    """`write_manifest`, `read_manifest` and `verify_files`, without Orbax."""
 
-    @staticmethod
-    def write(folder, step=10, **changes):
-        content = manifests.make_manifest(step, RUN, {"loss": 0.1}, manifests.describe_arrays(ARRAYS))
-        pieces = {name: manifests.pieces_of(array) for name, array in ARRAYS.items()}
-        manifests.write_manifest(folder, content | changes, pieces)
+    FILES: ClassVar = {"a": b"one", "b/c": b"two", "b/empty": b""}
+
+    def write(self, folder, **changes):
+        for name, content in self.FILES.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+        arrays = manifests.describe({"a": np.zeros((2, 3), np.int16)})
+        manifests.write_manifest(folder, manifests.make_manifest(10, RUN, {"loss": 0.1}, arrays) | changes)
 
     def test_says_what_was_written(self, tmp_path):
         self.write(tmp_path)
         manifest = manifests.read_manifest(tmp_path, 10)
         assert manifest["step"] == 10
-        assert manifest["run"]["config"] == {"seed": 0, "widths": [8, 8], "output": "here"}
+        assert manifest["run"]["config"] == {"seed": 0, "widths": [8, 8], "run": {"output": "here"}}
         assert manifest["metrics"] == {"loss": 0.1}
         assert manifest["versions"] == describe_versions()
         assert manifest["devices"] == f"{jax.devices()[0].device_kind} x{jax.device_count()}"
         assert manifest["arrays"]["a"] == {"shape": [2, 3], "dtype": "int16"}
-        manifests.verify_arrays(manifest, ARRAYS)
+        assert manifest["files"] == {
+            name: hashlib.sha256(content).hexdigest() for name, content in self.FILES.items()
+        }
+        manifests.verify_files(tmp_path, manifest)
 
     @pytest.mark.parametrize(
-        ("changed", "message"),
+        ("name", "content", "message"),
         [
-            ({"a": ARRAYS["a"] + np.eye(2, 3, dtype=np.int16)}, "a was altered"),
-            ({"a": ARRAYS["a"].T}, r"a has shape \(3, 2\)"),
-            ({"b": np.array(1.5)}, "b has .*float64"),
-            ({"b": np.array(-1.5, np.float32)}, "b was altered"),
+            ("a", b"One", "the file a was altered"),
+            ("b/c", b"tw", "the file b/c was altered"),
+            ("b/empty", b"!", "the file b/empty was altered"),
+            ("b/c", None, "the file b/c is missing"),
         ],
     )
-    def test_tells_altered_arrays(self, tmp_path, changed, message):
+    def test_tells_altered_files(self, tmp_path, name, content, message):
         self.write(tmp_path)
+        (tmp_path / name).unlink()
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointCorruptError, match=message):
-            manifests.verify_arrays(manifests.read_manifest(tmp_path, 10), ARRAYS | changed)
+            manifests.verify_files(tmp_path, manifests.read_manifest(tmp_path, 10))
 
-    def test_wants_a_checksum_of_every_entry(self, tmp_path):
-        """A process of several whose shards were not vouched for."""
-        self.write(tmp_path)
-        manifest = manifests.read_manifest(tmp_path, 10)
-        manifest["checksums"]["a"] = {"0:1,0:3": hashlib.sha256(ARRAYS["a"][:1].tobytes()).hexdigest()}
-        with pytest.raises(CheckpointCorruptError, match="3 of the 6 entries of a have a checksum"):
-            manifests.verify_arrays(manifest, ARRAYS)
-
-    def test_sharded_arrays_have_a_checksum_a_shard(self, tmp_path, monkeypatch):
-        """Two processes, each with a row: what they write is put together."""
-        content = manifests.make_manifest(10, RUN, {}, manifests.describe_arrays({"a": ARRAYS["a"]}))
-        for process in (0, 1):
-            monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-            row = (slice(process, process + 1), slice(None))
-            pieces = {"a": [(row, ARRAYS["a"][row])]}
-            manifests.write_manifest(tmp_path, content | {"processes": 2}, pieces)
-        manifest = manifests.read_manifest(tmp_path, 10)
-        assert set(manifest["checksums"]["a"]) == {"0:1,0:3", "1:2,0:3"}
-        manifests.verify_arrays(manifest, {"a": ARRAYS["a"]})
-        (tmp_path / "manifest.1.json").unlink()
-        with pytest.raises(CheckpointCorruptError, match=r"manifest\.1\.json is missing"):
-            manifests.read_manifest(tmp_path, 10)
-
-    def test_tells_a_changed_word(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ('"seed": 0', '"seed": 1', r"manifest\.json was altered"),
+            ('"seed": 0', '"seed": NaN', r"manifest\.json is cut short or altered"),
+            ("{", "[", r"manifest\.json is cut short or altered"),
+            ('"content"', '"contents"', r"manifest\.json is cut short or altered"),
+        ],
+    )
+    def test_tells_a_changed_word(self, tmp_path, old, new, message):
         self.write(tmp_path)
         path = tmp_path / "manifest.json"
-        path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
-        with pytest.raises(CheckpointCorruptError, match=r"manifest\.json was altered"):
+        path.write_text(path.read_text().replace(old, new))
+        with pytest.raises(CheckpointCorruptError, match=message):
             manifests.read_manifest(tmp_path, 10)
 
     def test_of_another_format(self, tmp_path):
         self.write(tmp_path, format=99)
-        with pytest.raises(CheckpointMismatchError, match="format 99, and this jaxebm reads format 1"):
+        with pytest.raises(CheckpointMismatchError, match="format 99, and this jaxebm reads format 2"):
             manifests.read_manifest(tmp_path, 10)
+
+
+class TestDifferingEntries:
+    @pytest.mark.parametrize(
+        ("saved", "now", "found"),
+        [
+            ({}, {}, []),
+            ({"seed": 0}, {"seed": 0}, []),
+            ({"seed": 0}, {"seed": 1}, ["seed: saved 0, now 1"]),
+            (
+                {"b": {"y": {"z": 1}, "x": 1}, "a": 1},
+                {"b": {"y": {"z": 2}, "x": 2}, "a": 1},
+                ["b.x: saved 1, now 2", "b.y.z: saved 1, now 2"],
+            ),
+            ({"b": {"x": 1}}, {}, ["b.x: saved 1, now None"]),
+            ({}, {"b": {"x": None, "y": 1}}, ["b.y: saved None, now 1"]),
+            ({"b": "adam"}, {"b": {"x": 1}}, ["b: saved 'adam', now {'x': 1}"]),
+            ({"b": None}, {"b": {"x": None}}, ["b: saved None, now {'x': None}"]),
+            ({"b": [1, {"x": 1}]}, {"b": [1, {"x": 2}]}, ["b: saved [1, {'x': 1}], now [1, {'x': 2}]"]),
+        ],
+    )
+    def test_are_named_by_dotted_path(self, saved, now, found):
+        assert manifests.differing_entries(saved, now) == found
+
+    def test_those_that_need_not_be_compared(self):
+        saved = {"seed": 0, "run": {"output": "a", "seed": 0}, "devices": {"count": 1}, "output": "a"}
+        now = {"seed": 1, "run": {"output": "b", "seed": 1}, "devices": {"count": 2, "more": {"x": 1}}}
+        assert manifests.differing_entries(saved, now, {"run.output", "devices", "seed"}) == [
+            "output: saved 'a', now None",
+            "run.seed: saved 0, now 1",
+        ]
 
 
 class TestRestoring:
@@ -151,14 +172,15 @@ class TestRestoring:
         return path
 
     @staticmethod
-    def restore(folder, run):
-        with Checkpoints(folder, manifest=run) as checkpoints:
+    def restore(folder, run, uncompared=("run.output",)):
+        with Checkpoints(folder, manifest=run, uncompared=uncompared) as checkpoints:
             return checkpoints.restore(small(0))
 
     def test_the_same_run(self, folder):
         assert int(self.restore(folder, RUN).step) == 10
-        moved = RUN["config"] | {"output": "there", "resume": True}
+        moved = RUN["config"] | {"run": {"output": "there"}}
         assert int(self.restore(folder, RUN | {"config": moved}).step) == 10
+        assert int(self.restore(folder, RUN | {"config": moved | {"run": {}}}, {"run"}).step) == 10
         assert int(self.restore(folder, {"data": RUN["data"]}).step) == 10
         assert int(self.restore(folder, None).step) == 10  # who says nothing, compares nothing
 
@@ -166,6 +188,10 @@ class TestRestoring:
         ("changes", "message"),
         [
             ({"config": {"seed": 1, "widths": (8, 8)}}, r"another configuration \(seed: saved 0, now 1\)"),
+            (
+                {"config": {"seed": 0, "widths": (8, 8), "run": {"epochs": 3}}},
+                r"another configuration \(run.epochs: saved None, now 3\)",
+            ),
             (
                 {"config": {"seed": 0, "widths": (8,)}},
                 r"another configuration \(widths: saved \[8, 8\], now \[8\]",

@@ -2,16 +2,18 @@
 
 import json
 import os
-import re
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 
-from jaxebm.training import CheckpointMismatchError, open_run, write_atomically
-from jaxebm.training.run_folder import CONFIG, FOLDERS, METRICS, RESULTS
+from jaxebm.training import CheckpointMismatchError, RunFolder, open_run, write_atomically
+from jaxebm.training import run_folder as module
+from jaxebm.training.run_folder import CONFIG, CONTENTS, METRICS, read_run
 
-SETTINGS = {"seed": 0, "widths": (8, 8), "learning_rate": 0.1}
+SETTINGS = {"seed": 0, "widths": (8, 8), "optimizer": {"learning_rate": 0.1, "schedule": {"floor": 0.01}}}
+RESULTS = ("card.json", "card.md", "pictures/samples.png")
 
 
 def names(path):
@@ -19,12 +21,15 @@ def names(path):
 
 
 def finished_run(path, settings=SETTINGS):
-    """A run's folder with everything that a run writes."""
+    """A run's folder with a checkpoint, metrics, a recovery and results."""
     run = open_run(path, settings)
     run.append_metrics({"step": 10, "loss": 0.5})
+    run.append_recovery({"step": 5})
     (run.checkpoints / "10").mkdir(parents=True)
+    run.claim("pictures")
+    (path / "pictures").mkdir()
     for name in RESULTS:
-        write_atomically(path / name, "result")
+        run.write(name, "result")
     return run
 
 
@@ -42,21 +47,24 @@ class TestOpening:
         path = tmp_path / "new"
         open_run(path, SETTINGS, resume=resume)
         open_run(path, SETTINGS, resume=True)
-        assert names(path) == [CONFIG, METRICS]
+        assert names(path) == [CONFIG, CONTENTS, METRICS]
 
     def test_occupied_folder_is_refused_and_untouched(self, tmp_path):
         finished_run(tmp_path)
         before = {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
-        with pytest.raises(FileExistsError, match=r"not empty.*--resume.*--overwrite"):
+        with pytest.raises(
+            FileExistsError,
+            match=r"output=.* is not empty\. Go on with resume=True, replace .*overwrite=True",
+        ):
             open_run(tmp_path, SETTINGS)
-        with pytest.raises(FileExistsError, match=r"not empty\. Replace the run with --overwrite"):
+        with pytest.raises(FileExistsError, match=r"not empty\. Replace the run with overwrite=True"):
             open_run(tmp_path, SETTINGS, resumable=False)
         assert before == {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
 
     def test_both_flags_are_refused(self, tmp_path):
         finished_run(tmp_path)
         before = names(tmp_path)
-        with pytest.raises(ValueError, match="--resume and --overwrite exclude each other"):
+        with pytest.raises(ValueError, match="resume=True and overwrite=True exclude each other"):
             open_run(tmp_path, SETTINGS, resume=True, overwrite=True)
         assert names(tmp_path) == before
 
@@ -69,7 +77,7 @@ class TestOpening:
     def test_unwritable_places(self, tmp_path):
         (tmp_path / "file").write_text("mine")
         for path in (tmp_path / "file" / "run", Path("/proc/jaxebm-run")):
-            with pytest.raises(PermissionError, match=f"--output {path} cannot be written"):
+            with pytest.raises(PermissionError, match=f"output={path} cannot be written"):
                 open_run(path, SETTINGS)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
@@ -93,20 +101,26 @@ class TestResuming:
 
     def test_other_settings_are_listed_and_no_others(self, tmp_path):
         finished_run(tmp_path)
-        other = {"seed": 1, "widths": (8, 8), "temperature": 2.0}
+        other = {"seed": 1, "widths": (8, 8), "optimizer": {"schedule": {"floor": 0.5}}, "temperature": 2.0}
         with pytest.raises(CheckpointMismatchError) as caught:
             open_run(tmp_path, other, resume=True)
         message = str(caught.value)
-        assert "learning_rate: saved 0.1, now None" in message
+        assert "resume=True" in message
+        assert "optimizer.learning_rate: saved 0.1, now None" in message
+        assert "optimizer.schedule.floor: saved 0.01, now 0.5" in message
         assert "seed: saved 0, now 1" in message
         assert "temperature: saved None, now 2.0" in message
         assert "widths" not in message
         assert json.loads((tmp_path / CONFIG).read_text())["seed"] == 0
 
     def test_settings_of_the_call_may_differ(self, tmp_path):
-        settings = SETTINGS | {"output": "here", "resume": False, "overwrite": False, "progress": True}
+        settings = SETTINGS | {"run": {"output": "here", "epochs": 3}, "devices": {"count": 1}}
         finished_run(tmp_path, settings)
-        open_run(tmp_path, settings | {"output": "there", "resume": True, "progress": False}, resume=True)
+        moved = settings | {"run": {"output": "there", "epochs": 3}, "devices": {"count": 2}}
+        run = open_run(tmp_path, moved, resume=True, uncompared={"run.output", "devices"})
+        assert run.uncompared == {"run.output", "devices"}
+        with pytest.raises(CheckpointMismatchError, match=r"\(run.output: saved 'here', now 'there'\)"):
+            open_run(tmp_path, moved, resume=True, uncompared={"devices"})
 
     @pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"[1, 2]", b"\xff\xfe"])
     def test_corrupted_settings(self, tmp_path, content):
@@ -116,7 +130,7 @@ class TestResuming:
             open_run(tmp_path, SETTINGS, resume=True)
         assert (tmp_path / "card.json").exists()
         open_run(tmp_path, SETTINGS, overwrite=True)  # the way out that the message names
-        assert names(tmp_path) == [CONFIG, METRICS]
+        assert names(tmp_path) == [CONFIG, CONTENTS, METRICS]
 
 
 class TestOverwriting:
@@ -131,19 +145,45 @@ class TestOverwriting:
         for name in own:
             (tmp_path / name).write_text("mine")
         run = open_run(tmp_path, SETTINGS | {"seed": 5}, overwrite=True)
-        expected = {name.split("/")[0] for name in own} | {CONFIG, METRICS}
+        expected = {name.split("/")[0] for name in own} | {CONFIG, METRICS, CONTENTS}
         assert names(tmp_path) == sorted(expected)
         assert all((tmp_path / name).read_text() == "mine" for name in own)
         assert run.read_metrics() == []
         assert json.loads((tmp_path / CONFIG).read_text())["seed"] == 5
+        assert run.claimed() == ["checkpoints", CONFIG, METRICS]
+
+    @pytest.mark.parametrize("moment", range(4))
+    def test_a_removal_that_was_killed_is_done_again(self, tmp_path, monkeypatch, moment):
+        """The folder is still known as a run, and by what it wrote."""
+        finished_run(tmp_path)
+        (tmp_path / "notes.txt").write_text("mine")
+        removals = []
+
+        def act_or_die(remove):
+            def act(path, *args, **kwargs):
+                removals.append(path)
+                if len(removals) > moment:
+                    raise KeyboardInterrupt
+                return remove(path, *args, **kwargs)
+
+            return act
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", act_or_die(shutil.rmtree))
+            patch.setattr(module.os, "replace", act_or_die(os.replace))
+            with pytest.raises(KeyboardInterrupt):
+                open_run(tmp_path, {"seed": 5}, overwrite=True)
+        open_run(tmp_path, {"seed": 5}, overwrite=True)
+        assert names(tmp_path) == [CONFIG, CONTENTS, METRICS, "notes.txt"]
+        assert json.loads((tmp_path / CONFIG).read_text()) == {"seed": 5}
 
     def test_a_folder_that_is_no_run_is_refused(self, tmp_path):
         """Not even one with a config.json and pictures: many programs write those."""
-        for name in (CONFIG, "samples.png", "thesis.tex"):
+        for name in (CONFIG, METRICS, "samples.png", "thesis.tex"):
             (tmp_path / name).write_text("{}")
-        with pytest.raises(FileExistsError, match="no run"):
+        with pytest.raises(FileExistsError, match=r"overwrite=True: .* no run .*contents\.json"):
             open_run(tmp_path, SETTINGS, overwrite=True)
-        assert names(tmp_path) == sorted([CONFIG, "samples.png", "thesis.tex"])
+        assert names(tmp_path) == sorted([CONFIG, METRICS, "samples.png", "thesis.tex"])
 
     def test_settings_that_cannot_be_written_cost_nothing(self, tmp_path):
         finished_run(tmp_path)
@@ -154,16 +194,126 @@ class TestOverwriting:
             open_run(tmp_path, {"optimizer": object()}, overwrite=True)
         assert names(tmp_path) == before
 
-    def test_everything_that_the_experiments_write_is_known(self):
-        """A file that `RESULTS` does not list would survive an overwrite and speak of another run."""
-        experiments = Path(__file__).parents[2] / "experiments"
-        written = set()
-        for script in experiments.glob("*.py"):
-            source = script.read_text()
-            written |= set(re.findall(r'run\.path / "([^"]+)"', source))
-            written |= set(re.findall(r'run\.write_json\(\s*"([^"]+)"', source))
-        assert "card.json" in written
-        assert written <= {*RESULTS, *FOLDERS}
+
+class TestClaiming:
+    def test_claims_are_kept_and_written_once(self, tmp_path):
+        run = open_run(tmp_path, SETTINGS)
+        assert run.claimed() == ["checkpoints", CONFIG, METRICS]
+        run.claim("samples.png", "evaluation/card.json")
+        written = (tmp_path / CONTENTS).stat().st_mtime_ns
+        run.claim("samples.png")
+        run.claim()
+        assert (tmp_path / CONTENTS).stat().st_mtime_ns == written
+        expected = ["checkpoints", CONFIG, "evaluation/card.json", METRICS, "samples.png"]
+        assert open_run(tmp_path, SETTINGS, resume=True).claimed() == expected
+        assert RunFolder(tmp_path).claimed() == expected
+
+    def test_a_name_is_recorded_before_its_file_is_written(self, tmp_path, monkeypatch):
+        """A kill in between costs nothing: the file is known, and there is none."""
+        run, written = open_run(tmp_path, SETTINGS), []
+
+        def killed(path, content):
+            if path.name != CONTENTS:
+                written.append(path.name)
+                raise KeyboardInterrupt
+            write_atomically(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_atomically", killed)
+            for name, write in (
+                ("card.json", lambda: run.write_json("card.json", {})),
+                ("card.md", lambda: run.write("card.md", "text")),
+            ):
+                with pytest.raises(KeyboardInterrupt):
+                    write()
+                assert name in run.claimed()
+                assert not (tmp_path / name).exists()
+        assert written == ["card.json", "card.md"]
+        assert run.file("samples.png") == tmp_path / "samples.png"
+        assert "samples.png" in run.claimed()
+        open_run(tmp_path, SETTINGS, overwrite=True)
+
+    def test_a_claim_cut_short_leaves_the_record_before_it(self, tmp_path, monkeypatch):
+        run = open_run(tmp_path, SETTINGS)
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run.claim("samples.png")
+        assert RunFolder(tmp_path).claimed() == ["checkpoints", CONFIG, METRICS]
+
+    @pytest.mark.parametrize("name", ["/etc/passwd", "..", "../other", "a/../../other", "", ".", 3, None])
+    def test_nothing_outside_the_folder(self, tmp_path, name):
+        """Neither claimed, nor removed where somebody has written it into the record."""
+        path, other = tmp_path / "run", tmp_path / "other"
+        run = open_run(path, SETTINGS)
+        other.write_text("mine")
+        before = (path / CONTENTS).read_bytes()
+        with pytest.raises(ValueError, match="no name of a file or folder inside"):
+            run.claim("fine.png", name)
+        assert (path / CONTENTS).read_bytes() == before
+        (path / CONTENTS).write_text(json.dumps([METRICS, name]))
+        with pytest.raises(FileExistsError, match=r"contents\.json.* cannot be used .*choose another output"):
+            open_run(path, SETTINGS, overwrite=True)
+        assert other.read_text() == "mine"
+        assert names(path) == [CONFIG, CONTENTS, METRICS]
+
+    def test_an_absolute_name_is_refused_even_of_the_folder_itself(self, tmp_path):
+        with pytest.raises(ValueError, match="no name"):
+            open_run(tmp_path, SETTINGS).claim(str(tmp_path / "a.png"))
+
+    def test_links_are_not_followed(self, tmp_path):
+        path, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+        run = open_run(path, SETTINGS)
+        elsewhere.mkdir()
+        (elsewhere / "a.txt").write_text("mine")
+        run.claim("evaluation")
+        (path / "evaluation").symlink_to(elsewhere)
+        with pytest.raises(ValueError, match="no name"):
+            run.claim("evaluation/a.txt")
+        open_run(path, SETTINGS, overwrite=True)
+        assert names(path) == [CONFIG, CONTENTS, METRICS]  # the link, and not what it leads to
+        assert (elsewhere / "a.txt").read_text() == "mine"
+
+    @pytest.mark.parametrize("content", [b"", b'["a"', b'{"a": 1}', b"\xff\xfe"])
+    def test_a_record_that_cannot_be_read_is_not_guessed(self, tmp_path, content):
+        finished_run(tmp_path)
+        (tmp_path / CONTENTS).write_bytes(content)
+        before = names(tmp_path)
+        with pytest.raises(FileExistsError, match=r"contents\.json.* cannot be used"):
+            open_run(tmp_path, SETTINGS, overwrite=True)
+        assert names(tmp_path) == before
+
+
+class TestReading:
+    def test_a_run_stopped_midway(self, tmp_path):
+        finished_run(tmp_path)
+        before = {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
+        run = read_run(str(tmp_path))
+        assert run.config == SETTINGS | {"widths": [8, 8]}
+        assert run.read_metrics() == [{"step": 10, "loss": 0.5}]
+        assert run.checkpoints == tmp_path / "checkpoints"
+        assert before == {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
+
+    def test_what_is_no_run(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nowhere holds no run"):
+            read_run(tmp_path / "nowhere")
+        run = open_run(tmp_path, SETTINGS)
+        with pytest.raises(FileNotFoundError, match="holds no run"):
+            read_run(tmp_path)
+        (run.checkpoints / "10.orbax-checkpoint-tmp").mkdir(parents=True)
+        with pytest.raises(FileNotFoundError, match="a run without a checkpoint"):
+            read_run(tmp_path)
+
+    @pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"[1, 2]", b"\xff\xfe"])
+    def test_corrupted_settings(self, tmp_path, content):
+        finished_run(tmp_path)
+        (tmp_path / CONFIG).write_bytes(content)
+        with pytest.raises(ValueError, match=r"config\.json is no readable configuration"):
+            read_run(tmp_path)
 
 
 class TestMetrics:
@@ -270,7 +420,7 @@ class TestRecoveries:
         run = open_run(tmp_path, SETTINGS)
         run.append_recovery({"step": 1})
         assert open_run(tmp_path, SETTINGS, overwrite=True).read_recoveries() == []
-        assert names(tmp_path) == [CONFIG, METRICS]
+        assert names(tmp_path) == [CONFIG, CONTENTS, METRICS]
 
 
 def test_the_configuration_is_at_hand_as_it_would_be_read_back(tmp_path):

@@ -1,7 +1,7 @@
 """Checkpoints of everything, by Orbax: written aside in the background, then renamed.
 
-So a kill at any moment leaves the last one whole. What is read back is compared with the checksums of its
-manifest (`jaxebm.training.manifest`), and nothing damaged or foreign is ever taken.
+So a kill at any moment leaves the last one whole. Its manifest (`jaxebm.training.manifest`) holds a checksum
+of every file. They are compared before Orbax reads, so that nothing damaged or foreign is ever taken.
 """
 
 import errno
@@ -10,34 +10,30 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxebm import checks
 from jaxebm.training import manifest as manifests
 from jaxebm.training.health import check_state
 from jaxebm.training.manifest import CheckpointCorruptError, CheckpointMismatchError
-from jaxebm.training.orbax_store import (
-    ITEM,
-    TEMPORARY,
-    StateArgs,
-    flush,
-    make_manager,
-    one_error_at_a_time,
-    read_arrays,
-)
 from jaxebm.training.state import TrainState
-from jaxebm.training.state_arrays import describe_state, from_arrays, to_arrays, witness
-from jaxebm.training.write_errors import advise, error_number, explain
+from jaxebm.training.write_errors import advise, check_space, error_number, explain
 
 __all__ = ["CheckpointWriteError", "Checkpoints"]
+
+ITEM = "default"
+"""Orbax's name for the only thing in a checkpoint."""
+TEMPORARY = ".orbax-checkpoint-tmp"
+"""What Orbax puts into the name of a folder that is being written, and this module of one being removed."""
 
 
 class CheckpointWriteError(OSError):
@@ -47,22 +43,24 @@ class CheckpointWriteError(OSError):
 class Checkpoints:
     """The checkpoints of one run: the newest, and the best by a metric.
 
-    A folder belongs to one run at a time: opening it removes what a killed write has left in it, which would
-    also be what another process is writing just now. With several processes every one of them opens it, and
-    calls `save`, `restore` and `discard_after` together with the others; they share the folder.
+    Only one run at a time may write into a folder: `save` and `discard_after` remove what a write that was
+    killed has left there, which would also be what another process is writing just now. Reading changes
+    nothing. Several processes of one run share the folder, and each calls every method when the others do.
 
     Args:
-      directory: where they live; made if missing.
+      directory: where they live; made by the first `save` if missing.
       max_to_keep: older ones are removed, at least 1.
       best_metric: the name of a metric given to `save`, whose best checkpoint is kept too; one without that
         metric, or with a value that is not finite, is no candidate.
       best_mode: whether small or large values are good.
       manifest: what the run is of, JSON-serialisable: ``config`` (its settings), ``data`` (its `fingerprint`)
         and whatever else has to be the same in a run that resumes it.
+      uncompared: dotted names of settings in ``config`` that need not be the same (``"run.output"``); the
+        name of a group stands for all of it.
 
     Raises:
-      ValueError: if ``max_to_keep`` is not an integer of at least 1, or ``best_mode`` is unknown.
-      CheckpointWriteError: if the folder cannot be made or cleaned.
+      ValueError: if ``max_to_keep`` is not an integer of at least 1, ``best_mode`` is unknown, or
+        ``manifest`` holds a NaN or an infinity.
 
     Example:
       >>> import tempfile
@@ -79,28 +77,19 @@ class Checkpoints:
         best_metric: str | None = None,
         best_mode: Literal["min", "max"] = "min",
         manifest: Mapping[str, Any] | None = None,
+        uncompared: Collection[str] = (),
     ) -> None:
         checks.positive_integer("max_to_keep", max_to_keep)
         if best_mode not in ("min", "max"):
             raise ValueError(f"best_mode={best_mode!r}: best_mode must be 'min' or 'max'.")
         # As it will be read back: tuples become lists.
         self._run: dict[str, Any] = json.loads(json.dumps(dict(manifest or {}), allow_nan=False))
+        self._uncompared = frozenset(uncompared)
         self.directory = Path(directory).absolute()
+        self._max_to_keep = max_to_keep
         self._best_metric, self._sign = best_metric, 1.0 if best_mode == "max" else -1.0
-        self._writing: int | None = None
-        self._failed = self._told = False
-        with self._clear_errors("opened"):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
-                for leftover in self.directory.glob(f"*{TEMPORARY}*"):
-                    shutil.rmtree(leftover)
-        with ExitStack() as quiet:
-            quiet.enter_context(one_error_at_a_time())
-            self._manager = make_manager(
-                self.directory, max_to_keep, self._best_of_all, lambda: self._writing
-            )
-            self._scores = self._read_scores()
-            self._quiet = quiet.pop_all()  # until `close`
+        self._writing: dict[str, Any] | None = None  # the manifest of what is being written
+        self._writer: ocp.AsyncCheckpointer | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -122,17 +111,19 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """Returns the step of the best checkpoint by ``best_metric``, or None; waits like `latest_step`."""
         self.wait()
-        return self._best_of_all()
+        scores: dict[int, float] = {}
+        for step in self._steps() if self._best_metric is not None else ():
+            # One that cannot be restored is no candidate; `restore` tells of it.
+            with suppress(CheckpointCorruptError, CheckpointMismatchError):
+                score = manifests.read_manifest(self._item(step), step)["metrics"].get(self._best_metric)
+                if isinstance(score, float):  # a NaN or an infinity is text there
+                    scores[step] = self._sign * score
+        return max(scores, key=lambda step: (scores[step], step), default=None)
 
     def all_steps(self) -> list[int]:
         """Returns the steps of all checkpoints, in order; waits like `latest_step`."""
         self.wait()
-        if (
-            self._failed
-        ):  # Orbax has forgotten those that it would have removed then, and they are still there
-            self._manager.reload()
-            self._failed = False
-        return sorted(self._manager.all_steps())
+        return self._steps()
 
     def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
         """Copies ``state`` to the host and writes it in the background, unless its step is already there.
@@ -149,10 +140,14 @@ class Checkpoints:
           CheckpointWriteError: if this one cannot be written, or the last one could not.
           ValueError: if there are checkpoints of later steps (see `discard_after`).
         """
+        writer = self._open()
         step, newest = int(state.step), self.latest_step()
         with self._clear_errors("written", step):
             if not self.directory.is_dir():  # Orbax would make it anew, without what was in it
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if newest is not None and step > newest:
+                # Orbax would notice a full disk too, but prints a traceback of many lines for every array.
+                check_space(self.directory / str(newest))
         if step == newest:
             return
         if newest is not None and step < newest:
@@ -160,45 +155,42 @@ class Checkpoints:
                 f"the state of step {step} cannot be saved before the checkpoint of step {newest} in "
                 f"{self.directory}: remove what comes after the step that was resumed, discard_after({step})."
             )
-        arrays = to_arrays(state)
-        check_state(jax.tree.unflatten(jax.tree.structure(state), map(witness, arrays.values())))
-        described = manifests.describe_arrays(arrays)
-        args = StateArgs(
-            item=arrays,
-            manifest=manifests.make_manifest(step, self._run, metrics or {}, described),
-            pieces={name: manifests.pieces_of(array) for name, array in arrays.items()},
-        )
-        score = (metrics or {}).get(self._best_metric or "")
-        if score is not None and math.isfinite(score):
-            self._scores[step] = self._sign * float(score)
-        self._writing = step
+        check_state(jax.tree.map(manifests.finite_if_all, state))
+        arrays = manifests.to_arrays(state)
+        self._writing = manifests.make_manifest(step, self._run, metrics or {}, manifests.describe(arrays))
         with self._clear_errors("written", step):
-            self._manager.save(step, args=args)
+            # Orbax copies arrays of the host before this returns.
+            writer.save(
+                self.directory / str(step), args=ocp.args.Composite(default=ocp.args.StandardSave(arrays))
+            )
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is on the disk.
+        """Waits until the last checkpoint is on the disk, and removes the one that it replaces.
 
         Raises:
           CheckpointWriteError: if it could not be written.
         """
-        step = self._writing
-        if step is None:
+        if self._writing is None or self._writer is None:
             return
+        step = self._writing["step"]
         with self._clear_errors("written", step):
-            self._manager.wait_until_finished()
-            if not self._item(step).is_dir():
+            self._writer.wait_until_finished()
+            if not (self._item(step) / manifests.MANIFEST).is_file():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             if jax.process_index() == 0:
-                flush([self.directory])  # the renaming
+                manifests.flush([self.directory])  # the renaming
         self._writing = None
+        steps = self._steps()
+        kept = {*steps[-self._max_to_keep :], self.best_step()}
+        self._remove([other for other in steps if other not in kept], f"save_{step}")
 
     def close(self) -> None:
         """Waits like `wait`, and frees what writing needs."""
-        with self._quiet:
-            try:
-                self.wait()
-            finally:
-                self._close_manager()
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
 
     def restore(self, template: TrainState, step: int | None = None) -> TrainState:
         """Reads a checkpoint into the structure of ``template``; on several hosts, each reads all of it.
@@ -221,37 +213,54 @@ class Checkpoints:
         """
         step = self._existing(step)
         where = f"the checkpoint of step {step} in {self.directory}"
-        with self._name_whole_one(step):
-            manifest = manifests.read_manifest(self._item(step), step)
-        manifests.check_same_run(where, manifest, self._run)
-        manifests.check_same_arrays(where, manifest, describe_state(template))
-        with self._name_whole_one(step):
-            arrays = read_arrays(self._item(step), manifest)
-        saved, now = manifest["versions"], manifests.describe_versions()
-        changed = [
-            f"{name} {saved.get(name)} (now {now[name]})" for name in now if saved.get(name) != now[name]
-        ]
-        if changed:
-            warnings.warn(
-                f"{where} was written with {', '.join(changed)}: the run goes on, but its numbers may "
-                "differ in their last bits from those of a run that was never stopped.",
-                stacklevel=2,
-            )
-        return from_arrays(template, arrays)
+        manifest = self.read_manifest(step)
+        manifests.check_same_run(where, manifest, self._run, self._uncompared)
+        manifests.check_same_arrays(where, manifest, manifests.describe(manifests.named_leaves(template)))
+        arrays = self.read(step)
+        if changed := manifests.changed_versions(manifest):
+            warnings.warn(f"{where} was written with {changed}", stacklevel=2)
+        return manifests.from_arrays(template, arrays)
 
-    def read(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Returns the manifest and the arrays of a checkpoint by their paths, verified; needs no template.
+    def read(self, step: int | None = None, *, prefix: str = "") -> dict[str, np.ndarray]:
+        """Returns the arrays of a checkpoint by their paths, verified; needs no template.
+
+        Args:
+          step: which checkpoint; the newest by default.
+          prefix: only arrays whose path begins with it, for instance ``".ema_params"``.
+
+        Returns:
+          Arrays on the host; typed keys as their data, uint32.
+
+        Raises:
+          FileNotFoundError: if there is no checkpoint.
+          CheckpointCorruptError: if it is not what was written; the message names an older one that is.
+          CheckpointMismatchError: if it is of another format.
+        """
+        step = self._existing(step)
+        with self._name_whole_one(step):
+            manifest = self._verified(step)
+        item: Any = self._item(step)
+        on_host = ocp.RestoreArgs(restore_type=np.ndarray)
+        wanted = {name: on_host for name in manifest["arrays"] if name.startswith(prefix)}
+        args = ocp.args.PyTreeRestore(item=wanted, restore_args=wanted, partial_restore=True)
+        return ocp.PyTreeCheckpointHandler().restore(item, args=args) if wanted else {}
+
+    def read_manifest(self, step: int | None = None) -> dict[str, Any]:
+        """Returns what a checkpoint says of itself, verified.
 
         Args:
           step: which checkpoint; the newest by default.
 
+        Returns:
+          JSON values by name: ``step``, ``run`` (the ``manifest`` that it was saved with), ``metrics``,
+          ``versions``, ``devices``, ``arrays`` (shape and dtype by path) and ``files`` (SHA-256 by name).
+
         Raises:
-          FileNotFoundError: if there is no checkpoint.
-          CheckpointCorruptError: if it is not what was written.
+          FileNotFoundError, CheckpointCorruptError, CheckpointMismatchError: as `read`.
         """
         step = self._existing(step)
         with self._name_whole_one(step):
-            return self._read(step)
+            return manifests.read_manifest(self._item(step), step)
 
     def discard_after(self, step: int) -> None:
         """Removes the checkpoints of later steps, which a run that goes on from ``step`` will write again.
@@ -259,30 +268,32 @@ class Checkpoints:
         Raises:
           CheckpointWriteError: if one cannot be removed.
         """
-        later = [other for other in self.all_steps() if other > step]
-        with self._clear_errors("cleaned"):
-            if jax.process_index() == 0:
-                for other in reversed(later):  # the newest first: a kill in between leaves no gap
-                    # Renamed before it is emptied, so that no part of it is taken for a checkpoint.
-                    removed = self.directory / f"{other}{TEMPORARY}-removed"
-                    os.replace(self.directory / str(other), removed)
-                    shutil.rmtree(removed)
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices(f"discard_after_{step}")
-            self._manager.reload()
-        self._scores = {other: score for other, score in self._scores.items() if other <= step}
+        self._open()
+        self._remove([other for other in self.all_steps() if other > step], f"discard_after_{step}")
 
-    def _close_manager(self) -> None:
-        told = self._told
-        try:
-            with self._clear_errors("closed"):
-                self._manager.close()
-        except CheckpointWriteError:
-            if not told:  # Orbax remembers a write that failed, and raises its error again
-                raise
+    def _open(self) -> ocp.AsyncCheckpointer:
+        """Waits, removes what was not finished, and makes the folder the first time."""
+        self.wait()
+        if jax.process_index() == 0 and self.directory.is_dir():
+            for leftover in self.directory.glob(f"*{TEMPORARY}*"):
+                # Errors are ignored: TensorStore may still be busy with what another array has made fail.
+                shutil.rmtree(leftover, ignore_errors=True)
+        if self._writer is None:
+            with self._clear_errors("made"):
+                self.directory.mkdir(parents=True, exist_ok=True)
+            options = ocp.options.AsyncOptions(
+                post_finalization_callback=self._complete, create_directories_asynchronously=False
+            )
+            self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+        return self._writer
 
     def _item(self, step: int) -> Path:
         return self.directory / str(step) / ITEM
+
+    def _steps(self) -> list[int]:
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
 
     def _existing(self, step: int | None) -> int:
         steps = self.all_steps()
@@ -291,23 +302,41 @@ class Checkpoints:
             raise FileNotFoundError(f"no checkpoint{of_step} in {self.directory}.")
         return steps[-1] if step is None else step
 
-    def _read(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _verified(self, step: int) -> dict[str, Any]:
         manifest = manifests.read_manifest(self._item(step), step)
-        return manifest, read_arrays(self._item(step), manifest)
+        manifests.verify_files(self._item(step), manifest)
+        return manifest
+
+    def _complete(self) -> None:
+        """Runs in the background of the first process, after all have written and before the renaming."""
+        assert self._writing is not None
+        folder = self.directory / f"{self._writing['step']}{TEMPORARY}"
+        # Orbax goes on where it finds no arrays, for instance in a folder that has gone.
+        if not (folder / ITEM / "manifest.ocdbt").is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / ITEM))
+        manifests.write_manifest(folder / ITEM, self._writing)
+        manifests.flush([folder, *folder.rglob("*")])
+
+    def _remove(self, steps: Iterable[int], reason: str) -> None:
+        with self._clear_errors("cleaned"):
+            if jax.process_index() == 0:
+                for step in sorted(steps, reverse=True):  # the newest first: a kill in between leaves no gap
+                    # Renamed before it is emptied, so that no part of it is taken for a checkpoint.
+                    removed = self.directory / f"{step}{TEMPORARY}-removed"
+                    os.replace(self.directory / str(step), removed)
+                    shutil.rmtree(removed)
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices(reason)
 
     def _newest_whole(self, before: float = math.inf) -> int | None:
-        """Returns the newest checkpoint that reads back as it was written."""
+        """Returns the newest checkpoint whose files are what was written."""
         if not os.access(self.directory, os.R_OK | os.X_OK):  # gone, or closed to us
             return None
-        names = [path.name for path in self.directory.iterdir()]
-        for step in sorted(
-            (int(name) for name in names if name.isdigit() and int(name) < before), reverse=True
-        ):
-            try:
-                self._read(step)
-            except (CheckpointCorruptError, CheckpointMismatchError, OSError):
-                continue
-            return step
+        for step in reversed(self._steps()):
+            if step < before:
+                with suppress(CheckpointCorruptError, CheckpointMismatchError, OSError):
+                    self._verified(step)
+                    return step
         return None
 
     @contextmanager
@@ -316,13 +345,11 @@ class Checkpoints:
             yield
         except CheckpointCorruptError as error:
             older = self._newest_whole(before=step)
-            way_out = (
-                "No older one is whole: start anew with --overwrite, or elsewhere with another --output."
-            )
+            way_out = "No older one is whole: start anew with overwrite=True, or choose another output."
             if older is not None:
                 way_out = (
                     f"The newest older one that is whole is of step {older}: go on from it with "
-                    f"--resume-step {older}, which removes those after it."
+                    f"resume_step={older}, which removes those after it."
                 )
             raise CheckpointCorruptError(
                 f"the checkpoint of step {step} in {self.directory} is damaged: {error}. {way_out}"
@@ -334,40 +361,18 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            number = error_number(error) or self._closed_to_us()
+            number = error_number(error)
             if step is not None:
-                self._writing, self._failed, self._told = None, True, True
-                self._scores.pop(step, None)
+                self._writing = None
             if number is None:
                 raise
             what = "the folder of checkpoints" if step is None else f"the checkpoint of step {step}"
             whole = self._newest_whole()
             kept = "no checkpoint is there that could be read back"
             if whole is not None:
-                kept = f"the checkpoint of step {whole} is intact (it was read back and verified)"
+                kept = f"the checkpoint of step {whole} is intact (its checksums were compared)"
             failure = CheckpointWriteError(
                 f"{what} could not be {done} in {self.directory}: {explain(number)}; {kept}{advise(number)}."
             )
             failure.errno = number
             raise failure from error
-
-    def _closed_to_us(self) -> int | None:
-        """The reason behind whatever Orbax may say, where the folder has gone or may not be written."""
-        if not self.directory.is_dir():
-            return errno.ENOENT
-        return None if os.access(self.directory, os.R_OK | os.W_OK | os.X_OK) else errno.EACCES
-
-    def _read_scores(self) -> dict[int, float]:
-        scores: dict[int, float] = {}
-        for step in self._manager.all_steps() if self._best_metric else ():
-            try:
-                metrics = manifests.read_manifest(self._item(step), step)["metrics"]
-            except (CheckpointCorruptError, CheckpointMismatchError):
-                continue  # not to be restored, and so no candidate; `restore` tells of it
-            score = metrics.get(self._best_metric)
-            if isinstance(score, float):
-                scores[step] = self._sign * score
-        return scores
-
-    def _best_of_all(self) -> int | None:
-        return max(self._scores, key=lambda step: (self._scores[step], step), default=None)

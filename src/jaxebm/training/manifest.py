@@ -1,14 +1,17 @@
-"""What a checkpoint says of itself: what it is of, and checksums that tell whether it is whole."""
+"""What a checkpoint holds: arrays by their paths, and a manifest that says what they are of.
+
+The manifest has a checksum of every file, so that damage is found before anything else reads them.
+"""
 
 import functools
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +24,12 @@ __all__ = [
     "fingerprint",
 ]
 
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("jaxebm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-UNCOMPARED = frozenset(
-    {
-        *("output", "resume", "resume_step", "overwrite", "progress"),
-        *("devices", "distributed", "coordinator", "processes", "process_id"),
-    }
-)
-"""Settings in which a resumed run may differ from the one that it resumes."""
 OTHER = {"config": "another configuration", "data": "other data"}
 MANIFEST = "manifest.json"
 
-Pieces: TypeAlias = Mapping[str, list[tuple[tuple[slice, ...], np.ndarray]]]
-"""By the array's name: which part of it a piece is, and its values."""
+State = TypeVar("State")
 
 
 class CheckpointMismatchError(ValueError):
@@ -50,10 +45,52 @@ def is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _bytes_of(array: np.ndarray) -> memoryview | bytes:
-    contiguous = np.ascontiguousarray(array)
-    # As bytes, because the buffer protocol knows no bfloat16; and an empty array has no bytes to be viewed.
-    return contiguous.reshape(-1).view(np.uint8).data if contiguous.size else b""
+def spans_hosts(leaf: Any) -> bool:
+    """Returns whether this process holds only a part of a leaf's values."""
+    return isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+
+
+def finite_if_all(leaf: Any) -> Any:
+    """Returns a leaf; of floats that span hosts, one number that is finite if all of them are."""
+    return jnp.max(jnp.abs(leaf)) if spans_hosts(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a pytree by their paths, typed keys as their data."""
+    return {
+        jax.tree_util.keystr(path): jax.random.key_data(leaf) if is_key(leaf) else leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def describe(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the shape and dtype of each array, by its path."""
+    return {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in arrays.items()}
+
+
+def to_arrays(state: Any) -> dict[str, np.ndarray | jax.Array]:
+    """Returns the leaves of a state by their paths: on the host, but for those that span hosts."""
+    leaves = named_leaves(state)
+    for leaf in leaves.values():
+        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+            leaf.copy_to_host_async()
+    return {name: leaf if spans_hosts(leaf) else np.asarray(leaf) for name, leaf in leaves.items()}
+
+
+def from_arrays(template: State, arrays: Mapping[str, Any]) -> State:
+    """Returns the arrays in the structure of ``template``, each process and device with its own part."""
+
+    def place(leaf: Any, array: np.ndarray) -> jax.Array:
+        if is_key(leaf):
+            return jax.random.wrap_key_data(
+                place(jax.random.key_data(leaf), array), impl=jax.random.key_impl(leaf)
+            )
+        if not isinstance(leaf, jax.Array) or not leaf.committed:
+            return jnp.array(array)
+        return jax.make_array_from_callback(array.shape, leaf.sharding, lambda index: array[index])
+
+    leaves, structure = jax.tree.flatten(template)
+    return structure.unflatten(map(place, leaves, (arrays[name] for name in named_leaves(template))))
 
 
 def fingerprint(data: Any) -> str:
@@ -76,18 +113,18 @@ def fingerprint(data: Any) -> str:
       False
     """
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
-        name = jax.tree_util.keystr(path)
-        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+    for name, leaf in named_leaves(data).items():
+        if spans_hosts(leaf):
             raise ValueError(
                 f"data{name} of shape {leaf.shape} is spread over several hosts: take the fingerprint of the "
                 "host's own arrays, before they are placed."
             )
-        array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+        array = np.asarray(leaf)
         if array.dtype.hasobject:
             raise TypeError(f"data{name} is {type(leaf).__name__}: arrays of numbers are needed.")
         digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
-        digest.update(_bytes_of(array))
+        if array.size:  # as bytes, because the buffer protocol knows no bfloat16
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -109,28 +146,44 @@ def _versions() -> tuple[tuple[str, str], ...]:
     return (("python", platform.python_version()), *((name, version(name)) for name in PACKAGES))
 
 
-def differing_entries(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns ``name: saved ..., now ...`` for each setting in which two configurations differ."""
-    return [
-        f"{name}: saved {saved.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted((saved.keys() | now.keys()) - UNCOMPARED)
-        if saved.get(name) != now.get(name)
-    ]
+def differing_entries(
+    saved: Mapping[str, Any], now: Mapping[str, Any], uncompared: Collection[str] = (), *, group: str = ""
+) -> list[str]:
+    """Returns ``group.name: saved ..., now ...`` for each setting in which two configurations differ.
+
+    Args:
+      saved: one configuration, JSON values; groups of settings are dictionaries in it.
+      now: the other one. A setting that one of them does not have counts as None, a group as empty.
+      uncompared: dotted names of settings or whole groups that may differ.
+      group: the dotted name of the group that is compared, with a dot at its end.
+
+    Example:
+      >>> differing_entries({"sampler": {"step_size": 0.2}}, {"sampler": {"step_size": 0.5}})
+      ['sampler.step_size: saved 0.2, now 0.5']
+    """
+    differing = []
+    for name in sorted(saved.keys() | now.keys()):
+        path, before, after = f"{group}{name}", saved.get(name), now.get(name)
+        if path in uncompared:
+            continue
+        groups = saved.get(name, {}), now.get(name, {})
+        if all(isinstance(entries, Mapping) for entries in groups):
+            differing += differing_entries(*groups, uncompared, group=f"{path}.")
+        elif before != after:
+            differing.append(f"{path}: saved {before!r}, now {after!r}")
+    return differing
 
 
-def pieces_of(array: np.ndarray | jax.Array) -> list[tuple[tuple[slice, ...], np.ndarray]]:
-    """Returns what this process vouches for: all of a host's array, or its own shards of a global one."""
-    if isinstance(array, np.ndarray):
-        whole = tuple(slice(0, length) for length in array.shape)
-        return [(whole, array)] if jax.process_index() == 0 else []
-    return [
-        (shard.index, np.array(shard.data)) for shard in array.addressable_shards if shard.replica_id == 0
-    ]
-
-
-def describe_arrays(arrays: Mapping[str, np.ndarray | jax.Array]) -> dict[str, Any]:
-    """Returns the shape and dtype of each array, by its name."""
-    return {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in arrays.items()}
+def changed_versions(manifest: Mapping[str, Any]) -> str:
+    """Returns which versions are others than when a checkpoint was written; empty if none is."""
+    saved, now = manifest["versions"], describe_versions()
+    changed = [f"{name} {saved.get(name)} (now {now[name]})" for name in now if saved.get(name) != now[name]]
+    if not changed:
+        return ""
+    return (
+        f"{', '.join(changed)}: the run goes on, but its numbers may differ in their last bits from those of "
+        "a run that was never stopped."
+    )
 
 
 def make_manifest(
@@ -142,7 +195,7 @@ def make_manifest(
       step: of the checkpoint.
       run: what it is of: ``config``, ``data`` and whatever else must be the same in a run that resumes it.
       metrics: of the state; a NaN or an infinity becomes text, for which JSON has no number.
-      arrays: from `describe_arrays`.
+      arrays: from `describe`.
     """
     devices = jax.devices()
     return {
@@ -151,7 +204,6 @@ def make_manifest(
         "run": dict(run),
         "versions": describe_versions(),
         "devices": f"{devices[0].device_kind} x{len(devices)}",
-        "processes": jax.process_count(),
         "metrics": {
             name: float(value) if np.isfinite(value) else str(float(value)) for name, value in metrics.items()
         },
@@ -159,125 +211,104 @@ def make_manifest(
     }
 
 
-def _index_text(index: Iterable[slice], shape: Iterable[int]) -> str:
-    return ",".join(
-        f"{part.start or 0}:{length if part.stop is None else part.stop}"
-        for part, length in zip(index, shape, strict=True)
-    )
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _sealed(content: Mapping[str, Any]) -> str:
-    text = json.dumps(dict(content), sort_keys=True, allow_nan=False)
-    return json.dumps(
-        {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": json.loads(text)}, indent=1
-    )
+def _file_checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unsealed(path: Path) -> dict[str, Any]:
-    try:
-        sealed = json.loads(path.read_text(encoding="utf-8"))
-        content = sealed["content"]
-        text = json.dumps(content, sort_keys=True, allow_nan=False)
-        if hashlib.sha256(text.encode()).hexdigest() != sealed["sha256"]:
-            raise CheckpointCorruptError(f"{path.name} was altered: its checksum is another")
-    except FileNotFoundError:
-        raise CheckpointCorruptError(f"{path.name} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise CheckpointCorruptError(f"{path.name} is cut short or altered: it cannot be read") from None
-    return content
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes the manifest into a folder whose files are complete, with the checksum of each of them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    checksums = {path.relative_to(folder).as_posix(): _file_checksum(path) for path in files}
+    content = {**content, "files": checksums}
+    text = json.dumps({"sha256": _checksum(content), "content": content}, indent=1)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def _part(process: int) -> str:
-    return MANIFEST if process == 0 else f"manifest.{process}.json"
-
-
-def write_manifest(folder: Path, content: Mapping[str, Any], pieces: Pieces) -> None:
-    """Writes this process's part: the checksums of its pieces; and, as the first process, all the rest."""
-    shapes = {name: entry["shape"] for name, entry in content["arrays"].items()}
-    checksums = {
-        name: {
-            _index_text(index, shapes[name]): hashlib.sha256(_bytes_of(piece)).hexdigest()
-            for index, piece in parts
-        }
-        for name, parts in pieces.items()
-    }
-    process = jax.process_index()
-    body = {"checksums": checksums} | (dict(content) if process == 0 else {"step": content["step"]})
-    with (folder / _part(process)).open("w", encoding="utf-8") as file:
-        file.write(_sealed(body))
-        file.flush()
-        os.fsync(file.fileno())
+def flush(paths: Iterable[Path]) -> None:
+    """Asks for files and folders to be on the disk, not only in the system's memory."""
+    for path in paths:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def read_manifest(folder: Path, step: int) -> dict[str, Any]:
-    """Returns the manifest in an item's folder, with the checksums of all processes.
+    """Returns the manifest in a folder, itself verified.
 
     Raises:
       CheckpointCorruptError: if it is missing, cut short, altered, or of another step.
       CheckpointMismatchError: if it is of another format.
     """
-    content = _unsealed(folder / MANIFEST)
+    try:
+        sealed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = sealed["content"]
+        intact = _checksum(content) == sealed["sha256"]
+    except FileNotFoundError:
+        raise CheckpointCorruptError(f"{MANIFEST} is missing") from None
+    except (ValueError, KeyError, TypeError):  # JSONDecodeError and UnicodeDecodeError are of the first kind
+        raise CheckpointCorruptError(f"{MANIFEST} is cut short or altered: it cannot be read") from None
+    if not intact:
+        raise CheckpointCorruptError(f"{MANIFEST} was altered: its checksum is another")
     if content.get("format") != FORMAT:
         raise CheckpointMismatchError(
             f"the checkpoint of step {step} has a manifest of format {content.get('format')}, and this "
             f"jaxebm reads format {FORMAT}: resume it with the version that wrote it."
         )
-    parts = [content] + [_unsealed(folder / _part(process)) for process in range(1, content["processes"])]
-    if any(part["step"] != step for part in parts):
-        raise CheckpointCorruptError(f"it is of step {parts[0]['step']}, and was renamed")
-    merged: dict[str, dict[str, str]] = {}
-    for part in parts:
-        for name, checksums in part["checksums"].items():
-            merged.setdefault(name, {}).update(checksums)
-    return content | {"checksums": merged}
+    if content["step"] != step:
+        raise CheckpointCorruptError(f"it is of step {content['step']}, and was renamed")
+    return content
 
 
-def verify_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises `CheckpointCorruptError` naming the first array that is not what was saved, bit for bit.
+def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises `CheckpointCorruptError` naming the first file that is not what was written, byte for byte.
 
     Args:
+      folder: where the files are.
       manifest: from `read_manifest`.
-      arrays: all of them, whole.
     """
-    for name, entry in manifest["arrays"].items():
-        array, covered = arrays[name], 0
-        if list(array.shape) != entry["shape"] or str(array.dtype) != entry["dtype"]:
-            raise CheckpointCorruptError(f"the array {name} has shape {array.shape} and dtype {array.dtype}")
-        for text, checksum in manifest["checksums"].get(name, {}).items():
-            bounds = [tuple(map(int, part.split(":"))) for part in text.split(",") if part]
-            piece = array[tuple(slice(*bound) for bound in bounds)]
-            covered += piece.size
-            if hashlib.sha256(_bytes_of(piece)).hexdigest() != checksum:
-                raise CheckpointCorruptError(f"the array {name} was altered: its checksum is another")
-        if covered != array.size:
-            raise CheckpointCorruptError(f"{covered} of the {array.size} entries of {name} have a checksum")
+    for name, checksum in manifest["files"].items():
+        try:
+            found = _file_checksum(folder / name)
+        except FileNotFoundError:
+            raise CheckpointCorruptError(f"the file {name} is missing") from None
+        except PermissionError:
+            raise
+        except OSError as error:
+            raise CheckpointCorruptError(f"the file {name} cannot be read: {error.strerror}") from error
+        if found != checksum:
+            raise CheckpointCorruptError(f"the file {name} was altered: its checksum is another")
 
 
-def check_same_run(where: str, manifest: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+def check_same_run(
+    where: str, manifest: Mapping[str, Any], run: Mapping[str, Any], uncompared: Collection[str] = ()
+) -> None:
     """Raises `CheckpointMismatchError` naming what a checkpoint and the run that resumes it differ in.
 
     Args:
       where: the checkpoint, as messages call it.
       manifest: from `read_manifest`.
-      run: of the one that resumes; entries that it has not are not compared.
+      run: of the one that resumes, as it would be read back from JSON; entries that it has not are not
+        compared.
+      uncompared: dotted names of settings that may differ, within each entry.
     """
-    # As it would be read back: tuples become lists.
-    now_run = json.loads(json.dumps(dict(run)))
-    for name, now in now_run.items():
+    for name, now in run.items():
         saved = manifest["run"].get(name)
-        if saved == now:
-            continue
         if isinstance(saved, dict) and isinstance(now, dict):
-            differing = differing_entries(saved, now)
-            if not differing:
-                continue
-            found = "; ".join(differing)
+            differing = "; ".join(differing_entries(saved, now, uncompared))
         else:
-            found = f"saved {saved!r}, now {now!r}"
-        raise CheckpointMismatchError(
-            f"{where} is of {OTHER.get(name, f'another {name}')} ({found}). Resume with what it was made "
-            "with, or start elsewhere with another --output."
-        )
+            differing = "" if saved == now else f"saved {saved!r}, now {now!r}"
+        if differing:
+            raise CheckpointMismatchError(
+                f"{where} is of {OTHER.get(name, f'another {name}')} ({differing}). Resume with what it was "
+                "made with, or choose another output."
+            )
 
 
 def check_same_arrays(where: str, manifest: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -286,7 +317,7 @@ def check_same_arrays(where: str, manifest: Mapping[str, Any], wanted: Mapping[s
     Args:
       where: the checkpoint, as messages call it.
       manifest: from `read_manifest`.
-      wanted: from `describe_arrays`.
+      wanted: from `describe`.
     """
     found = manifest["arrays"]
     differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
@@ -299,5 +330,5 @@ def check_same_arrays(where: str, manifest: Mapping[str, Any], wanted: Mapping[s
         raise CheckpointMismatchError(
             f"{where} is of another configuration: {len(differing)} arrays differ, the first is "
             f"{differing[0]}: saved {text(found)}, needed {text(wanted)}. Resume with the configuration in "
-            "config.json, or start elsewhere with another --output."
+            "config.json, or choose another output."
         )

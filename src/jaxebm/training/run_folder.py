@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,11 @@ from typing import Any
 from jaxebm.training.manifest import CheckpointMismatchError, differing_entries
 from jaxebm.training.write_errors import advise, error_number, explain
 
-__all__ = ["RunFolder", "open_run", "write_atomically"]
+__all__ = ["RunFolder", "open_run", "read_run", "write_atomically"]
 
 CONFIG, METRICS, RECOVERIES, CHECKPOINTS = "config.json", "metrics.jsonl", "recoveries.jsonl", "checkpoints"
-PICTURES = (
-    *("density", "energies", "neighbours", "ood", "reliability", "samples", "training", "telemetry"),
-    *("accuracy", "attention", "recall", "energy", "masked", "diffusion", "landscape", "capacity"),
-    *("intervals", "errors", "trajectories", "marginals", "survival"),
-    *("robustness", "long_run", "inpainting", "denoising", "composition"),
-)
-RESULTS = (
-    *(RECOVERIES, "card.json", "card.md", "report.html", "speedrun.json"),
-    *("samples.npz", "twin.npz", "runs.jsonl", "kills.jsonl"),
-    *(f"{name}.png" for name in PICTURES),
-)
-"""What a run writes beside those; ``overwrite`` removes no others, so that a person's own pictures stay."""
-FOLDERS = (CHECKPOINTS, "lives", "pretraining", "evaluation", "exported")
-"""The folders that it makes."""
+CONTENTS = "contents.json"
+"""The names of everything that a run has written beside this file; ``overwrite=True`` removes no others."""
 
 
 @contextmanager
@@ -91,26 +79,94 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _check_name(path: Path, name: Any) -> None:
+    """Raises ``ValueError`` unless a name leads to something inside a folder, not by way of a link either."""
+    parts = Path(name).parts if isinstance(name, str) and not Path(name).is_absolute() else ()
+    if not parts or ".." in parts or not (path / name).parent.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"{name!r} is no name of a file or folder inside {path}")
+
+
 class RunFolder:
-    """An open run folder; made by `open_run`.
+    """An open run folder; made by `open_run` and `read_run`.
 
     Attributes:
       path: the folder.
-      config: the settings that `open_run` was given, as they would be read back (tuples as lists).
+      config: the settings, as they would be read back (tuples as lists).
+      uncompared: dotted names of those that may change when the run is resumed.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, Any] | None = None, uncompared: Collection[str] = ()
+    ) -> None:
         self.path = path
         self.config: dict[str, Any] = dict(config or {})
+        self.uncompared = frozenset(uncompared)
 
     @property
     def checkpoints(self) -> Path:
         """Where the checkpoints live."""
         return self.path / CHECKPOINTS
 
+    def claim(self, *names: str) -> None:
+        """Records names of files or folders that the run is about to write, in ``contents.json``.
+
+        To be called before they are written, so that `open_run` with ``overwrite=True`` finds them even after
+        a kill. The methods of this class that write claim by themselves.
+
+        Args:
+          *names: relative to the folder, with ``/`` between their parts. A folder stands for all it holds.
+
+        Raises:
+          ValueError: if a name is absolute or leads out of the folder.
+          FileExistsError: if the record cannot be read.
+
+        Example:
+          >>> run = open_run(tempfile.mkdtemp(), {})
+          >>> run.claim("samples.png", "evaluation")
+          >>> run.claimed()
+          ['checkpoints', 'config.json', 'evaluation', 'metrics.jsonl', 'samples.png']
+        """
+        for name in names:
+            _check_name(self.path, name)
+        claimed = self.claimed()
+        if not set(names) <= set(claimed):
+            text = json.dumps(sorted({*claimed, *names}), indent=1) + "\n"
+            write_atomically(self.path / CONTENTS, text)
+
+    def claimed(self) -> list[str]:
+        """Returns the names that were claimed, in order.
+
+        Raises:
+          FileExistsError: if the record cannot be read, or holds a name that leads out of the folder.
+        """
+        path = self.path / CONTENTS
+        if not path.exists():
+            return []
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(names, list):
+                raise ValueError("it holds no list of names")
+            for name in names:
+                _check_name(self.path, name)
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of this kind too
+            raise FileExistsError(
+                f"{path}, the record of what the run wrote, cannot be used ({error}): choose another output, "
+                "or remove the folder yourself."
+            ) from None
+        return names
+
+    def file(self, name: str) -> Path:
+        """Claims a name and returns its path, for what writes a file by itself (pictures, arrays)."""
+        self.claim(name)
+        return self.path / name
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Claims a name and writes its file atomically, as `write_atomically` does."""
+        write_atomically(self.file(name), content)
+
     def write_json(self, name: str, value: Any) -> None:
         """Writes ``value`` as indented JSON, atomically; NaN and infinity raise ``ValueError``."""
-        write_atomically(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+        self.write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one line to ``metrics.jsonl``."""
@@ -126,6 +182,7 @@ class RunFolder:
 
     def append_recovery(self, record: Mapping[str, Any]) -> None:
         """Appends one line to ``recoveries.jsonl``, which a run that never recovered does not have."""
+        self.claim(RECOVERIES)
         self._append(RECOVERIES, record)
 
     def read_recoveries(self) -> list[dict[str, Any]]:
@@ -135,6 +192,7 @@ class RunFolder:
     def truncate_recoveries(self, count: int) -> None:
         """Drops the records after the first ``count``, which a resumed run will write again."""
         if count:
+            self.claim(RECOVERIES)
             self._rewrite(RECOVERIES, self.read_recoveries()[:count])
         else:
             (self.path / RECOVERIES).unlink(missing_ok=True)
@@ -148,36 +206,80 @@ class RunFolder:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / CONFIG).is_file() and (path / METRICS).is_file()  # many programs keep a config.json
+    # All three, because many programs keep a config.json.
+    return all((path / name).is_file() for name in (CONFIG, METRICS, CONTENTS))
 
 
 def _remove_run(path: Path) -> None:
-    """Removes what a run wrote, and nothing else that lies in its folder."""
-    for name in FOLDERS:
-        if (path / name).exists():
+    """Removes what a run has claimed, and nothing else that lies in its folder."""
+    # Rewritten, not removed: a removal that is killed half-way leaves a folder that is still known as a run.
+    kept = (CONFIG, METRICS, CONTENTS)
+    for name in RunFolder(path).claimed():
+        if name in kept:
+            continue
+        if (path / name).is_dir() and not (path / name).is_symlink():
             shutil.rmtree(path / name)
-    for name in RESULTS:
-        (path / name).unlink(missing_ok=True)
-    # Emptied, not removed: a removal that is killed half-way leaves a folder that is still known as a run.
+        else:
+            (path / name).unlink(missing_ok=True)
     write_atomically(path / METRICS, "")
+    write_atomically(path / CONTENTS, json.dumps([CONFIG, METRICS]))
 
 
-def _check_same_config(path: Path, config: Mapping[str, Any]) -> None:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         saved = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(saved, dict):
             raise ValueError(f"it holds a {type(saved).__name__} instead of settings by name")
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of this kind too
+        raise ValueError(f"{path / CONFIG} is no readable configuration ({error})") from None
+    return saved
+
+
+def _check_same_config(path: Path, config: Mapping[str, Any], uncompared: Collection[str]) -> None:
+    try:
+        saved = _read_config(path)
+    except ValueError as error:
         raise CheckpointMismatchError(
-            f"{path / CONFIG} is no readable configuration ({error}): nothing can be resumed. Choose another "
-            "--output, or replace the run with --overwrite."
+            f"{error}: nothing can be resumed. Choose another output, or replace the run with overwrite=True."
         ) from None
-    differing = differing_entries(saved, config)
+    differing = differing_entries(saved, config, uncompared)
     if differing:
         raise CheckpointMismatchError(
-            f"--resume: {path} holds a run of another configuration ({'; '.join(differing)}). "
-            "Give the same settings, choose another --output, or replace the run with --overwrite."
+            f"resume=True: {path} holds a run of another configuration ({'; '.join(differing)}). "
+            "Give the same settings, choose another output, or replace the run with overwrite=True."
         )
+
+
+def read_run(path: str | Path) -> RunFolder:
+    """Opens the folder of a run to read it: one that has ended or was stopped midway; writes nothing.
+
+    Args:
+      path: the folder.
+
+    Returns:
+      The folder, its configuration read from ``config.json``.
+
+    Raises:
+      FileNotFoundError: if there is no run, or it has no checkpoint.
+      ValueError: if its configuration cannot be read.
+
+    Example:
+      >>> read_run("nowhere")
+      Traceback (most recent call last):
+      FileNotFoundError: nowhere holds no run: a folder with config.json and checkpoints/ is needed.
+    """
+    run = RunFolder(Path(path))
+    if not (run.path / CONFIG).is_file() or not run.checkpoints.is_dir():
+        raise FileNotFoundError(f"{path} holds no run: a folder with {CONFIG} and {CHECKPOINTS}/ is needed.")
+    if not any(entry.name.isdigit() for entry in run.checkpoints.iterdir()):
+        raise FileNotFoundError(
+            f"{path} holds a run without a checkpoint: train it for longer, or choose another folder."
+        )
+    try:
+        run.config = _read_config(run.path)
+    except ValueError as error:
+        raise ValueError(f"{error}.") from None
+    return run
 
 
 def open_run(
@@ -187,22 +289,26 @@ def open_run(
     resume: bool = False,
     overwrite: bool = False,
     resumable: bool = True,
+    uncompared: Collection[str] = (),
 ) -> RunFolder:
     """Opens a run's folder and writes its configuration, refusing to lose anything.
 
     Args:
       output: the folder.
-      config: the settings, JSON-serialisable.
+      config: the settings, JSON-serialisable; groups of settings are dictionaries in it.
       resume: go on with the run that is there; a folder without a run starts one.
-      overwrite: replace the run that is there; files that no run wrote stay.
-      resumable: whether the experiment has a flag to resume, which a message may then name.
+      overwrite: replace the run that is there: what it has claimed (`RunFolder.claim`) is removed, and
+        other files stay.
+      resumable: whether the caller can resume at all, which a message may then name.
+      uncompared: dotted names of settings that a run which resumes may change (``"run.output"``); the name of
+        a group stands for all of it.
 
     Returns:
       The open folder.
 
     Raises:
-      ValueError: if both flags are given, or a setting is NaN or infinite.
-      FileExistsError: if the folder holds anything and neither flag is given, or holds no run to overwrite.
+      ValueError: if both ``resume`` and ``overwrite`` are given, or a setting is NaN or infinite.
+      FileExistsError: if the folder holds anything and neither is given, or holds no run to overwrite.
       CheckpointMismatchError: if the run that is there has another configuration.
       PermissionError: if the folder cannot be written.
 
@@ -217,39 +323,43 @@ def open_run(
     config = json.loads(json.dumps(dict(config), allow_nan=False))
     if resume and overwrite:
         raise ValueError(
-            "--resume and --overwrite exclude each other: one keeps the run that is there, one replaces it."
+            "resume=True and overwrite=True exclude each other: one keeps the run that is there, the other "
+            "replaces it."
         )
     if path.exists() and not path.is_dir():
-        raise FileExistsError(f"--output {path} is a file: give a folder.")
+        raise FileExistsError(f"output={path} is a file: give a folder.")
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise PermissionError(
-            f"--output {path} cannot be written ({error.strerror}): choose another folder."
+            f"output={path} cannot be written ({error.strerror}): choose another folder."
         ) from None
     occupied = any(path.iterdir())
     if occupied and not (resume or overwrite):
-        go_on = "Go on with --resume, replace" if resumable else "Replace"
+        go_on = "Go on with resume=True, replace" if resumable else "Replace"
         raise FileExistsError(
-            f"--output {path} is not empty. {go_on} the run with --overwrite, or choose another folder."
+            f"output={path} is not empty. {go_on} the run with overwrite=True, or choose another folder."
         )
     if overwrite and occupied:
         if not _is_run(path):
             raise FileExistsError(
-                f"--overwrite: {path} holds files but no run ({CONFIG} and {METRICS}): choose another folder."
+                f"overwrite=True: {path} holds files but no run ({CONFIG}, {METRICS} and {CONTENTS}): choose "
+                "another folder."
             )
         _remove_run(path)
-    folder = RunFolder(path, config)
-    if resume and (path / CONFIG).exists():
-        _check_same_config(path, config)
+    folder = RunFolder(path, config, uncompared)
+    goes_on = resume and (path / CONFIG).exists()
+    if goes_on:
+        _check_same_config(path, config, folder.uncompared)
     elif resume and (path / CHECKPOINTS).exists():
         raise CheckpointMismatchError(
-            f"--resume: {path} holds {CHECKPOINTS}/ but no {CONFIG}, so nobody can tell what they are of: "
-            "put the configuration back, or choose another --output."
+            f"resume=True: {path} holds {CHECKPOINTS}/ but no {CONFIG}, so nobody can tell what they are of: "
+            "put the configuration back, or choose another output."
         )
-    else:
+    folder.claim(CONFIG, METRICS, CHECKPOINTS)
+    if not goes_on:
         (path / METRICS).touch()
         folder.write_json(CONFIG, config)
     return folder

@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+import shutil
+from pathlib import Path
 
 __all__ = []
 
@@ -30,6 +32,12 @@ def error_number(error: BaseException | None) -> int | None:
             return errno.ENOENT
         error = error.__cause__  # not the context, which may be another error that is being handled
     return None
+
+
+def check_space(like: Path) -> None:
+    """Raises ``OSError`` if the disk has less free space than a folder takes, to which another is added."""
+    if shutil.disk_usage(like).free < sum(file.stat().st_size for file in like.rglob("*")):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def explain(number: int) -> str:
