@@ -170,6 +170,19 @@ def test_what_is_no_batch(tree):
         checks.batch_length("x", tree)
 
 
+def test_what_was_expected_is_named():
+    with pytest.raises(ValueError, match=r"^x has leaves of shapes \[\(\)\]: a schedule of steps is needed"):
+        checks.batch_length("x", 1.0, "a schedule of steps")
+
+
+def test_batch_of_a_given_length():
+    checks.batch_of("x", {"a": jnp.ones(3), "b": jnp.ones((3, 2))}, 3, "as in y")
+    with pytest.raises(ValueError, match=r"^x has a leading axis of 3: 2 is needed, as in y\.$"):
+        checks.batch_of("x", jnp.ones(3), 2, "as in y")
+    with pytest.raises(ValueError, match=r"^x has .*: a batch is needed"):
+        checks.batch_of("x", {}, 2, "as in y")
+
+
 def test_each_image_needs_one_integer_label():
     checks.one_label_each("y", np.array([4, -1]), 2)
     with pytest.raises(ValueError, match=r"y has shape \(2, 1\): \(2,\) is needed"):

@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 __all__ = [
     "batch_length",
+    "batch_of",
     "finite",
     "floating",
     "in_range",
@@ -87,16 +88,29 @@ def floating(name: str, tree: Any) -> None:
             )
 
 
-def batch_length(name: str, tree: Any) -> int:
-    """Returns the length of the leading axis that all leaves of ``tree`` share, at least 1, or raises."""
+def batch_length(name: str, tree: Any, what: str = "a batch") -> int:
+    """Returns the length of the leading axis that all leaves of ``tree`` share, at least 1, or raises.
+
+    ``what`` says in the message what the tree should have been, such as ``"a batch of chains"``.
+    """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     lengths = {shape[:1] for shape in shapes}
     if len(lengths) != 1 or () in lengths or (0,) in lengths:
         found = f"leaves of shapes {shapes}" if shapes else "no arrays"
         raise ValueError(
-            f"{name} has {found}: a batch is needed, one leading axis of at least 1 that all leaves share."
+            f"{name} has {found}: {what} is needed, one leading axis of at least 1 that all leaves share."
         )
     return shapes[0][0]
+
+
+def batch_of(name: str, tree: Any, length: int, reason: str) -> None:
+    """Raises ``ValueError`` unless all leaves of ``tree`` share a leading axis of that length.
+
+    ``reason`` ends the message: where the length comes from.
+    """
+    found = batch_length(name, tree)
+    if found != length:
+        raise ValueError(f"{name} has a leading axis of {found}: {length} is needed, {reason}.")
 
 
 def finite(name: str, tree: Any) -> None:

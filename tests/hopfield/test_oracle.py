@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 
 from jaxebm.energies import gaussian
-from jaxebm.evaluation.likelihood import log_partition_interval
-from jaxebm.evaluation.schedules import sigmoid_schedule
+from jaxebm.evaluation.partition.importance_sampling import log_partition_interval
+from jaxebm.evaluation.partition.path_fitting import sigmoid_schedule
 from jaxebm.hopfield.memories import modern
 from jaxebm.hopfield.mixture import as_gaussian_mixture, density_energy
 from jaxebm.samplers import hmc, mala, sample, sgld

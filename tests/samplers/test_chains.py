@@ -1,4 +1,4 @@
-"""Runners: fresh states, no memory unless asked, one trace, and BlackJAX in both directions."""
+"""Runners: fresh states, no history unless asked, one trace, and BlackJAX in both directions."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,8 +51,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
     def everything(state, info):
         return state.position
 
-    # The one thing that grows is the scanned-over step number, four bytes a step whatever the number of
-    # chains.
+    # Only the scanned-over step number grows: four bytes a step, whatever the number of chains.
     assert memory(10_000, nothing) - memory(10, nothing) <= 4 * 10_000
     assert memory(10_000, everything) - memory(10, everything) > 50 * 2 * 4 * 9_000
 
@@ -113,7 +112,7 @@ def test_an_energy_can_average_over_the_chains():
     "positions", [{}, jnp.zeros((0, 2)), jnp.zeros(()), {"a": jnp.zeros((2, 1)), "b": jnp.zeros((3, 1))}]
 )
 def test_positions_without_one_leading_axis_are_refused(positions):
-    with pytest.raises(ValueError, match=r"positions.*leading axis"):
+    with pytest.raises(ValueError, match=r"positions.*a batch of chains.*leading axis"):
         run_chains(jax.random.key(0), sgld(TARGET, 0.1), positions, 2)
 
 

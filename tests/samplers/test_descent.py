@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from jaxebm.samplers import project_to_ball, run_chain, run_chains, sample, steepest_descent
+from jaxebm.samplers import (
+    project_to_ball,
+    projected_gradient_descent,
+    run_chain,
+    run_chains,
+    sample,
+    steepest_descent,
+)
 from jaxebm.samplers.langevin import LangevinState
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -145,6 +152,49 @@ def test_in_a_ball_it_comes_to_rest_at_the_lowest_point():
     kernel = steepest_descent(lambda x: 0.5 * jnp.sum((x - m) ** 2), 0.3, center=jnp.zeros(2), radius=1.0)
     state, _ = run_chain(jax.random.key(0), kernel, jnp.array([1.0, 0.0]), 100)
     np.testing.assert_allclose(state.position, [0.6, 0.8], atol=1e-3)
+
+
+# --- the loop of the attacks ---
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_loop_is_the_kernel_after_the_projection_of_its_start(norm):
+    center, start = 0.5 * jnp.sign(SLOPES), 3.0 * jnp.ones(6)
+    box = {"state_clamp": (-0.9, 0.9), "center": center, "radius": 0.75}
+    found = projected_gradient_descent(
+        jax.random.key(0), lambda _: linear, jnp.arange(4), start, step_size=0.2, norm=norm, **box
+    )
+    begin = jnp.clip(project_to_ball(start, center, 0.75, norm), -0.9, 0.9)
+    state, _ = run_chain(jax.random.key(1), steepest_descent(linear, 0.2, norm, **box), begin, 4)
+    np.testing.assert_array_equal(found, state.position)
+
+
+def test_the_loop_takes_one_target_a_step():
+    directions = jnp.array([[1.0, 0.0], [0.0, -1.0], [0.0, -1.0]])
+    found = projected_gradient_descent(
+        jax.random.key(0),
+        lambda direction: lambda x: x @ direction,
+        directions,
+        jnp.zeros(2),
+        step_size=0.25,
+        center=jnp.zeros(2),
+        radius=10.0,
+    )
+    np.testing.assert_allclose(found, [-0.25, 0.5])
+
+
+def test_the_loop_keeps_the_dtype_of_the_center():
+    center = jnp.zeros(6, jnp.bfloat16)
+    found = projected_gradient_descent(
+        jax.random.key(0),
+        lambda _: linear,
+        jnp.arange(2),
+        jnp.ones(6),
+        step_size=0.25,
+        center=center,
+        radius=0.5,
+    )
+    assert found.dtype == jnp.bfloat16
 
 
 # --- as a kernel ---

@@ -12,6 +12,7 @@ from jaxebm.samplers.initial import (
     UniformInitial,
     fit_class_gaussians,
     fit_gaussian,
+    uniform_like,
 )
 
 NUM_DRAWS = 20_000
@@ -114,8 +115,9 @@ def test_a_class_gaussian_of_one_class_is_a_gaussian():
             ClassGaussianInitial(jnp.zeros((2, 3)), jnp.zeros((2, 3, 3))),
             ClassGaussianInitial(jnp.ones((2, 3)), jnp.ones((2, 3, 3))),
         ),
+        (uniform_like((jnp.zeros(3), jnp.zeros(3))), uniform_like((jnp.zeros(3), jnp.zeros(3)), 0.0, 5.0)),
     ],
-    ids=["uniform", "gaussian", "class gaussian"],
+    ids=["uniform", "gaussian", "class gaussian", "uniform tree"],
 )
 def test_they_are_arguments_of_jit_not_constants(first, second):
     chex.clear_trace_counter()  # it knows a function by its code, which is the same for every case
@@ -127,6 +129,27 @@ def test_they_are_arguments_of_jit_not_constants(first, second):
 
     assert not np.array_equal(once(first), once(second))
     assert jax.tree.structure(first) == jax.tree.structure(jax.tree.map(lambda leaf: leaf, first))
+
+
+def test_uniform_in_the_shape_of_an_array_is_the_uniform_of_that_shape():
+    for example in (jnp.zeros((2, 3)), jax.ShapeDtypeStruct((2, 3), jnp.uint8)):
+        assert uniform_like(example, -2.0, 0.5) == UniformInitial(-2.0, 0.5, shape=(2, 3))
+    assert uniform_like(jnp.zeros(())).shape == ()
+
+
+def test_uniform_in_the_shape_of_a_pytree_has_noise_of_its_own_in_every_leaf():
+    example = {"a": jnp.zeros((2, 2)), "b": (jnp.zeros(2), jnp.zeros(()))}
+    draws = jax.jit(jax.vmap(uniform_like(example, -1.0, 3.0)))(
+        jax.random.split(jax.random.key(0), NUM_DRAWS), jnp.zeros(NUM_DRAWS, int)
+    )
+    assert jax.tree.structure(draws) == jax.tree.structure(example)
+    flat = np.concatenate([np.reshape(leaf, (NUM_DRAWS, -1)) for leaf in jax.tree.leaves(draws)], axis=1)
+    assert flat.shape == (NUM_DRAWS, 7)
+    assert flat.min() >= -1
+    assert flat.max() < 3
+    error = 5 / np.sqrt(NUM_DRAWS)
+    assert np.all(np.abs(flat.mean(0) - 1) < error * np.sqrt(16 / 12))
+    assert np.all(np.abs(np.corrcoef(flat, rowvar=False) - np.eye(7)) < error)
 
 
 def test_a_gaussian_of_given_mean_and_factor():
@@ -142,6 +165,9 @@ def test_a_gaussian_of_given_mean_and_factor():
     ("call", "error", "named"),
     [
         (lambda: UniformInitial(1.0, -1.0, shape=(2,)), ValueError, "low"),
+        (lambda: uniform_like(jnp.zeros(2), 1.0, 1.0), ValueError, "low=1.0, high=1.0"),
+        (lambda: uniform_like({"a": jnp.zeros(2)}, 1.0, 0.0), ValueError, "low=1.0, high=0.0"),
+        (lambda: uniform_like({}), ValueError, "example holds no array"),
         (lambda: fit_gaussian(np.zeros((3, 2), np.uint8)), TypeError, "images has dtype uint8"),
         (lambda: fit_gaussian(np.zeros((0, 2))), ValueError, r"images has shape \(0, 2\)"),
         (lambda: fit_gaussian(np.full((3, 2), np.nan)), ValueError, "images holds 6 non-finite"),

@@ -56,7 +56,7 @@ def test_noise_is_scaled_by_the_root_of_the_preconditioner():
 # --- the bias ---
 
 
-def no_memory_variance(step_size):
+def no_averaging_variance(step_size):
     """Stationary variance on x^2 / 2 at decay 0, from the transition matrix on a fine grid."""
     x = np.linspace(-7.0, 7.0, 401)
     preconditioner = 1 / (DAMPING + np.abs(x))
@@ -79,12 +79,12 @@ def self_consistent_variance(step_size):
 
 
 # (step size, decay): the same program, compiled once.
-MEMORIES = [(0.1, 0.0), (0.1, 0.9), (0.1, 0.99), (0.02, 0.9)]
+SETTINGS = [(0.1, 0.0), (0.1, 0.9), (0.1, 0.99), (0.02, 0.9)]
 
 
 @pytest.fixture(scope="module")
 def mean_squares():
-    """Mean square of a standard normal's chains after 500 steps, and its standard error, for each memory."""
+    """Mean square of a standard normal's chains after 500 steps, and its standard error, for each setting."""
 
     @jax.jit
     def run(step_size, decay):
@@ -93,32 +93,32 @@ def mean_squares():
         states, _ = run_chains(jax.random.key(0), kernel, starts, 500)
         return jnp.square(states.position)
 
-    squares = [np.asarray(run(*memory), np.float64) for memory in MEMORIES]
+    squares = [np.asarray(run(*setting), np.float64) for setting in SETTINGS]
     return {
-        memory: (x.mean(), x.std() / np.sqrt(x.size)) for memory, x in zip(MEMORIES, squares, strict=True)
+        setting: (x.mean(), x.std() / np.sqrt(x.size)) for setting, x in zip(SETTINGS, squares, strict=True)
     }
 
 
-def test_without_memory_the_law_is_the_transition_matrixs(mean_squares):
+def test_without_averaging_the_law_is_the_transition_matrixs(mean_squares):
     found, error = mean_squares[0.1, 0.0]
-    assert abs(found - no_memory_variance(0.1)) < 5 * error
+    assert abs(found - no_averaging_variance(0.1)) < 5 * error
 
 
-def test_without_memory_the_bias_does_not_vanish_with_the_step():
+def test_without_averaging_the_bias_does_not_vanish_with_the_step():
     # exp(-E) (damping + |x|): integrals of |x|^n exp(-x^2 / 2) are sqrt(2 pi), 2, sqrt(2 pi), 4.
     root = np.sqrt(2 * np.pi)
     limit = (DAMPING * root + 4) / (DAMPING * root + 2)
-    coarse, fine = no_memory_variance(0.1), no_memory_variance(0.05)
+    coarse, fine = no_averaging_variance(0.1), no_averaging_variance(0.05)
     assert limit > 1.6
     # Richardson's extrapolation: what is left of first order cancels.
     assert 2 * fine - coarse == pytest.approx(limit, abs=0.01)
 
 
-def test_memory_takes_the_bias_away(mean_squares):
+def test_averaging_takes_the_bias_away(mean_squares):
     (none, error), (short, _), (long, long_error) = (mean_squares[0.1, decay] for decay in (0.0, 0.9, 0.99))
     assert none > short + 5 * error
     assert short > long + 5 * error
-    # Of the bias without memory a tenth is left at most, where the memory is 6 relaxation times.
+    # At most a tenth of the bias without averaging is left, where V averages over 6 relaxation times.
     limit = self_consistent_variance(0.1)
     assert abs(long - limit) < 0.1 * (none - limit) + 5 * long_error
 

@@ -115,7 +115,11 @@ def draw_strata(key):
     return (
         draw(key, BUFFER, STRATA * SHARE, 0.3, far_below, num_strata=STRATA),
         draw(
-            *(key, CLASS_BUFFER, STRATA * SHARE, 0.3, far_below),
+            key,
+            CLASS_BUFFER,
+            STRATA * SHARE,
+            0.3,
+            far_below,
             labels=STRATA_LABELS,
             num_classes=NUM_CLASSES,
             num_strata=STRATA,
@@ -295,7 +299,11 @@ def test_after_many_steps_of_an_exact_kernel_the_buffer_is_the_target():
         ),
         (
             lambda: draw(
-                *(KEYS[0], CLASS_BUFFER, 10, 0.1, far_below),
+                KEYS[0],
+                CLASS_BUFFER,
+                10,
+                0.1,
+                far_below,
                 labels=jnp.zeros(10, int),
                 num_classes=NUM_CLASSES,
                 num_strata=10,

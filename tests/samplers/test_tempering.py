@@ -333,14 +333,16 @@ def test_a_reference_permits_zero():
 
 def test_bad_arguments_are_named():
     ladder = np.array([0.5, 1.0])
-    with pytest.raises(ValueError, match=r"kernel_schedule\['step_size'\] has length 3: 2 are needed"):
+    with pytest.raises(
+        ValueError, match=r"kernel_schedule\['step_size'\] has a leading axis of 3: 2 is needed"
+    ):
         parallel_tempering(quadratic, sgld, ladder, kernel_schedule={"step_size": np.ones(3)})
     with pytest.raises(ValueError, match=r"step_size=.*-1.0.*greater than 0"):
         parallel_tempering(quadratic, sgld, ladder, kernel_schedule={"step_size": np.array([1.0, -1.0])})
     with pytest.raises(ValueError, match="num_steps_per_swap=0"):
         parallel_tempering(quadratic, stay, ladder, num_steps_per_swap=0)
     kernel = parallel_tempering(quadratic, stay, ladder)
-    with pytest.raises(ValueError, match="leading axis of 3: 2 are needed"):
+    with pytest.raises(ValueError, match="leading axis of 3: 2 is needed"):
         kernel.init(jnp.zeros((3, 4)))
     with pytest.raises(ValueError, match="scalar"):
         run_chain(jax.random.key(0), parallel_tempering(jnp.square, stay, ladder), jnp.zeros((2, 4)), 1)

@@ -1,5 +1,14 @@
 """What is modelled: every public function here is an energy or makes one."""
 
+from jaxebm.cpu.convolution import (
+    Convolution,
+    Padding,
+    convolve,
+    convolve_direct,
+    convolve_patches,
+    extract_patches,
+)
+from jaxebm.energies.adapters import from_nnx, unbatched
 from jaxebm.energies.analytic import ANALYTIC_TARGETS, funnel, gaussian, skewed
 from jaxebm.energies.classifier import (
     class_conditional_target,
@@ -17,14 +26,6 @@ from jaxebm.energies.compose import (
     product,
     tempered,
     tilt,
-)
-from jaxebm.energies.convolution import (
-    Convolution,
-    Padding,
-    convolve,
-    convolve_direct,
-    convolve_patches,
-    extract_patches,
 )
 from jaxebm.energies.many_modes import (
     GaussianMixtureParams,
@@ -86,6 +87,7 @@ __all__ = [
     "extract_patches",
     "fill",
     "first_submodule",
+    "from_nnx",
     "funnel",
     "funnel_transform",
     "gaussian",
@@ -117,4 +119,5 @@ __all__ = [
     "tilt",
     "trainable",
     "training_apply",
+    "unbatched",
 ]

@@ -122,8 +122,8 @@ def mixture(*energies: EnergyFn, log_weights: Array | None = None) -> EnergyFn:
     E(x) = -log sum_i w_i exp(-E_i(x)), so log Z = logsumexp_i(log w_i + log Z_i).
 
     The weights multiply *unnormalised* terms: component i holds the share w_i Z_i / sum_j w_j Z_j of the
-    samples, which is w_i only if all the Z_i are equal. For given shares pi_i set log w_i = log pi_i - log
-    Z_i.
+    samples, which is w_i only if all the Z_i are equal. For given shares pi_i set
+    log w_i = log pi_i - log Z_i.
 
     Args:
       *energies: the components E_i, n of them, at least one.
@@ -168,10 +168,8 @@ def negation(energy: EnergyFn, strength: Array | float = 1.0) -> EnergyFn:
     E_not(x) = -strength E(x), so p_not(x) is proportional to p(x)^(-strength).
 
     By itself it is not a density on an unbounded space, since all mass flees to where the energy is highest.
-    Multiply
-    it: ``product(this, negation(that, 0.5))`` is proportional to p_this / p_that^0.5, proper if ``this``
-      rises faster
-    than ``strength`` times ``that``.
+    Multiply it: ``product(this, negation(that, 0.5))`` is proportional to p_this / p_that^0.5, which is a
+    density if the energy of ``this`` rises faster than ``strength`` times that of ``that``.
 
     Args:
       energy: the energy E of what is to be avoided.

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxebm.checks import positive_integer
-from jaxebm.energies.convolution import Convolution
+from jaxebm.cpu.convolution import Convolution
+from jaxebm.trees import widened
 from jaxebm.types import BATCH_AXIS, Array
 
 __all__ = [
@@ -31,8 +32,8 @@ __all__ = [
     "he_normal",
     "in_dtype",
     "normalize",
+    "out_of_dtype",
     "output_layer",
-    "widened",
 ]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -118,9 +119,9 @@ def in_dtype(x: Array, dtype: Any) -> Array:
     return x if dtype is None else jnp.asarray(x, dtype)
 
 
-def widened(x: Array, dtype: Any) -> Array:
-    """Leaves a narrow computation dtype for float32, in which sums over many entries keep their digits."""
-    return x if dtype is None else x.astype(jnp.promote_types(dtype, jnp.float32))
+def out_of_dtype(x: Array, dtype: Any) -> Array:
+    """Casts from the computation dtype, where there is one, to float32 or wider, for sums of many entries."""
+    return x if dtype is None else widened(x)
 
 
 def apply_layer(layer: nn.Module, x: Array, spectral_norm: bool, train: bool) -> Array:
@@ -143,7 +144,7 @@ def normalize(x: Array, norm: str | None, train: bool, dtype: Any) -> Array:
 
 def output_layer(x: Array, num_outputs: int | None, spectral_norm: bool, train: bool, dtype: Any) -> Array:
     """Maps features (F,) to logits (K,), or to a scalar energy, in float32 whatever the features are in."""
-    y = apply_layer(nn.Dense(num_outputs or 1, name="output"), widened(x, dtype), spectral_norm, train)
+    y = apply_layer(nn.Dense(num_outputs or 1, name="output"), out_of_dtype(x, dtype), spectral_norm, train)
     return y[0] if num_outputs is None else y
 
 

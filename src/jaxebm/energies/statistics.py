@@ -56,8 +56,9 @@ def training_apply(module: nn.Module) -> LogitsFn:
 
 
 def refresh_statistics(module: nn.Module, variables: Params, xs: Array) -> Params:
-    """Moves the running statistics by one pass over a batch: s <- m s + (1 - m) s(xs), with flax's momentum m
-    = 0.99.
+    """Moves the running statistics by one pass over a batch.
+
+    s <- m s + (1 - m) s(xs), with Flax's momentum m = 0.99.
 
     For spectral normalisation the pass is one power iteration per kernel. Pure: run it inside the compiled
     step, after the update.
@@ -84,8 +85,7 @@ def refresh_statistics(module: nn.Module, variables: Params, xs: Array) -> Param
     def pass_over(x: Array) -> Params:
         return module.apply(variables, x, train=True, mutable=[_STATISTICS])[1]
 
-    # The statistics are averages over the axis, hence the same for every example: out_axes=None takes them
-    # once.
+    # Averages over the axis are the same for every example: out_axes=None takes them once.
     updated = jax.vmap(pass_over, out_axes=None, axis_name=BATCH_AXIS)(xs)
     return {**variables, **updated}
 

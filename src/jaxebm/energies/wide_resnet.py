@@ -16,8 +16,8 @@ from jaxebm.energies.network_layers import (
     he_normal,
     in_dtype,
     normalize,
+    out_of_dtype,
     output_layer,
-    widened,
 )
 from jaxebm.types import Array
 
@@ -25,14 +25,13 @@ __all__ = ["WideResNet"]
 
 
 class WideResNet(nn.Module):
-    """Wide residual network with pre-activation blocks, as JEM uses it: without normalisation, without
-    dropout.
+    """Wide residual network with pre-activation blocks, as JEM uses it: no normalisation and no dropout.
 
-    Three groups of n = (depth - 4) / 6 blocks with 16 w, 32 w and 64 w channels, the second and third at
-    stride 2;
-    block: x + conv(act(norm(conv(act(norm(x)))))), with a 1x1 convolution on the shortcut where shapes
-    change; then act, mean over pixels, outputs. Each block's second kernel starts with variance 2 / (fan-in x
-    number of blocks), which keeps the scale of activations at any depth without normalisation.
+    Three groups of n = (depth - 4) / 6 blocks with 16 w, 32 w and 64 w channels; the second and the third
+    group begin with stride 2. A block is x + conv(act(norm(conv(act(norm(x)))))), with a 1x1 convolution on
+    the shortcut where shapes change. Then act, mean over pixels, outputs. Each block's second kernel starts
+    with variance 2 / (fan-in x number of blocks), which keeps the scale of activations at any depth without
+    normalisation.
 
     Attributes:
       num_outputs: K, the number of logits; ``None`` for a scalar energy.
@@ -96,7 +95,7 @@ class WideResNet(nn.Module):
                     apply_block = nn.remat(apply_block)
                 x = apply_block(self, x)
         x = ACTIVATIONS[self.activation](normalize(x, self.norm, train, self.dtype))
-        x = widened(x, self.dtype).mean((0, 1))
+        x = out_of_dtype(x, self.dtype).mean((0, 1))
         return output_layer(x, self.num_outputs, self.spectral_norm, train, self.dtype)
 
 

@@ -1,19 +1,12 @@
-"""What was learnt: log Z exact or between bounds, convergence, calibration, strangeness, sample quality."""
+"""What was learnt, one folder a question; every public function is importable from here.
 
-from jaxebm.evaluation.annealing import Base, anneal
-from jaxebm.evaluation.attacks import AttackLoss, AttackResult, attack, attack_batch
-from jaxebm.evaluation.bounded import BoxProblem, restrict_to_box
-from jaxebm.evaluation.calibration import (
-    ReliabilityCurve,
-    accuracy,
-    brier_score,
-    expected_calibration_error,
-    fit_temperature,
-    negative_log_likelihood,
-    reliability_curve,
-)
-from jaxebm.evaluation.chain_probe import ChainProbe, LongRunDrift, long_run_drift, probe_chains
-from jaxebm.evaluation.convergence import (
+- `partition`: log Z, exact or between two bounds, and the likelihood of data;
+- `chains`: do chains converge, and to the energy's own distribution?
+- `samples`: are the samples like the data?
+- `classifier`: accuracy, calibration, out-of-distribution scores, attacks and robustness.
+"""
+
+from jaxebm.evaluation.chains.convergence import (
     ChainSummary,
     effective_sample_size,
     integrated_autocorrelation_time,
@@ -22,45 +15,26 @@ from jaxebm.evaluation.convergence import (
     rank_normalised_r_hat,
     summarise_chains,
 )
-from jaxebm.evaluation.dequantisation import dequantised_log_likelihood
-from jaxebm.evaluation.discrepancy import (
-    KolmogorovSmirnov,
-    energy_distance,
-    kolmogorov_smirnov,
-    maximum_mean_discrepancy,
-    median_bandwidth,
+from jaxebm.evaluation.chains.probe import ChainProbe, LongRunDrift, long_run_drift, probe_chains
+from jaxebm.evaluation.chains.stein import SteinDiscrepancy, kernel_stein_discrepancy
+from jaxebm.evaluation.chains.telemetry import (
+    BufferSummary,
+    EnergyGap,
+    buffer_summary,
+    energy_gap,
+    make_telemetry,
 )
-from jaxebm.evaluation.features import FeatureNetwork, fit_feature_network, fit_independent_classifier
-from jaxebm.evaluation.frechet import (
-    FidelityNotAvailableError,
-    InceptionScore,
-    StandardFidelity,
-    frechet_distance,
-    inception_score,
-    standard_fidelity,
+from jaxebm.evaluation.classifier.attacks import AttackLoss, AttackResult, attack, attack_batch
+from jaxebm.evaluation.classifier.calibration import (
+    ReliabilityCurve,
+    accuracy,
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+    reliability_curve,
 )
-from jaxebm.evaluation.generation import (
-    PRDC,
-    ClassPRDC,
-    NearestNeighbours,
-    class_agreement,
-    nearest_neighbours,
-    prdc,
-    prdc_by_class,
-    squared_radii,
-    within_range,
-)
-from jaxebm.evaluation.likelihood import (
-    AISResult,
-    LogPartitionInterval,
-    annealed_importance_sampling,
-    bits_per_dimension,
-    interval_of_bounds,
-    log_likelihood,
-    log_partition_interval,
-    reverse_annealed_importance_sampling,
-)
-from jaxebm.evaluation.ood import (
+from jaxebm.evaluation.classifier.ood import (
     OOD_SCORES,
     auprc,
     auroc,
@@ -71,14 +45,34 @@ from jaxebm.evaluation.ood import (
     log_density_score,
     typicality_score,
 )
-from jaxebm.evaluation.ood_sets import (
+from jaxebm.evaluation.classifier.ood_sets import (
     OOD_SETS,
     constant_images,
     interpolations,
     permute_pixels,
     uniform_noise,
 )
-from jaxebm.evaluation.quadrature import (
+from jaxebm.evaluation.classifier.refinement import DefendedFn, deterministic, refine, refined_logits
+from jaxebm.evaluation.classifier.robustness import robust_accuracy
+from jaxebm.evaluation.partition.annealing_path import Base, anneal
+from jaxebm.evaluation.partition.bounded import BoxProblem, restrict_to_box
+from jaxebm.evaluation.partition.dequantisation import dequantised_log_likelihood
+from jaxebm.evaluation.partition.importance_sampling import (
+    AISResult,
+    LogPartitionInterval,
+    annealed_importance_sampling,
+    interval_of_bounds,
+    log_partition_interval,
+    reverse_annealed_importance_sampling,
+)
+from jaxebm.evaluation.partition.likelihood import bits_per_dimension, log_likelihood
+from jaxebm.evaluation.partition.path_fitting import (
+    AnnealingPath,
+    fit_annealing_path,
+    linear_schedule,
+    sigmoid_schedule,
+)
+from jaxebm.evaluation.partition.quadrature import (
     enumerate_states,
     grid,
     kl_divergence_on_grid,
@@ -86,11 +80,33 @@ from jaxebm.evaluation.quadrature import (
     log_partition_by_enumeration,
     log_partition_on_grid,
 )
-from jaxebm.evaluation.refinement import DefendedFn, deterministic, refine, refined_logits
-from jaxebm.evaluation.robustness import robust_accuracy
-from jaxebm.evaluation.schedules import AnnealingPath, fit_annealing_path, linear_schedule, sigmoid_schedule
-from jaxebm.evaluation.stein import SteinDiscrepancy, kernel_stein_discrepancy
-from jaxebm.evaluation.telemetry import BufferSummary, EnergyGap, buffer_summary, energy_gap, make_telemetry
+from jaxebm.evaluation.samples.discrepancy import (
+    KolmogorovSmirnov,
+    energy_distance,
+    kolmogorov_smirnov,
+    maximum_mean_discrepancy,
+    median_bandwidth,
+)
+from jaxebm.evaluation.samples.features import FeatureNetwork, fit_feature_network, fit_independent_classifier
+from jaxebm.evaluation.samples.frechet import (
+    FidelityNotAvailableError,
+    InceptionScore,
+    StandardFidelity,
+    frechet_distance,
+    inception_score,
+    standard_fidelity,
+)
+from jaxebm.evaluation.samples.generation import (
+    PRDC,
+    ClassPRDC,
+    NearestNeighbours,
+    class_agreement,
+    nearest_neighbours,
+    prdc,
+    prdc_by_class,
+    squared_radii,
+    within_range,
+)
 
 __all__ = [
     "OOD_SCORES",

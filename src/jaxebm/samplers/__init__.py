@@ -1,9 +1,8 @@
-"""How states are drawn: kernels, the chains that run them, where chains start and where they rest."""
+"""How states are drawn: kernels, the chains that run them, where chains start and where they are kept."""
 
-from jaxebm.samplers.annealed import LevelEnergyFn, annealed_langevin, geometric_levels
 from jaxebm.samplers.chains import Collect, run_annealed_chain, run_chain, run_chains, sample
 from jaxebm.samplers.conventions import CONVENTIONS, Convention, LangevinNumbers, from_convention
-from jaxebm.samplers.descent import DescentNorm, project_to_ball, steepest_descent
+from jaxebm.samplers.descent import DescentNorm, project_to_ball, projected_gradient_descent, steepest_descent
 from jaxebm.samplers.initial import (
     ClassGaussianInitial,
     GaussianInitial,
@@ -11,16 +10,18 @@ from jaxebm.samplers.initial import (
     UniformInitial,
     fit_class_gaussians,
     fit_gaussian,
+    uniform_like,
 )
 from jaxebm.samplers.inner_updates import TargetInTwo, first_layer_sgld
-from jaxebm.samplers.ladders import Ladder, tune_ladder
 from jaxebm.samplers.langevin import LangevinInfo, LangevinState, langevin_temperature, scalar_target, sgld
 from jaxebm.samplers.metropolis import hmc, mala, nuts, warm_up
+from jaxebm.samplers.noise_levels import LevelEnergyFn, annealed_langevin, geometric_levels
 from jaxebm.samplers.preconditioned import PreconditionedState, preconditioned_sgld
 from jaxebm.samplers.proximal import Proximal, box, projected, proximal_sgld, ridge, soft_threshold
 from jaxebm.samplers.replay import BufferDraw, ReplayBuffer, draw, init_buffer, write
 from jaxebm.samplers.sequential import SMCResult, sequential_monte_carlo
 from jaxebm.samplers.step_schedules import cyclical_schedule, polynomial_schedule
+from jaxebm.samplers.temperature_ladders import Ladder, tune_ladder
 from jaxebm.samplers.tempering import TemperingInfo, TemperingState, check_ladder, parallel_tempering
 from jaxebm.samplers.underdamped import UnderdampedInfo, UnderdampedState, underdamped
 
@@ -68,6 +69,7 @@ __all__ = [
     "preconditioned_sgld",
     "project_to_ball",
     "projected",
+    "projected_gradient_descent",
     "proximal_sgld",
     "ridge",
     "run_annealed_chain",
@@ -81,6 +83,7 @@ __all__ = [
     "steepest_descent",
     "tune_ladder",
     "underdamped",
+    "uniform_like",
     "warm_up",
     "write",
 ]

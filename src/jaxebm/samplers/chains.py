@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.cpu.noise import fold_in
 from jaxebm.samplers.langevin import sgld
-from jaxebm.samplers.noise import fold_in
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, Kernel, Params, Position
 
 __all__ = ["Collect", "run_annealed_chain", "run_chain", "run_chains", "sample"]
@@ -151,7 +151,7 @@ def run_annealed_chain(
       >>> state.position.shape
       (2,)
     """
-    num_steps = _leading_axis("schedule", schedule, "steps")
+    num_steps = checks.batch_length("schedule", schedule, "a schedule of steps")
     init_key, steps_key = jax.random.split(rng_key)
 
     def step(state: Any, at: tuple[Array, Any]) -> tuple[Any, Any]:
@@ -252,22 +252,7 @@ def _sample(
 
 
 def _num_chains(positions: Position) -> int:
-    return _leading_axis("positions", positions, "chains")
-
-
-def _leading_axis(name: str, tree: Any, what: str) -> int:
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-    if (
-        not shapes
-        or any(not shape for shape in shapes)
-        or len({shape[0] for shape in shapes}) > 1
-        or shapes[0][0] == 0
-    ):
-        raise ValueError(
-            f"{name} has leaves of shapes {shapes}: every leaf needs the same leading axis of at least 1, "
-            f"the {what}."
-        )
-    return shapes[0][0]
+    return checks.batch_length("positions", positions, "a batch of chains")
 
 
 def _chain_keys(rng_key: Array, num_chains: int) -> Array:

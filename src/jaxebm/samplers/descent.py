@@ -1,22 +1,19 @@
 """Steepest descent by steps of one length, in a ball and a box: the chain that makes adversarial examples."""
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxebm import checks
-from jaxebm.samplers.langevin import (
-    LangevinInfo,
-    LangevinState,
-    check_clamp,
-    euclidean_norm,
-    scalar_target,
-    widened,
-)
+from jaxebm.samplers.chains import run_annealed_chain
+from jaxebm.samplers.langevin import LangevinInfo, LangevinState, check_clamp, scalar_target
+from jaxebm.trees import euclidean_norm, widened
 from jaxebm.types import Array, Kernel, Position, Target
 
-__all__ = ["DescentNorm", "project_to_ball", "steepest_descent"]
+__all__ = ["DescentNorm", "project_to_ball", "projected_gradient_descent", "steepest_descent"]
 
 DescentNorm = Literal["l2", "linf"]
 """In which norm a step has its length: Euclidean over all leaves, or the largest absolute entry."""
@@ -108,12 +105,73 @@ def steepest_descent(
         if center is not None and radius is not None:
             moved = project_to_ball(moved, center, radius, norm)
         if state_clamp is not None:
-            low, high = state_clamp
-            moved = jax.tree.map(lambda x: jnp.clip(x, low, high), moved)
+            moved = _clamped(moved, state_clamp)
         position = jax.tree.map(lambda x, like: x.astype(like.dtype), moved, state.position)
         return LangevinState(position), LangevinInfo(energy, euclidean_norm(gradient))
 
     return Kernel(init, step)
+
+
+def projected_gradient_descent(
+    rng_key: Array,
+    target_at: Callable[[Any], Target],
+    schedule: Any,
+    start: Position,
+    *,
+    step_size: Array | float,
+    norm: DescentNorm = "l2",
+    center: Position,
+    radius: Array | float,
+    state_clamp: tuple[Array | float, Array | float] | None = None,
+) -> Position:
+    r"""Runs ``steepest_descent`` in a ball and a box, one target a step: the loop of every attack here.
+
+    .. math:: x_0 = \Pi(\mathrm{start}), \qquad
+              x_k = \Pi\!\left(x_{k-1} - \epsilon\, d(\partial E_k / \partial x)\right)
+
+    with d and Pi as in ``steepest_descent``. Targets differ from step to step where an attacked defence uses
+    noise.
+
+    Args:
+      rng_key: one key, as for any chain; nothing is drawn from it.
+      target_at: one slice of the schedule -> the target of that step.
+      schedule: pytree with leaves ``(num_steps, ...)``.
+      start: where the chain starts, in the ball and the box or not; any pytree of floating-point arrays.
+      step_size: epsilon > 0, ``()``, the length of a step, in units of position.
+      norm: of the steps and of the ball, ``"l2"`` or ``"linf"``.
+      center: middle of the ball, of the structure and shapes of ``start``.
+      radius: r >= 0, ``()``, in units of position.
+      state_clamp: ``(low, high)`` that every entry stays in, or None.
+
+    Returns:
+      The last position, in the dtypes of ``center``.
+
+    Raises:
+      ValueError, TypeError: as ``steepest_descent``; ValueError if the schedule has no steps.
+
+    Example:
+      The sum falls fastest toward the lowest corner of the ball:
+
+      >>> x = projected_gradient_descent(
+      ...     jax.random.key(0), lambda index: jnp.sum, jnp.arange(4), jnp.zeros(2),
+      ...     step_size=0.25, norm="linf", center=jnp.zeros(2), radius=0.5)
+      >>> x.tolist()
+      [-0.5, -0.5]
+
+    Reference:
+      Madry et al. 2018 (arXiv:1706.06083), section 2.1.
+    """
+    start = project_to_ball(start, center, radius, norm)
+    if state_clamp is not None:
+        start = _clamped(start, state_clamp)
+    start = jax.tree.map(lambda x, like: x.astype(jnp.asarray(like).dtype), start, center)
+
+    def kernel_at(at: Any) -> Kernel:
+        return steepest_descent(
+            target_at(at), step_size, norm, state_clamp=state_clamp, center=center, radius=radius
+        )
+
+    return run_annealed_chain(rng_key, kernel_at, schedule, start)[0].position
 
 
 def project_to_ball(
@@ -150,10 +208,15 @@ def project_to_ball(
     if norm == "linf":
         return jax.tree.map(lambda x, c: jnp.clip(x, c - radius, c + radius), position, center)
     offset = jax.tree.map(lambda x, c: x - c, position, center)
-    length = euclidean_norm(offset)
+    length = optax.tree.norm(offset)
     # Not minimum(1, radius / length), which is NaN at the center for radius 0.
     shrink = jnp.where(length > radius, radius / jnp.where(length > 0, length, 1.0), 1.0)
     return jax.tree.map(lambda c, o: c + shrink * o, center, offset)
+
+
+def _clamped(position: Position, state_clamp: tuple[Array | float, Array | float]) -> Position:
+    low, high = state_clamp
+    return jax.tree.map(lambda x: jnp.clip(x, low, high), position)
 
 
 def _unit(gradient: Any, norm: DescentNorm) -> Any:
@@ -165,7 +228,7 @@ def _unit(gradient: Any, norm: DescentNorm) -> Any:
     # zero in float32, and the chain would stand still.
     largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(gradient)]).max()
     scaled = jax.tree.map(lambda leaf: leaf / jnp.where(largest > 0, largest, 1.0), gradient)
-    length = euclidean_norm(scaled)
+    length = optax.tree.norm(scaled)
     return jax.tree.map(lambda leaf: leaf / jnp.where(length > 0, length, 1.0), scaled)
 
 

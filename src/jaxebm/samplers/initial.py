@@ -23,6 +23,7 @@ __all__ = [
     "UniformInitial",
     "fit_class_gaussians",
     "fit_gaussian",
+    "uniform_like",
 ]
 
 Initial: TypeAlias = Callable[[Array, Array], Position]
@@ -130,6 +131,56 @@ class ClassGaussianInitial:
         # the factor first would copy a (d, d) matrix for each chain (37 MB at 32x32x3).
         offset = (self.factors @ noise)[label]
         return jnp.clip(mean + offset.reshape(mean.shape), self.low, self.high)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _UniformTree:
+    """Uniform noise in every leaf of a pytree of positions."""
+
+    low: Array | float
+    high: Array | float
+    shapes: tuple[tuple[int, ...], ...] = field(metadata={"static": True})
+    structure: Any = field(metadata={"static": True})
+
+    def __call__(self, rng_key: Array, label: Array) -> Position:
+        del label
+        keys = jax.random.split(rng_key, len(self.shapes))
+        leaves = [
+            jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
+            for key, shape in zip(keys, self.shapes, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def uniform_like(example: Position, low: float = -1.0, high: float = 1.0) -> Initial:
+    """Uniform noise on [low, high) in the shape of an example: where chains start unless told otherwise.
+
+    Args:
+      example: one position, any pytree of arrays or of their shapes.
+      low: lower end.
+      high: upper end.
+
+    Returns:
+      The initial distribution, a pytree: `UniformInitial` where the example is one array.
+
+    Raises:
+      ValueError: if low is not below high, or the example has no array.
+
+    Example:
+      >>> initial = uniform_like({"a": jnp.zeros(3), "b": jnp.zeros((2, 2))})
+      >>> jax.tree.map(jnp.shape, initial(jax.random.key(0), jnp.array(0)))
+      {'a': (3,), 'b': (2, 2)}
+    """
+    if not low < high:
+        raise ValueError(f"low={low}, high={high}: low must be less than high.")
+    leaves, structure = jax.tree.flatten(example)
+    if not leaves:
+        raise ValueError("example holds no array: chains need a shape to start from.")
+    shapes = tuple(tuple(jnp.shape(leaf)) for leaf in leaves)
+    if structure == jax.tree.structure(0):
+        return UniformInitial(low, high, shape=shapes[0])
+    return _UniformTree(low, high, shapes, structure)
 
 
 def fit_gaussian(

@@ -8,16 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.samplers.langevin import (
-    LangevinInfo,
-    LangevinState,
-    check_clamp,
-    euclidean_norm,
-    normal_like,
-    scalar_target,
-    widened,
-)
-from jaxebm.samplers.noise import fold_in
+from jaxebm.cpu.noise import fold_in
+from jaxebm.samplers.langevin import LangevinInfo, LangevinState, check_clamp, scalar_target
+from jaxebm.trees import euclidean_norm, normal_like, widened
 from jaxebm.types import Array, Kernel, Position
 
 __all__ = ["TargetInTwo", "first_layer_sgld"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.samplers.noise import standard_normal
+from jaxebm.trees import euclidean_norm, normal_like, widened
 from jaxebm.types import Array, Kernel, Position, Target
 
 __all__ = ["LangevinInfo", "LangevinState", "langevin_temperature", "scalar_target", "sgld"]
@@ -227,31 +227,3 @@ def check_clamp(state_clamp: Any) -> None:
     low, high = state_clamp
     if not (checks.is_traced(low) or checks.is_traced(high)) and not low < high:
         raise ValueError(f"state_clamp={state_clamp!r}: {accepted}.")
-
-
-def leaf_keys(rng_key: Array, tree: Any) -> Any:
-    """Returns one key for each leaf of ``tree``, in its structure."""
-    structure = jax.tree.structure(tree)
-    # A single leaf takes the key itself: on small positions each hash is as dear as the noise.
-    keys = [rng_key] if structure.num_leaves == 1 else list(jax.random.split(rng_key, structure.num_leaves))
-    return jax.tree.unflatten(structure, keys)
-
-
-def widened(leaf: Array) -> Array:
-    """Returns ``leaf`` in float32, or wider if it is: a sum of many small steps needs the digits."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-
-
-def normal_like(rng_key: Array, tree: Any) -> Any:
-    """Returns standard normals in the shapes of ``tree``, drawn in float32 or wider."""
-
-    def draw(leaf: Array, leaf_key: Array) -> Array:
-        return standard_normal(leaf_key, leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
-
-    return jax.tree.map(draw, tree, leaf_keys(rng_key, tree))
-
-
-def euclidean_norm(tree: Any) -> Array:
-    """Returns the Euclidean norm over all leaves, summed in float32 or wider, shape ``()``."""
-    squares = [jnp.sum(jnp.square(widened(leaf))) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares, start=jnp.zeros(())))

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.samplers.langevin import LangevinInfo, euclidean_norm, normal_like, scalar_target, widened
+from jaxebm.samplers.langevin import LangevinInfo, scalar_target
+from jaxebm.trees import euclidean_norm, normal_like, widened
 from jaxebm.types import Array, Kernel, Position, Target
 
 __all__ = ["PreconditionedState", "preconditioned_sgld"]
@@ -52,7 +53,7 @@ def preconditioned_sgld(
     - alpha = 0: as epsilon -> 0 the law is not exp(-E) but exp(-E) (lambda + abs(dE/dx)) for each
       coordinate of an energy that is their sum: too little weight where the energy is flat.
 
-    In between, what counts is whether V's memory of 1 / (1 - alpha) steps is long against the chain's own
+    In between, what counts is whether V averages over many more steps, 1 / (1 - alpha), than the chain's own
     relaxation time, 1 / (epsilon G k) steps. So a smaller step at the same alpha brings *more* of this bias:
     on E = x^2 / 2 with alpha = 0.99 and lambda = 0.5 the variance is 1.08 at step 0.1 and 1.19 at step 0.02.
     Let 1 - alpha shrink in proportion to the step. The bias does not vanish in long chains; ``hmc`` with a

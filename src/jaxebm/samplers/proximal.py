@@ -8,14 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.samplers.langevin import (
-    LangevinInfo,
-    LangevinState,
-    euclidean_norm,
-    normal_like,
-    scalar_target,
-    widened,
-)
+from jaxebm.samplers.langevin import LangevinInfo, LangevinState, scalar_target
+from jaxebm.trees import euclidean_norm, normal_like, widened
 from jaxebm.types import Array, Kernel, Position, Target
 
 __all__ = ["Proximal", "box", "projected", "proximal_sgld", "ridge", "soft_threshold"]

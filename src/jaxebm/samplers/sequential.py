@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo: a population walks from a reference to the model, and is thinned as it goes.
+"""Sequential Monte Carlo: a population moves from a reference to the model, and is resampled on the way.
 
 Where annealed importance sampling lets the weights of its chains drift apart, here the temperature rises only
 as far as the weights allow, the unlikely particles are then replaced by copies of the likely ones, and all of
@@ -188,7 +188,7 @@ def _walk(
             b=b,
             particles=particles,
             log_ratio=walk.log_ratio + log_mean_weight,
-            ladder=walk.ladder.at[walk.steps_taken].set(b),
+            inverse_temperatures=walk.inverse_temperatures.at[walk.steps_taken].set(b),
             effective=walk.effective.at[walk.steps_taken].set(jnp.exp(log_ess(log_weights)) / num_particles),
             acceptance=None if rate is None else _set(walk.acceptance, walk.steps_taken, rate),
         )
@@ -206,7 +206,7 @@ def _walk(
         log_partition_ratio=jnp.where(completed, walk.log_ratio, jnp.nan),
         completed=completed,
         num_temperatures=walk.steps_taken,
-        inverse_temperatures=walk.ladder,
+        inverse_temperatures=walk.inverse_temperatures,
         effective_fraction=walk.effective,
         acceptance_rate=walk.acceptance,
     )
@@ -217,7 +217,7 @@ class _Walk(NamedTuple):
     b: Array
     particles: Position
     log_ratio: Array
-    ladder: Array
+    inverse_temperatures: Array
     effective: Array
     acceptance: Array | None
 

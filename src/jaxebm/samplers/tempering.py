@@ -141,12 +141,7 @@ def parallel_tempering(
 
     def init(position: Position, rng_key: Array | None = None) -> TemperingState:
         del rng_key
-        found = checks.batch_length("position", position)
-        if found != num_rungs:
-            raise ValueError(
-                f"position has a leading axis of {found}: {num_rungs} are needed, one replica for each of "
-                f"inverse_temperatures."
-            )
+        checks.batch_of("position", position, num_rungs, "one replica for each of inverse_temperatures")
         rungs = jnp.arange(num_rungs)
         leg = jnp.where(rungs == 0, _OUTWARD, 0)
         zero = jnp.zeros((), rungs.dtype)
@@ -215,11 +210,7 @@ def check_ladder(inverse_temperatures: Any, reference: Any) -> None:
 def _check_schedule(kernel_schedule: Mapping[str, Any] | None, num_rungs: int) -> dict[str, Any]:
     varying = dict(kernel_schedule or {})
     for name, value in varying.items():
-        if (found := checks.batch_length(f"kernel_schedule[{name!r}]", value)) != num_rungs:
-            raise ValueError(
-                f"kernel_schedule[{name!r}] has length {found}: {num_rungs} are needed, as in "
-                f"inverse_temperatures."
-            )
+        checks.batch_of(f"kernel_schedule[{name!r}]", value, num_rungs, "as in inverse_temperatures")
     return jax.tree.map(jnp.asarray, varying)
 
 

@@ -1,4 +1,4 @@
-"""Underdamped Langevin dynamics: positions with momenta, rubbed and kicked by a bath."""
+"""Underdamped Langevin dynamics: positions with momenta, under friction and noise."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.samplers.langevin import euclidean_norm, normal_like, scalar_target, widened
+from jaxebm.samplers.langevin import scalar_target
+from jaxebm.trees import euclidean_norm, normal_like, widened
 from jaxebm.types import Array, Kernel, Position, Target
 
 __all__ = ["UnderdampedInfo", "UnderdampedState", "underdamped"]
@@ -118,7 +119,7 @@ def underdamped(
     def drift(position: Position, momentum: Position, masses: Position) -> Position:  # A
         return jax.tree.map(lambda x, p, m: x + half * p / m, position, momentum, masses)
 
-    def rub(momentum: Position, normals: Position, masses: Position) -> Position:  # O
+    def damp(momentum: Position, normals: Position, masses: Position) -> Position:  # O
         return jax.tree.map(
             lambda p, n, m: kept * p + jnp.sqrt((1 - kept**2) * m * temperature) * n,
             momentum,
@@ -144,7 +145,7 @@ def underdamped(
         masses = _masses(mass, state.position)
         momentum = kick(state.momentum, state.gradient)
         position = drift(jax.tree.map(widened, state.position), momentum, masses)
-        momentum = rub(momentum, normal_like(rng_key, state.position), masses)
+        momentum = damp(momentum, normal_like(rng_key, state.position), masses)
         position = drift(position, momentum, masses)
         position = jax.tree.map(lambda x, like: x.astype(like.dtype), position, state.position)
         energy, gradient = energy_and_gradient(position)

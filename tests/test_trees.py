@@ -1,0 +1,56 @@
+"""Pytrees leaf by leaf: dtypes, norms, keys and noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxebm.trees import euclidean_norm, leaf_keys, normal_like, wide_dtype, widened
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [("bfloat16", "float32"), ("float16", "float32"), ("float32", "float32"), ("int8", "float32")],
+)
+def test_narrow_types_become_float32(dtype, wide):
+    leaf = jnp.ones((2, 3), dtype)
+    assert wide_dtype(leaf) == jnp.dtype(wide)
+    assert widened(leaf).dtype == jnp.dtype(wide)
+    assert widened(leaf).shape == (2, 3)
+
+
+def test_float64_is_kept():
+    with jax.enable_x64(True):
+        assert widened(jnp.ones(2, jnp.float64)).dtype == jnp.float64
+
+
+def test_numbers_are_widened_too():
+    assert widened(2.0).dtype == jnp.float32
+
+
+def test_the_norm_is_over_all_leaves_and_summed_in_float32():
+    narrow = jnp.ones(1000, jnp.bfloat16)  # in bfloat16 a sum of ones stands still at 256
+    found = euclidean_norm({"a": narrow, "b": jnp.full((2, 2), 10.0)})
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, np.sqrt(1400.0), rtol=1e-6)
+
+
+def test_each_leaf_has_its_own_key():
+    tree = {"a": jnp.zeros(2), "b": [jnp.zeros(2), jnp.zeros(2)]}
+    keys = leaf_keys(jax.random.key(0), tree)
+    assert jax.tree.structure(keys) == jax.tree.structure(tree)
+    words = {tuple(np.asarray(jax.random.key_data(key))) for key in jax.tree.leaves(keys)}
+    assert len(words) == 3
+
+
+def test_a_single_leaf_takes_the_key_itself():
+    assert bool(leaf_keys(jax.random.key(0), jnp.zeros(2)) == jax.random.key(0))
+
+
+def test_noise_has_the_shapes_of_the_tree_and_is_standard_normal():
+    tree = {"a": jnp.zeros((100, 50), jnp.bfloat16), "b": jnp.zeros(10)}
+    noise = normal_like(jax.random.key(0), tree)
+    assert jax.tree.map(jnp.shape, noise) == {"a": (100, 50), "b": (10,)}
+    assert noise["a"].dtype == jnp.float32
+    assert abs(float(jnp.mean(noise["a"]))) < 5 / np.sqrt(5000)
+    assert abs(float(jnp.var(noise["a"])) - 1) < 5 * np.sqrt(2 / 5000)
