@@ -4,53 +4,39 @@
     python experiments/hopfield.py --dataset mnist --output runs/hopfield-mnist
     python experiments/hopfield.py --dataset cifar10 --output runs/hopfield-cifar10
 
+    expected  digits, 50 memories, lower half hidden: recalled .97 (.03) by modern, .99 (.02) by exponential,
+              .00 (.00) by Hebb, mean (sd) over 5 choices; all of 1,000 memories recalled from their upper
+              half where hidden pixels are integrated out; random patterns at D = 1000 and K / D = .138
+              overlap .965 (standard error .019)
+    time      digits 120 s, MNIST 255 s, CIFAR-10 609 s, beside other work
+    device    two CPU cores
+
 Images are stored as spins (binary networks) or grey values (modern, sparse, Epanechnikov), corrupted by
 flipped signs, Gaussian noise or hidden rows, and recalled by each network. Hidden pixels are integrated out
 where that is exact, which is compared with nearest neighbours on an image whose hidden pixels are black.
 Random patterns measure capacities beside theory.
 
 Writes config.json, card.json, card.md and the pictures: accuracy.png, recall.png, energy.png, masked.png,
-diffusion.png, landscape.png, capacity.png. Figures with their spread are in experiments/RESULTS.md.
+diffusion.png, landscape.png, capacity.png.
 """
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
-import hopfield_capacity as capacity
-import hopfield_plots as plots
-from command_line import RunFlags, as_json, publish_card, run_experiment
-from hopfield_parts import (
-    METRICS,
-    NETWORKS,
-    Stored,
-    corrupt,
-    landscapes,
-    nearest_by,
-    path_of_recall,
-    recall_all,
-    recalled,
-    resolving_beta,
-    stored_images,
-)
-from hopfield_text import as_markdown
 from jaxebm import checks
 from jaxebm.data import load_dataset
-from jaxebm.hopfield import modern, reverse_diffusion
-from jaxebm.training import RunFolder, open_run
-
-LEVELS: dict[str, tuple[float, ...]] = {
-    "flips": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4),
-    "noise": (0.0, 0.2, 0.5, 1.0, 1.5, 2.0),
-    "mask": (0.0, 0.125, 0.25, 0.5, 0.75),
-}
+from jaxebm.recipes.command_line import RunFlags, as_json, publish_card, run_experiment
+from jaxebm.training import open_run
+from memories import plots
+from memories.capacity import measure_capacities
+from memories.images import Stored, stored_images
+from memories.networks import NETWORKS, landscapes
+from memories.recall import LEVELS, accuracy_of, diffuse, paths_of_recall, recall_from_half
+from memories.text import as_markdown
 
 
 @dataclass(frozen=True)
@@ -106,152 +92,24 @@ class Config(RunFlags):
         checks.in_range("threshold", self.threshold, 0.0, 1.0)
 
 
-def accuracy_of(
-    config: Config, stored: Stored, name: str, num_memories: int, trials: list[tuple[str, float]]
-) -> list[dict[str, float]]:
-    """Returns the part of memories recalled for each (corruption, level): mean and sd over draws."""
-    network = NETWORKS[name]
-    rows: list[list[float]] = [[] for _ in trials]
-    for draw in range(config.draws):
-        rng = np.random.default_rng([config.seed, draw, num_memories])
-        chosen = rng.permutation(len(stored.spins))[:num_memories]
-        patterns = (stored.spins if network.spins else stored.grey)[chosen]
-        memory = network.make(jnp.asarray(patterns))
-        targets = patterns[: config.queries]
-        for row, (kind, level) in zip(rows, trials, strict=True):
-            queries, observed = corrupt(rng, targets, kind, level, spins=network.spins)
-            states = recall_all(network.recall, memory, jnp.asarray(queries), jnp.asarray(observed))
-            row.append(float(np.mean(recalled(np.asarray(states), targets))))
-    return [{"mean": float(np.mean(row)), "sd": float(np.std(row, ddof=1))} for row in rows]
-
-
 def compare_networks(config: Config, stored: Stored, show: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns accuracy by corruption, level and network, and accuracy by number of memories and network."""
     trials = [(kind, level) for kind, levels in LEVELS.items() for level in levels]
     by_corruption: dict[str, Any] = {kind: {"levels": LEVELS[kind], "networks": {}} for kind in LEVELS}
     counts = sorted({min(count, len(stored.spins)) for count in config.memory_counts})
     by_count: dict[str, Any] = {"counts": counts, "flips": config.flips, "networks": {}}
+    sizes = {"draws": config.draws, "queries": config.queries, "seed": config.seed}
     for name in config.networks:
         show.set_description(name)
-        entries = accuracy_of(config, stored, name, config.num_memories, trials)
+        entries = accuracy_of(stored, name, config.num_memories, trials, **sizes)
         for (kind, _), entry in zip(trials, entries, strict=True):
             by_corruption[kind]["networks"].setdefault(name, []).append(entry)
         flipped = [("flips", config.flips)]
         by_count["networks"][name] = [
-            accuracy_of(config, stored, name, count, flipped)[0] for count in counts
+            accuracy_of(stored, name, count, flipped, **sizes)[0] for count in counts
         ]
         show.update()
     return by_corruption, by_count
-
-
-def recall_from_half(config: Config, stored: Stored, run: RunFolder) -> dict[str, Any]:
-    """Returns how often an image is recalled from its upper half, by each measure of similarity."""
-    rng = np.random.default_rng([config.seed, 1])
-    memories = stored.grey[rng.permutation(len(stored.grey))[: config.masked_memories]]
-    queries, observed = corrupt(rng, memories, "mask", 0.5, spins=False)
-    # Where memories agree on all that is seen, nothing can tell them apart: those are left out, and counted.
-    seen = memories[:, observed[0]]
-    first, index, count = np.unique(seen, axis=0, return_index=True, return_inverse=True, return_counts=True)[
-        1:
-    ]
-    distinct = count[index] == 1
-    memory = modern(memories, resolving_beta(jnp.asarray(seen[first]), 0.0), equal_weights=True)
-    recall = NETWORKS["modern"].recall
-    states = np.asarray(recall_all(recall, memory, jnp.asarray(queries), jnp.asarray(observed)))
-    black = np.where(observed, memories, -1.0)
-    found = {name: nearest_by(name, 0.5 * (black + 1), 0.5 * (memories + 1)) for name in METRICS}
-    rates = {
-        f"{name}, hidden pixels black": float(np.mean((index == np.arange(len(memories)))[distinct]))
-        for name, index in found.items()
-    }
-    right = recalled(states, memories)[distinct]
-    rates["modern network, hidden pixels integrated out"] = float(np.mean(right))
-    rows = {"stored": memories[:8], "seen": black[:8]}
-    rows |= {name: memories[index[:8]] for name, index in found.items()} | {"integrated out": states[:8]}
-    plots.image_rows(run.path / "masked.png", rows, stored.shape)
-    return {
-        "memories": len(memories),
-        "exact_ties": int(np.sum(~distinct)),
-        "beta": float(memory.beta),
-        "recalled": rates,
-    }
-
-
-def draw_recall(config: Config, stored: Stored, run: RunFolder) -> dict[str, list[float]]:
-    """Draws recall step by step among few memories, and the energies, returned, of one among many."""
-    order = np.random.default_rng([config.seed, 2]).permutation(len(stored.spins))
-
-    def path(name: str, count: int, flips: float, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        network = NETWORKS[name]
-        patterns = (stored.spins if network.spins else stored.grey)[order[:count]]
-        corruption = ("flips", flips) if network.spins else ("noise", noise)
-        rng = np.random.default_rng([config.seed, 3])
-        query, _ = corrupt(rng, patterns[:1], *corruption, spins=network.spins)
-        memory = network.make(jnp.asarray(patterns))
-        states, energies = path_of_recall(network, memory, jnp.asarray(query[0]), num_steps=6)
-        return patterns[0], np.asarray(states), np.asarray(energies)
-
-    easy = {name: path(name, config.shown_memories, 0.1, 0.3) for name in config.networks}
-    paths = {
-        name: np.concatenate([stored_one[None], states]) for name, (stored_one, states, _) in easy.items()
-    }
-    heights = {name: energies.tolist() for name, (_, _, energies) in easy.items()}
-    plots.recall_steps(run.path / "recall.png", paths, heights, stored.shape)
-    hard = {name: path(name, config.num_memories, 0.2, 0.7)[2].tolist() for name in config.networks}
-    plots.energy_paths(run.path / "energy.png", hard)
-    return hard
-
-
-def draw_diffusion(config: Config, stored: Stored, run: RunFolder) -> dict[str, float]:
-    """Draws diffusion run backwards over the memories, and returns how many chains end on one."""
-    rng = np.random.default_rng([config.seed, 4])
-    patterns = jnp.asarray(stored.grey[rng.permutation(len(stored.grey))[: config.masked_memories]])
-    # From noise that drowns every difference between memories to noise that drowns none.
-    levels = jnp.concatenate([jnp.geomspace(30.0, 0.05, 24), jnp.zeros(1)])
-    key, keys = jax.random.key(config.seed), jax.random.split(jax.random.key(config.seed + 1), 200)
-    start = levels[0] * jax.random.normal(key, (len(keys), patterns.shape[1]))
-
-    def run_backwards(num_levels: int, chains: int) -> np.ndarray:
-        step = partial(reverse_diffusion, patterns=patterns, noise_levels=levels[:num_levels])
-        return np.asarray(jax.jit(jax.vmap(lambda key, x: step(key, x=x)))(keys[:chains], start[:chains]))
-
-    last = run_backwards(len(levels), len(keys))
-    distance = np.array([np.min(np.max(np.abs(np.asarray(patterns) - x), axis=1)) for x in last])
-    shown = 8
-    frames = {f"{float(levels[n - 1]):.2g}": run_backwards(n, shown) for n in (6, 10, 14, 18, 24)}
-    frames = {f"{float(levels[0]):.2g}": np.asarray(start[:shown])} | frames | {"0": last[:shown]}
-    rows = {f"noise {level}": images for level, images in frames.items()}
-    plots.image_rows(run.path / "diffusion.png", rows, stored.shape)
-    return {
-        "ends_on_a_memory": float(np.mean(distance < 1e-5)),
-        "different_memories": len(np.unique(last.round(4), axis=0)),
-        "chains": len(last),
-    }
-
-
-def measure_capacities(config: Config, run: RunFolder, show: Any) -> dict[str, Any]:
-    """Returns the capacities of random patterns beside theory, and draws them."""
-    seed, nets = config.seed, config.capacity_networks
-    show.set_description("capacities")
-    loads = (0.05, 0.1, 0.12, 0.138, 0.15, 0.16, 0.18, 0.2)
-    counts = (10, 20, 40, 60, 100, 150, 199)
-    rates = tuple(float(rate) for rate in np.round(np.linspace(0.02, 0.24, 8), 3))
-    dimension = config.capacity_dimension
-    found = {
-        "hebb": capacity.hebb_curve(seed, loads, dimension=dimension, num_networks=nets, num_starts=20),
-        "stable": capacity.stable_fractions(seed, counts, dimension=200, num_networks=nets),
-        "dense": capacity.dense_errors(
-            seed, (0.05, 0.1, 0.2, 0.4), degree=3, dimension=100, num_networks=nets
-        ),
-        "exponential": [
-            capacity.exponential_basins(seed, rates, radius=radius, dimension=40, num_networks=nets)
-            for radius in (0.1, 0.2, 0.3)
-        ],
-        "modern": capacity.modern_errors(seed, 10_000),
-    }
-    show.update()
-    plots.capacities(run.path / "capacity.png", found)
-    return found | {"modern": {name: found["modern"][name] for name in ("trials", "violations")}}
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -265,14 +123,30 @@ def main(config: Config) -> dict[str, Any]:
             f"{len(stored.spins)} different binary ones."
         )
     run = open_run(config.output, as_json(config), resume=False, overwrite=config.overwrite, resumable=False)
+    seed, capacities = config.seed, None
     with tqdm(total=len(config.networks) + config.capacities, disable=not config.progress) as show:
         accuracy, by_count = compare_networks(config, stored, show)
-        plots.accuracy_panels(run.path / "accuracy.png", accuracy, by_count)
-        energies = draw_recall(config, stored, run)
-        masked = recall_from_half(config, stored, run)
-        diffusion = draw_diffusion(config, stored, run)
-        plots.energy_landscapes(run.path / "landscape.png", *landscapes(half_width=1.6), half_width=1.6)
-        capacities = measure_capacities(config, run, show) if config.capacities else None
+        plots.accuracy_panels(run.file("accuracy.png"), accuracy, by_count)
+        easy = paths_of_recall(
+            stored, config.networks, config.shown_memories, flips=0.1, noise=0.3, seed=seed
+        )
+        plots.recall_steps(run.file("recall.png"), *easy, stored.shape)
+        _, energies = paths_of_recall(
+            stored, config.networks, config.num_memories, flips=0.2, noise=0.7, seed=seed
+        )
+        plots.energy_paths(run.file("energy.png"), energies)
+        masked, rows = recall_from_half(stored, config.masked_memories, seed)
+        plots.image_rows(run.file("masked.png"), rows, stored.shape)
+        diffusion, rows = diffuse(stored, config.masked_memories, seed)
+        plots.image_rows(run.file("diffusion.png"), rows, stored.shape)
+        plots.energy_landscapes(run.file("landscape.png"), *landscapes(half_width=1.6), half_width=1.6)
+        if config.capacities:
+            show.set_description("capacities")
+            found = measure_capacities(seed, config.capacity_dimension, config.capacity_networks)
+            show.update()
+            plots.capacities(run.file("capacity.png"), found)
+            counted = {name: found["modern"][name] for name in ("trials", "violations")}
+            capacities = found | {"modern": counted}
     card = {
         "schema": 1,
         "experiment": "hopfield",

@@ -3,6 +3,11 @@
     python experiments/hopfield_mil.py                                  # five poolings, five seeds
     python experiments/hopfield_mil.py --target 8 --poolings hopfield max
 
+    expected  test accuracy, mean ± sd over seeds 0 to 4: hopfield .895 ± .009, hopfield_sparse .895 ± .039,
+              attention .892 ± .040, max .916 ± .041, mean .625 ± .035
+    time      99 s
+    device    two CPU cores
+
 A bag has a label, its images have none; a positive bag holds the target digit (by default once), a negative
 one never. All poolings share encoder, value and output maps, optimiser, bags and batches, and differ in how
 they weigh the images of a bag. Learning rate, weight decay and number of updates are chosen for each pooling
@@ -11,12 +16,12 @@ judged on test bags. Bags for training, validation and test come from those spli
 seed draws its own.
 
 Writes config.json, metrics.jsonl (a line a trial), card.json, card.md, accuracy.png and attention.png (the
-first positive test bag of the first seed, with its weights). Figures are in experiments/RESULTS.md.
+first positive test bag of the first seed, with its weights).
 """
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,23 +31,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import plots
-from command_line import as_json, publish_card, run_experiment
-from hopfield_mil_parts import (
-    BagClassifier,
-    Bags,
-    Pooling,
-    Trial,
-    draw_bags,
-    instance_weights,
-    make_trial,
-    within_bag_auroc,
-)
 from jaxebm import checks
 from jaxebm.data import Dataset, load_dataset
 from jaxebm.evaluation import auroc
+from jaxebm.recipes.command_line import as_json, publish_card, run_experiment
 from jaxebm.training import Progress, RunFolder, make_progress, open_run
-from markdown_tables import markdown_table
+from memories.bag_card import as_markdown, compare, dots_with_spread, spread, weighted_images
+from memories.bags import Bags, draw_bags, within_bag_auroc
+from memories.poolings import BagClassifier, Pooling, Trial, instance_weights, make_trial
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class Config:
     progress: bool = True
     """Show a progress bar over trials (lines of text where there is no terminal)."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Each has its own bags, initial weights and batches."""
+    """Seeds; each has its own bags, initial weights and batches."""
 
     train_bags: int = 150
     """Bags to learn from, half of them positive."""
@@ -76,17 +72,17 @@ class Config:
     """Most targets of a positive bag; 1..max_targets are equally likely."""
 
     widths: tuple[int, ...] = (64, 16)
-    """Of the encoder's layers."""
+    """Widths of the encoder's layers."""
     num_heads: int = 8
-    """Of the Hopfield poolings."""
+    """Heads of the Hopfield poolings."""
     beta: float = 0.2
-    """Inverse temperature of the Hopfield poolings; small, so that they start near the mean."""
+    """Inverse temperature of the Hopfield poolings; a small one starts near the mean."""
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    """Of AdamW, constant; one is chosen."""
+    """Learning rates of AdamW, constant; one is chosen."""
     weight_decays: tuple[float, ...] = (0.03, 0.3, 1.0)
-    """Of the kernels, decoupled, times the learning rate; one is chosen."""
+    """Weight decays of the kernels, decoupled, times the learning rate; one is chosen."""
     updates: int = 1000
-    """The most, a multiple of stops."""
+    """Most updates, a multiple of stops."""
     stops: int = 5
     """Numbers of updates to choose from, evenly spaced up to the most."""
     batch_size: int = 16
@@ -219,66 +215,21 @@ def judge(
     return card | {"parameters": num_parameters, "chosen": chosen}, first_weights
 
 
-def spread(by_seed: Sequence[float]) -> dict[str, Any]:
-    """Returns mean, standard deviation (n - 1; none for a single seed) and the values themselves."""
-    sd = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
-    return {"mean": float(np.mean(by_seed)), "sd": sd, "by_seed": list(by_seed)}
-
-
-def compare(cards: Mapping[str, dict[str, Any]]) -> None:
-    """Adds to each card by how much the first pooling's accuracy is higher, seed by seed."""
-    first, *others = cards.values()
-    for card in others:
-        pairs = zip(first["accuracy"]["by_seed"], card["accuracy"]["by_seed"], strict=True)
-        card["below_first"] = spread([ahead - behind for ahead, behind in pairs])
-
-
 def draw(
     run: RunFolder, cards: Mapping[str, Any], test: Bags, image: np.ndarray, weights: Mapping[str, np.ndarray]
 ) -> None:
     """Draws the accuracies and, where a pooling has weights, the first positive test bag with them."""
     accuracies = {name: card["accuracy"]["by_seed"] for name, card in cards.items()}
-    plots.dots_with_spread(run.path / "accuracy.png", accuracies, ylabel="accuracy on test bags")
+    dots_with_spread(run.file("accuracy.png"), accuracies, ylabel="accuracy on test bags")
     if weights:
         bag = int(np.argmax(test.label))
         inside = np.asarray(test.mask[bag])
-        plots.weighted_images(
-            run.path / "attention.png",
+        weighted_images(
+            run.file("attention.png"),
             image[np.asarray(test.member[bag])[inside]],
             {name: weight[bag][inside] for name, weight in weights.items()},
             np.asarray(test.is_target[bag])[inside],
         )
-
-
-def as_markdown(config: Config, cards: Mapping[str, dict[str, Any]]) -> str:
-    """Returns the card for a reader."""
-
-    def cell(card: Mapping[str, Any], name: str) -> str:
-        if name not in card:
-            return ""
-        sd = card[name]["sd"]
-        return f"{card[name]['mean']:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
-
-    lines = [
-        f"# Bags of {config.dataset}, target {config.target}, seeds {', '.join(map(str, config.seeds))}",
-        "",
-        "Test bags, mean ± standard deviation over seeds. Below first: how much higher the accuracy of the",
-        "first pooling is on the same bags. The AUROC of the weights is the chance that a target weighs more",
-        "than another image of its bag. Chosen on validation bags: learning rate, weight decay, updates.",
-        "",
-    ]
-    header = ("pooling", "accuracy", "below first", "AUROC", "AUROC of weights", "parameters", "validation")
-    rows = []
-    for name, card in cards.items():
-        quantities = ("accuracy", "below_first", "auroc", "instance_auroc")
-        cells = [name, *(cell(card, quantity) for quantity in quantities)]
-        chosen = card["chosen"]
-        setting = ", ".join(str(chosen[part]) for part in ("learning_rate", "weight_decay", "updates"))
-        cells += [str(card["parameters"]), f"{chosen['validation_accuracy']:.4f}", setting]
-        rows.append(cells)
-    lines += markdown_table((*header, "chosen"), rows)
-    pictures = ["accuracy"] + ["attention"] * any("instance_auroc" in card for card in cards.values())
-    return "\n".join([*lines, "", *(f"![{name}]({name}.png)" for name in pictures), ""])
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -288,7 +239,13 @@ def main(config: Config) -> dict[str, Any]:
     dataset = load_dataset(config.dataset)
     bags = draw_all_bags(config, dataset)
     settings = as_json(config)
-    run = open_run(config.output, settings, resume=config.resume, overwrite=config.overwrite)
+    run = open_run(
+        config.output,
+        settings,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        uncompared=("output", "overwrite", "progress", "resume"),
+    )
     total = len(config.poolings) * len(config.grid) * len(config.seeds)
     run.truncate_metrics(total)  # to whole lines: a kill may have cut the last one short
     cards, weights = {}, {}
@@ -313,7 +270,8 @@ def main(config: Config) -> dict[str, Any]:
         "seconds": time.monotonic() - started,
         "config": settings,
     }
-    publish_card(run, card, as_markdown(config, cards))
+    text = as_markdown(cards, dataset=config.dataset, target=config.target, seeds=config.seeds)
+    publish_card(run, card, text)
     return card
 
 

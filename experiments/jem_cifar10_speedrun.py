@@ -29,7 +29,6 @@ Smith & Topin 2018 (one cycle, arXiv 1708.07120); Jordan 2024 (airbench, arXiv 2
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,33 +39,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from command_line import RunFlags, as_json, run_experiment
 from jaxebm import checks
-from jaxebm.data import (
-    Dataset,
-    Split,
-    StreamState,
-    init_stream,
-    load_dataset,
-    next_batch,
-    random_crop,
-    random_flip,
-)
+from jaxebm.data import Dataset, load_dataset, random_crop, random_flip
 from jaxebm.energies import WideResNet, joint_energy, refresh_statistics, trainable, training_apply
 from jaxebm.evaluation import class_agreement, fit_feature_network, frechet_distance, prdc, within_range
 from jaxebm.objectives import (
+    Batch,
     Negatives,
     NegativeSampler,
-    classification_loss,
-    joint_loss,
-    no_negatives,
+    classifier,
+    jem,
     persistent,
     run_labelled_chains,
 )
+from jaxebm.recipes.command_line import RunFlags, as_json, run_experiment
+from jaxebm.report.figures import image_grid
 from jaxebm.samplers import ClassGaussianInitial, fit_class_gaussians, sgld
-from jaxebm.training import TrainState, TrainStep, fit, init_health, init_state, make_train_step, open_run
+from jaxebm.training import (
+    AugmentExample,
+    Learner,
+    TrainState,
+    fit,
+    init_health,
+    learner,
+    open_run,
+)
 from jaxebm.types import Array, MakeKernel, Metrics, Params
-from plots import image_grid
 
 PIXELS = (-1.0, 1.0)
 EVALUATION_BATCH = 1000
@@ -164,23 +162,6 @@ class Config(RunFlags):
         checks.in_range("warmup", self.warmup, 0.01, 0.99)
 
 
-class Streams(NamedTuple):
-    """Places in the data, of the labelled batch and of that of log p(x), and the updates done."""
-
-    labelled: StreamState
-    images: StreamState
-    updates: Array
-
-
-class Batch(NamedTuple):
-    """Scaled images, of which the labelled ones are augmented, and which part of log p(x) counts by now."""
-
-    x_labelled: Array
-    labels: Array
-    x_data: Array
-    fade: Array
-
-
 class Plan(NamedTuple):
     """Updates: in all, by cross-entropy alone, of the fade, an epoch."""
 
@@ -214,25 +195,15 @@ def make_network(config: Config, num_classes: int) -> Any:
     )
 
 
-def make_take(config: Config, dataset: Dataset, plan: Plan) -> Callable[..., tuple[Batch, Streams]]:
-    """Returns ``(rng_key, data, streams) -> (batch, streams)``, a part of the compiled step."""
+def make_augment(config: Config) -> AugmentExample:
+    """Returns how a labelled image is cropped and mirrored."""
 
     def augment(rng_key: Array, image: Array) -> Array:
         key_crop, key_flip = jax.random.split(rng_key)
         image = random_crop(key_crop, image, config.crop_padding)
         return random_flip(key_flip, image) if config.flip else image
 
-    def take(rng_key: Array, data: Split, streams: Streams) -> tuple[Batch, Streams]:
-        keys = jax.random.split(rng_key, 3)
-        labelled, place = next_batch(keys[0], streams.labelled, data, config.batch_size)
-        images, rest = next_batch(keys[1], streams.images, data.image, config.num_chains)
-        # Bytes are cropped and mirrored, and scaled after that: a quarter of the memory is moved.
-        augmented = jax.vmap(augment)(jax.random.split(keys[2], config.batch_size), labelled.image)
-        fade = jnp.clip((streams.updates - plan.classifier + 1) / plan.fade, 0.0, 1.0)
-        batch = Batch(dataset.rescale(augmented), labelled.label, dataset.rescale(images), fade)
-        return batch, Streams(place, rest, streams.updates + 1)
-
-    return take
+    return augment
 
 
 def make_kernel(config: Config) -> MakeKernel:
@@ -248,32 +219,16 @@ def make_initial(config: Config, dataset: Dataset) -> ClassGaussianInitial:
 
 
 def make_negatives(config: Config, num_classes: int, initial: ClassGaussianInitial) -> NegativeSampler:
-    """Returns persistent chains of each class, whose memory holds the Gaussians, too.
-
-    A compiled program holds as constants what a function closes over, and 377 MB of factors take most of a
-    minute to compile; what is in the training state is an argument.
-    """
-
-    def chains(initial: ClassGaussianInitial) -> NegativeSampler:
-        return persistent(
-            make_kernel(config),
-            num_steps=config.sampler_steps,
-            initial=initial,
-            num_chains=config.num_chains,
-            capacity=config.buffer_size,
-            restart_probability=config.restart_probability,
-            num_classes=num_classes,
-        )
-
-    def init(rng_key: Array) -> Any:
-        return chains(initial).init(rng_key), initial
-
-    def draw(rng_key: Array, energy: Any, params: Params, x: Any, labels: Any, memory: Any) -> Any:
-        buffer, initial = memory
-        samples, buffer = chains(initial).draw(rng_key, energy, params, x, labels, buffer)
-        return samples, (buffer, initial)
-
-    return NegativeSampler(init, draw)
+    """Returns persistent chains of each class."""
+    return persistent(
+        make_kernel(config),
+        num_steps=config.sampler_steps,
+        initial=initial,
+        num_chains=config.num_chains,
+        capacity=config.buffer_size,
+        restart_probability=config.restart_probability,
+        num_classes=num_classes,
+    )
 
 
 def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
@@ -284,61 +239,64 @@ def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
     return trainable(optax.chain(clip, optax.add_decayed_weights(config.weight_decay), descent))
 
 
-def make_steps(
+def fade_at(step: Array, plan: Plan) -> Array:
+    """Returns which part of log p(x) counts in an update, in [0, 1]; ``step`` counts those before it."""
+    return jnp.clip((step - plan.classifier + 1) / plan.fade, 0.0, 1.0)
+
+
+def make_learners(
     config: Config, dataset: Dataset, initial: ClassGaussianInitial, plan: Plan
-) -> tuple[TrainStep, TrainStep]:
-    """Returns an update by cross-entropy alone and one of the JEM, of one and the same state."""
+) -> tuple[Learner, Learner]:
+    """Returns what learns by cross-entropy alone and what learns the JEM, of one and the same state."""
     network = make_network(config, dataset.num_classes)
-    logits: Any = training_apply(network) if config.norm == "batch" else network.apply
-    smoothing = config.label_smoothing
-
-    def classify(params: Params, rng_key: Array, batch: Batch, samples: Negatives) -> tuple[Array, Metrics]:
-        del rng_key, samples
-        return classification_loss(logits, params, batch.x_labelled, batch.labels, label_smoothing=smoothing)
-
-    def join(params: Params, rng_key: Array, batch: Batch, samples: Negatives) -> tuple[Array, Metrics]:
-        del rng_key
-        return joint_loss(
-            *(logits, params, batch.x_labelled, batch.labels, batch.x_data, samples.positions),
-            p_x_weight=config.p_x_weight * batch.fade,
-            energy_l2=config.energy_l2 * batch.fade,
-            label_smoothing=smoothing,
-        )
-
-    make_step = partial(
-        make_train_step,
-        energy=joint_energy(network.apply),
+    training_logits = training_apply(network) if config.norm == "batch" else None
+    make_learner = partial(
+        learner,
         optimizer=make_optimizer(config, plan),
-        next_batch=make_take(config, dataset, plan),
-        # No chain starts there: these images tell which pixels lie at the ends of their range anyway.
-        start_of=lambda batch: (batch.x_data, batch.labels),
-        refresh=lambda params, batch: refresh_statistics(network, params, batch.x_labelled),
+        batch_size=config.batch_size,
+        augment=make_augment(config),
+        augment_x_data=None,
+        rescale=dataset.rescale,
+        refresh=partial(refresh_statistics, network),
         ema_decay=config.ema_decay,
     )
+
+    def joint(fade: float | Array) -> Learner:
+        objective = jem(
+            network.apply,
+            chains="conditional",
+            p_x_weight=config.p_x_weight * fade,
+            energy_l2=config.energy_l2 * fade,
+            label_smoothing=config.label_smoothing,
+            training_logits=training_logits,
+        )
+
+        def loss(params: Params, rng_key: Array, batch: Batch, samples: Negatives) -> tuple[Array, Metrics]:
+            # As many images as chains: more would cost forward passes, and log p(x) has the chains' noise.
+            few = batch._replace(x_data=batch.x_data[: config.num_chains])
+            return objective.loss(params, rng_key, few, samples)
+
+        negatives = make_negatives(config, dataset.num_classes, initial)
+        return make_learner(objective._replace(loss=loss), negatives=negatives)
+
+    def joint_step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        return joint(fade_at(state.step, plan)).step(state, data)
+
     # The buffer waits in the state, untouched, while nothing is drawn.
-    alone = make_step(loss=classify, negatives=no_negatives())
-    return alone, make_step(loss=join, negatives=make_negatives(config, dataset.num_classes, initial))
+    alone = make_learner(
+        classifier(network.apply, label_smoothing=config.label_smoothing, training_logits=training_logits)
+    )
+    whole = joint(1.0)
+    return whole._replace(step=alone.step), whole._replace(step=joint_step)
 
 
 def train(config: Config, dataset: Dataset, initial: ClassGaussianInitial) -> tuple[Params, dict[str, Any]]:
     """Runs both halves; returns the averaged weights, and what they took."""
-    network, count = make_network(config, dataset.num_classes), len(dataset.train.label)
-    plan = make_plan(config, count)
-
-    @jax.jit
-    def start(rng_key: Array, initial: ClassGaussianInitial) -> TrainState:
-        keys = jax.random.split(rng_key, 4)
-        places = init_stream(keys[1], count), init_stream(keys[2], count)
-        return init_state(
-            keys[0],
-            network.init(keys[3], jnp.zeros(dataset.image_shape)),
-            optimizer=make_optimizer(config, plan),
-            negatives=make_negatives(config, dataset.num_classes, initial),
-            streams=Streams(*places, updates=jnp.zeros((), jnp.int32)),
-        )
-
-    data = jax.tree.map(jnp.asarray, dataset.train)
-    state = start(jax.random.key(config.seed), initial)
+    network = make_network(config, dataset.num_classes)
+    plan = make_plan(config, len(dataset.train.label))
+    alone, joint = make_learners(config, dataset, initial, plan)
+    data = alone.place(tuple(dataset.train))  # bytes, scaled inside the compiled step
+    state = alone.init(jax.random.key(config.seed), network.init, data)
     began = time.monotonic()
     classify_all(network.apply, state.ema_params, dataset, "validation")  # so that it is compiled
     compiling, training, recoveries, curve = time.monotonic() - began, 0.0, 0, []
@@ -348,15 +306,16 @@ def train(config: Config, dataset: Dataset, initial: ClassGaussianInitial) -> tu
         curve.append({"update": int(state.step), "validation_accuracy": accuracy})
         return {"validation_accuracy": jnp.asarray(accuracy)}
 
-    alone, joint = make_steps(config, dataset, initial, plan)
-    for step, until in ((alone, plan.classifier), (joint, plan.total)):
+    for half, until in ((alone, plan.classifier), (joint, plan.total)):
         if not until:
             continue
         # What is usual for the norm of a gradient is another thing with another loss.
         fresh = init_health()._replace(optimizer_norm=state.health.optimizer_norm)
+        begun = state._replace(health=fresh)
         result = fit(
-            step,
-            state._replace(health=fresh),
+            jax.random.key(config.seed),
+            half._replace(init=lambda *_, begun=begun: begun),  # the second half goes on from the first
+            begun.params,
             data,
             num_steps=until,
             steps_per_dispatch=config.steps_per_dispatch,
@@ -404,7 +363,13 @@ def judge_samples(
     def draw(params: Params, initial: ClassGaussianInitial) -> Array:
         start = jax.vmap(initial)(jax.random.split(keys[0], len(classes)), classes)
         return run_labelled_chains(
-            *(keys[1], make_kernel(config), joint_energy(logits), params, start, classes, config.sample_steps)
+            keys[1],
+            make_kernel(config),
+            joint_energy(logits),
+            params,
+            start,
+            classes,
+            config.sample_steps,
         )
 
     samples, intended = np.asarray(draw(params, initial)), np.asarray(classes)
@@ -446,8 +411,8 @@ def main(config: Config) -> dict[str, Any]:
     samples, intended, found = judge_samples(config, dataset, params, initial)
     shown = np.asarray(dataset.restore(samples[: 10 * dataset.num_classes]))
     title = f"fresh chains of {config.sample_steps} steps, a column a class"
-    image_grid(run.path / "samples.png", shown, columns=dataset.num_classes, title=title)
-    np.savez_compressed(run.path / "samples.npz", image=samples, label=intended)
+    image_grid(run.file("samples.png"), shown, columns=dataset.num_classes, title=title)
+    np.savez_compressed(run.file("samples.npz"), image=samples, label=intended)
     result = {
         "experiment": "jem_cifar10_speedrun",
         "device": jax.devices()[0].device_kind,

@@ -1,6 +1,12 @@
-"""Does the interval of annealed importance sampling hold log Z? A hundred intervals on targets that tell.
+"""Does the interval of annealed importance sampling hold log Z? A hundred intervals on each of four targets.
 
-    python experiments/log_partition.py                 # 100 repetitions, ten minutes on 2 CPU cores
+    python experiments/log_partition.py
+
+    expected  97 to 100 of 100 intervals hold log Z, at a nominal 99%; width in nats (sd) at 64 and at 1024
+              temperatures: gaussian_50 1.95 (.37) and .52 (.12), mixture_50 1.44 (.35) and .52 (.13),
+              many_well_32 6.70 (1.28) and 1.64 (.35), hopfield_64 .15 (.04) and .04 (.01)
+    time      10 minutes
+    device    two CPU cores
 
 For each target and each length of the schedule, forward and reverse annealed importance sampling are repeated
 with fresh keys: how many intervals hold the exact log Z, how wide they are, on which side they miss. Schedule
@@ -21,15 +27,15 @@ from typing import Any
 import jax
 import numpy as np
 
-import sampler_plots
-from command_line import RunFlags, as_json, publish_card, run_experiment
+from gallery.plots import interval_panels
 from jaxebm import checks
 from jaxebm.energies import AnalyticTarget, gaussian, gaussian_mixture, many_well
 from jaxebm.evaluation import fit_annealing_path, log_partition_interval
 from jaxebm.hopfield import as_gaussian_mixture, modern
+from jaxebm.recipes.command_line import RunFlags, as_json, publish_card, run_experiment
+from jaxebm.report.markdown import markdown_table
 from jaxebm.samplers import hmc
 from jaxebm.training import open_run
-from markdown_tables import markdown_table
 
 KERNEL = partial(hmc, num_integration_steps=5)
 
@@ -77,15 +83,15 @@ class Config(RunFlags):
     """Count how often the interval for log Z holds it, and how its width falls with the schedule."""
 
     targets: tuple[str, ...] = tuple(TARGETS)
-    """Which of gaussian_50, mixture_50, many_well_32, hopfield_64."""
+    """Any of gaussian_50, mixture_50, many_well_32, hopfield_64."""
     lengths: tuple[int, ...] = (64, 256, 1024)
-    """Temperatures of the schedule, each judged by itself."""
+    """Numbers of temperatures of the schedule, each judged by itself."""
     repetitions: int = 100
-    """Intervals a target and length."""
+    """Intervals for each target and length."""
     chains: int = 100
     """Annealed chains in each direction of one interval."""
     coverage: float = 0.99
-    """Nominal, of one interval."""
+    """Nominal coverage of one interval."""
     output: Path = Path("runs/log_partition")
     """Folder of this run."""
 
@@ -176,8 +182,8 @@ def main(config: Config) -> dict[str, Any]:
             if config.progress:
                 print(f"{name}, {length} temperatures", flush=True)
             results[name][str(length)] = repeat_intervals(config, target, base, length)
-    sampler_plots.interval_panels(
-        run.path / "intervals.png",
+    interval_panels(
+        run.file("intervals.png"),
         {
             name: {length: np.asarray(one["ends"]) for length, one in by.items()}
             for name, by in results.items()

@@ -1,7 +1,13 @@
 """Every sampler on every analytic target, against exact answers: moments, marginals, log Z, cost.
 
-    python experiments/sampler_gallery.py          # 15 minutes on 2 CPU cores, most of it compilation
+    python experiments/sampler_gallery.py
     python experiments/sampler_gallery.py --targets skewed ring --samplers mala hmc
+
+    expected  seed 0, Kolmogorov-Smirnov distance of the worst coordinate: at most .05 for every sampler on
+              the skewed target; on 40 modes .85 to .90 for single chains, .021 for parallel tempering and
+              .062 for sequential Monte Carlo (experiments/RESULTS.md has all tables)
+    time      7 to 15 minutes, most of it compilation
+    device    two CPU cores
 
 All chains start from one exact sample, so that a sampler which cannot travel shows it. MALA, HMC and NUTS
 tune themselves (`warm_up`, one chain); SGLD and its relatives take a fixed part of the step that these found.
@@ -20,13 +26,13 @@ from typing import Any
 import jax
 import numpy as np
 
-import sampler_plots
-from command_line import RunFlags, as_json, publish_card, run_experiment
+from gallery import plots
+from gallery.judge import SAMPLERS, Budget, Judgement, judge
+from gallery.targets import TARGETS, Setting, make_setting
 from jaxebm import checks
+from jaxebm.recipes.command_line import RunFlags, as_json, publish_card, run_experiment
+from jaxebm.report.markdown import markdown_table
 from jaxebm.training import open_run
-from markdown_tables import markdown_table
-from sampler_gallery_parts import SAMPLERS, Budget, Judgement, judge
-from sampler_gallery_targets import TARGETS, Setting, make_setting
 
 
 @dataclass(frozen=True)
@@ -134,9 +140,9 @@ def main(config: Config) -> dict[str, Any]:
         target: {sampler: as_entry(one) for sampler, one in by_sampler.items()}
         for target, by_sampler in judgements.items()
     }
-    sampler_plots.error_map(run.path / "errors.png", results)
-    sampler_plots.trajectories(run.path / "trajectories.png", settings, judgements)
-    sampler_plots.marginals(run.path / "marginals.png", settings, judgements)
+    plots.error_map(run.file("errors.png"), results)
+    plots.trajectories(run.file("trajectories.png"), settings, judgements)
+    plots.marginals(run.file("marginals.png"), settings, judgements)
     card = {
         "schema": 1,
         "experiment": "sampler_gallery",

@@ -5,6 +5,10 @@
 
     python experiments/summarise.py --runs runs/jem-* runs/dat-* --compare --picture chains.png
 
+    expected  the tables of experiments/RESULTS.md, from the runs that it names
+    time      seconds
+    device    none
+
 Reads each run's card.json. Without more, the runs must differ in nothing but their seed, and every number of
 the card has a row. With --compare they may be of several kinds, such as recipes: a row for each kind says
 where it comes from, and a column what it is like, in the figures that say most; --picture draws their chains.
@@ -18,15 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from card_html import command_of
-from command_line import refuse_existing, run_experiment
-from jaxebm.training.manifest import UNCOMPARED
-from markdown_tables import markdown_table
-from plots import image_grids
+from jaxebm.recipes.command_line import refuse_existing, run_experiment
+from jaxebm.recipes.config import UNCOMPARED
+from jaxebm.recipes.config import Config as JemConfig
+from jaxebm.recipes.serialisation import from_json
+from jaxebm.recipes.shell import command_for
+from jaxebm.report.figures import image_grids
+from jaxebm.report.markdown import markdown_table
 
-VARYING = UNCOMPARED | {"seed"}
-BEFORE: Mapping[str, Any] = {"learning_rate_floor": 0.01}
-"""What runs did before there was a setting for it, for cards of then."""
+VARYING = UNCOMPARED | {"progress", "resume_step", "seed"}
+"""Settings in which runs of one kind may differ, by dotted name."""
 LISTED = ("config", "environment", "evaluation", "schema", "seed")
 """Entries of the card that are no results."""
 
@@ -133,8 +138,19 @@ def group(cards: Sequence[Card]) -> list[list[Card]]:
 
 
 def _differing(first: Card, second: Card) -> list[str]:
-    one, other = ({**BEFORE, **card["config"]} for card in (first, second))
+    one, other = (settings(card["config"]) for card in (first, second))
     return sorted(name for name in (one.keys() | other.keys()) - VARYING if one.get(name) != other.get(name))
+
+
+def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens a configuration to its settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= settings(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
 
 
 def numbers(card: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -249,11 +265,13 @@ def _origins(names: Sequence[str], groups: Sequence[Sequence[Card]]) -> str:
 
     rows = []
     for short, kind in zip(names, groups, strict=True):
-        without_seed = {name: value for name, value in kind[0]["config"].items() if name not in VARYING}
+        alike = {name: value for name, value in kind[0]["config"].items() if name not in VARYING}
+        command = command_for(from_json(JemConfig, alike, where=f"{kind[0]['folder']}/card.json"))
         seconds, training = ([card[name] for card in kind] for name in ("seconds", "seconds_training"))
         rows.append(
             [
-                *(short, f"`{command_of(without_seed)} --seed S`"),
+                short,
+                f"`{command} --seed S`",
                 ", ".join(str(card["seed"]) for card in kind),
                 *(of(kind, name) for name in ("date", "commit", "device", "processors")),
                 *(_mean_and_sd(taken, digits=0) for taken in (seconds, training)),

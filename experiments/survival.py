@@ -1,41 +1,62 @@
 """Does training survive? Many seeds at a setting where some diverge, with recovery and without.
 
-    python experiments/survival.py                      # 100 seeds, twice: an hour on 2 CPU cores
+    python experiments/survival.py
     python experiments/survival.py --seeds 8 --epochs 30
 
+    expected  62 of 100 seeds diverge without recovery; with it 100 of 100 finish, 62 of them after 125
+              recoveries. Test accuracy, mean (sd): recovered .9809 (.0033), never recovered .9806 (.0026)
+    time      an hour: 100 seeds, twice
+    device    two CPU cores
+
 The setting is the JEM paper's own sampler on the embedded digits: step 1, noise .01, gradients and pixels
-left as they are. Where the energy's curvature exceeds 2, its chains overshoot, the energy gap runs away, and
-some hundred updates later the optimiser holds numbers that are not finite. Every seed is trained twice, with
-the recovery of `jaxebm.training.fit` and without. Test accuracy and samples of the runs that recovered are
-compared with those of the runs that never had to: fresh class-conditional chains, 100 steps of the setting's
-own sampler, against the training images of their class. A run without recovery has diverged if it ends at a
-number that is not finite, or if its energy gap at the end is beyond 100 nats; no healthy one comes to 15.
+left as they are. Where the energy's curvature exceeds 2, its chains overshoot, the energy gap grows without
+bound, and some hundred updates later the optimiser holds numbers that are not finite. Every seed is trained
+twice, with the recovery of `jaxebm.training.fit` and without. Test accuracy and samples of the runs that
+recovered are compared with those of the runs that never had to: fresh class-conditional chains, 100 steps of
+the setting's own sampler, against the training images of their class. A run without recovery has diverged if
+it ends at a number that is not finite, or if its energy gap at the end is beyond 100 nats; no healthy one
+comes to 15.
 
 Writes a folder: config.json, runs.jsonl (a line a run; --resume goes on after the last), card.json, card.md,
-survival.png. experiments/RESULTS.md has the figures.
+survival.png.
 """
 
 import json
+import math
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-import plots
-from command_line import RunFlags, as_json, publish_card, run_experiment
 from jaxebm import checks
-from jaxebm.training import RunFolder, open_run
-from jem_config import Config as JemConfig
-from markdown_tables import markdown_table
-from survival_run import RUNAWAY_GAP, survive
+from jaxebm.data import Dataset, load_dataset
+from jaxebm.energies import joint_energy
+from jaxebm.evaluation import prdc_by_class
+from jaxebm.objectives import run_labelled_chains
+from jaxebm.recipes import Config as JemConfig
+from jaxebm.recipes import Training, build, replace_settings
+from jaxebm.recipes.command_line import RunFlags, as_json, publish_card, run_experiment
+from jaxebm.recipes.run import run_training
+from jaxebm.recipes.sampler import make_initial, make_kernel
+from jaxebm.report.figures import ACCENT, INK, drawing
+from jaxebm.report.markdown import markdown_table
+from jaxebm.training import DivergenceError, RunFolder, TrainState, open_run
 
 MEASURES = ("accuracy", "precision", "recall", "density", "coverage")
+RUNAWAY_GAP = 100.0
+"""|E(data) - E(samples)| in nats, mean over the last dispatch, at which a finite run has diverged."""
+SAMPLE_STEPS = 100
+NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
@@ -45,7 +66,7 @@ class Config(RunFlags):
     output: Path = Path("runs/survival")
     """Folder of this run."""
     seeds: int = 100
-    """How many, from --seed on."""
+    """Number of seeds, from --seed on."""
     epochs: int = 60
     """Passes over the training images of a run."""
     workers: int = 2
@@ -66,24 +87,96 @@ class Config(RunFlags):
 
 
 def setting(config: Config, seed: int, recovery: bool) -> JemConfig:
-    """Returns the flags of experiments/jem.py that a run has: the paper's sampler."""
-    return replace(
-        JemConfig(),
-        seed=seed,
-        epochs=config.epochs,
-        recovery=recovery,
-        sampler_step_size=1.0,
-        sampler_noise=0.01,
-        sampler_gradient_clip=None,
-        sampler_clamp=False,
-        telemetry_every=0,
-        progress=False,
+    """Returns the configuration of one run: the paper's sampler."""
+    changes = {
+        "seed": seed,
+        "epochs": config.epochs,
+        "sampler.step_size": 1.0,
+        "sampler.noise": 0.01,
+        "sampler.gradient_clip": None,
+        "sampler.clamp": False,
+        "run.recovery": recovery,
+        "run.telemetry_every": 0,
+        "run.progress": False,
+    }
+    return replace_settings(JemConfig(), changes)
+
+
+@cache
+def _digits() -> Dataset:
+    return load_dataset("digits")
+
+
+def survive(config: JemConfig, samples_per_class: int) -> dict[str, Any]:
+    """Trains one seed, in a process of its own, and returns what became of it, as plain values for JSON.
+
+    Args:
+      config: of a JEM run.
+      samples_per_class: fresh chains of each class.
+
+    Returns:
+      seed, recovery (whether it could), diverged, ended (the error, if one ended it), recoveries (their
+      records), gaps (pairs of update and energy gap, of the updates that counted in the end), seconds; and,
+      if it has not diverged, accuracy and what `prdc_by_class` measures of its samples.
+    """
+    started = time.monotonic()
+    often = {"run.steps_per_dispatch": 10, "run.checkpoint_every": 10**9}
+    training = build(replace_settings(config, often), _digits())
+    ended, state = "", None
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # recoveries are in the record
+        run = open_run(folder, {})
+        try:
+            state = run_training(training, run).state
+        except DivergenceError as error:
+            ended = str(error).split(". ")[0]
+        records, recoveries = run.read_metrics(), run.read_recoveries()
+    gaps = [(record["step"], record["energy_gap"]) for record in records]
+    diverged = state is None or abs(gaps[-1][1]) > RUNAWAY_GAP
+    record: dict[str, Any] = {
+        "seed": config.seed,
+        "recovery": config.run.recovery,
+        "diverged": diverged,
+        "ended": ended,
+        "recoveries": recoveries,
+        "gaps": gaps,
+    }
+    if state is not None and not diverged:
+        record |= _judge(training, state, samples_per_class)
+    return record | {"seconds": time.monotonic() - started}
+
+
+def _judge(training: Training, state: TrainState, samples_per_class: int) -> dict[str, float]:
+    """Test accuracy and fresh chains of the setting's own sampler, whatever remedies were in force."""
+    dataset, config = _digits(), training.config
+    logits = jax.jit(jax.vmap(partial(training.network.apply, state.ema_params)))
+    classes = np.argmax(logits(jnp.asarray(dataset.rescale(dataset.test.image))), axis=1)
+    labels = jnp.repeat(jnp.arange(dataset.num_classes, dtype=jnp.int32), samples_per_class)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    start = jax.vmap(make_initial(config, dataset))(jax.random.split(keys[0], len(labels)), labels)
+    advance = jax.jit(
+        partial(
+            run_labelled_chains,
+            make_kernel=make_kernel(config),
+            energy=joint_energy(training.network.apply),
+            num_steps=SAMPLE_STEPS,
+        )
     )
+    samples = np.asarray(advance(keys[1], params=state.ema_params, positions=start, labels=labels))
+    real = np.asarray(dataset.rescale(dataset.train.image)).reshape(len(dataset.train.label), -1)
+    generated = samples.reshape(len(samples), -1)
+    quality = prdc_by_class(
+        real, dataset.train.label, generated, np.asarray(labels), dataset.num_classes, k=NEIGHBOURS
+    ).mean
+    measured = {name: float(value) for name, value in quality._asdict().items()}
+    if not all(math.isfinite(value) for value in measured.values()):
+        raise RuntimeError(f"seed {config.seed}: the samples' measures are not finite, {measured}.")
+    return {"accuracy": float(np.mean(classes == dataset.test.label))} | measured
 
 
 def run_all(config: Config, run: RunFolder) -> list[dict[str, Any]]:
     """Trains every seed both ways, in processes, writing a line a run; returns all of them."""
-    path = run.path / "runs.jsonl"
+    path = run.file("runs.jsonl")
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(record["seed"], record["recovery"]) for record in records}
     wanted = [
@@ -93,7 +186,7 @@ def run_all(config: Config, run: RunFolder) -> list[dict[str, Any]]:
         if (seed, recovery) not in done
     ]
     started = time.monotonic()
-    # Spawned, because JAX is no friend of a fork.
+    # Spawned: JAX does not survive a fork.
     with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool, path.open("a") as file:
         futures: list[Future[dict[str, Any]]] = [
             pool.submit(survive, setting(config, seed, recovery), config.samples_per_class)
@@ -197,16 +290,51 @@ def _mean_sd(entry: Mapping[str, float] | None) -> str:
     return "-" if entry is None else f"{entry['mean']:.4f} ({entry['sd']:.4f})"
 
 
+def draw(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the energy gaps of all runs, with recovery and without, and how recovered runs turned out."""
+    size = (11.0, 3.2)
+    with drawing(path, 1, 3, figsize=size, width_ratios=(1.3, 1.3, 1.0)) as (figure, panels):
+        axes = panels[0]
+        for axis, recovery, title in ((axes[0], False, "without recovery"), (axes[1], True, "with recovery")):
+            for record in (record for record in records if record["recovery"] == recovery):
+                steps, gaps = np.array(record["gaps"]).T
+                sick = record["diverged"] or record["recoveries"]
+                color, alpha = (ACCENT, 0.9) if sick else (INK, 0.25)
+                axis.plot(steps, gaps, color=color, linewidth=0.6, alpha=alpha)
+                for one in record["recoveries"]:
+                    axis.axvline(one["step"], ymax=0.06, color=ACCENT, linewidth=0.7)
+            axis.set_yscale("symlog", linthresh=10.0)
+            axis.set(title=title, xlabel="update", ylabel="energy gap, nats")
+            axis.axhline(-RUNAWAY_GAP, color=INK, linewidth=0.8, linestyle="--")
+        axes[1].sharey(axes[0])
+        finished = [record for record in records if record["recovery"] and not record["diverged"]]
+        for label, color, rows in (
+            ("never sick", INK, [record for record in finished if not record["recoveries"]]),
+            ("recovered", ACCENT, [record for record in finished if record["recoveries"]]),
+        ):
+            accuracy, coverage = ([record[name] for record in rows] for name in ("accuracy", "coverage"))
+            axes[2].scatter(accuracy, coverage, s=12, color=color, label=label, alpha=0.7)
+        axes[2].set(title="finished runs", xlabel="test accuracy", ylabel="coverage of fresh samples")
+        axes[2].legend(fontsize=7)
+        figure.tight_layout()
+
+
 def main(config: Config) -> dict[str, Any]:
     """Runs all seeds, writes the folder and returns the card."""
     started = time.monotonic()
     config.check()
-    run = open_run(config.output, as_json(config), resume=config.resume, overwrite=config.overwrite)
+    run = open_run(
+        config.output,
+        as_json(config),
+        resume=config.resume,
+        overwrite=config.overwrite,
+        uncompared=("output", "overwrite", "progress", "resume"),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         records = run_all(config, run)
     summary = summarise(records)
-    plots.survival(run.path / "survival.png", records, RUNAWAY_GAP)
+    draw(run.file("survival.png"), records)
     card = {"schema": 1, "experiment": "survival", "seed": config.seed, "config": as_json(config)}
     card |= summary | {"seconds": time.monotonic() - started}
     publish_card(run, card, as_markdown(config, summary))

@@ -1,6 +1,6 @@
 """How much of the device's matrix-product peak a Langevin chain on a wide residual network reaches.
 
-    python experiments/benchmark.py --only utilisation                      # WRN-28-10, bfloat16: wants a GPU
+    python experiments/benchmark.py --only utilisation                      # WRN-28-10, bfloat16, on a GPU
     python experiments/benchmark.py --only utilisation --wide.profile /tmp/trace
     python experiments/benchmark.py --only utilisation --wide.depth 10 --wide.width 1 --wide.batch-size 8
         --wide.matrix-size 1024 --wide.copy-megabytes 64                    # on a CPU
@@ -24,9 +24,9 @@ import numpy as np
 
 from jaxebm import checks
 from jaxebm.energies import WideResNet, marginal_energy
+from jaxebm.report.markdown import markdown_table
 from jaxebm.samplers import run_chains, sgld
 from jaxebm.types import Array, LogitsFn, Params
-from markdown_tables import markdown_table
 
 __all__ = ["WideSizes", "as_markdown", "count_operations", "measure_utilisation", "seconds_of"]
 
@@ -44,7 +44,7 @@ class WideSizes:
     batch_size: int = 128
     """Chains."""
     sampler_steps: int = 20
-    """Of SGLD."""
+    """Steps of SGLD."""
     pixels: int = 32
     """Height and width of an image, of three channels."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 import optax
 
-import benchmark_training_peers as peers
-from benchmark_harness import Contender, Workload, compiled_peer, peer
+from benchmarks import training_peers as peers
+from benchmarks.harness import Contender, Workload, compiled_peer, peer
 from jaxebm import checks
-from jaxebm.data import init_stream, next_batch
+from jaxebm.data import Examples
 from jaxebm.energies import ConvNet, marginal_energy
-from jaxebm.objectives import Negatives, NegativeSampler, joint_loss, persistent
+from jaxebm.objectives import Batch, Negatives, NegativeSampler, jem, joint_loss, persistent
 from jaxebm.samplers import UniformInitial, sgld
-from jaxebm.training import TrainState, TrainStep, compile_steps, init_state, make_train_step
+from jaxebm.training import Learner, TrainState, TrainStep, compile_steps, learner
 from jaxebm.types import Array, Kernel, LogitsFn, MakeKernel, Metrics, Params
 
 __all__ = ["JemProblem", "JemSizes", "Updates", "check_same_update", "jem_problem", "jem_workload"]
@@ -37,15 +37,15 @@ class JemSizes:
     batch_size: int = 64
     """Labelled images, unlabelled images, and chains."""
     sampler_steps: int = 20
-    """Of SGLD."""
+    """Steps of SGLD an update."""
     channels: tuple[int, ...] = (64, 128)
-    """Of the convolutional network."""
+    """Channels of the convolutional network."""
     buffer_size: int = 10_000
     """Slots of the replay buffer."""
     num_examples: int = 2000
     """Images to learn from."""
     updates: int = 5
-    """Of a call, so of a dispatch."""
+    """Updates of a call, which is one dispatch."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming what is out of range."""
@@ -88,14 +88,6 @@ class JemProblem(NamedTuple):
     ema_decay: float = 0.999
 
 
-class Batch(NamedTuple):
-    """Examples of one update."""
-
-    x_labelled: Array
-    labels: Array
-    x_data: Array
-
-
 def jem_problem(sizes: JemSizes, pixels: int, channels: int, seed: int) -> JemProblem:
     """Makes the network and random images for it."""
     shape = (pixels, pixels, channels)
@@ -111,58 +103,19 @@ def joint_objective(
     problem: JemProblem, params: Params, batch: Batch, x_model: Array
 ) -> tuple[Array, Metrics]:
     """Cross-entropy + p(x)."""
-    return joint_loss(problem.logits, params, *batch, x_model)
+    labels = cast(Array, batch.labels)
+    return joint_loss(problem.logits, params, batch.x_labelled, labels, batch.x_data, x_model)
 
 
-def make_step(
-    problem: JemProblem,
-    negatives: NegativeSampler,
-    take: Callable[[Array, Any, Any], tuple[Batch, Any]],
-    streams: Any = (),
-) -> tuple[TrainStep, TrainState]:
-    """Returns one update and the state that it starts from."""
-    energy = marginal_energy(problem.logits)
-    optimizer = optax.adam(problem.learning_rate)
-
-    def loss(params: Params, key: Array, batch: Batch, samples: Negatives) -> tuple[Array, Metrics]:
-        del key
-        return joint_objective(problem, params, batch, samples.positions)
-
-    step = make_train_step(
-        energy=lambda params, x, label: energy(params, x),
-        loss=loss,
-        optimizer=optimizer,
+def make_learner(problem: JemProblem, negatives: NegativeSampler) -> Learner:
+    """Returns what learns from the images with the given negatives."""
+    return learner(
+        jem(problem.logits),
+        optimizer=optax.adam(problem.learning_rate),
         negatives=negatives,
-        next_batch=take,
+        batch_size=problem.sizes.batch_size,
         ema_decay=problem.ema_decay,
     )
-    start = jax.jit(partial(init_state, optimizer=optimizer, negatives=negatives))
-    return step, start(jax.random.key(problem.seed), problem.params, streams=streams)
-
-
-def training_step(problem: JemProblem, make_kernel: MakeKernel) -> tuple[TrainStep, TrainState, Any]:
-    """Returns an update, the state that it starts from and the data, with chains of the given kernel."""
-    sizes = problem.sizes
-    negatives = persistent(
-        make_kernel,
-        num_steps=sizes.sampler_steps,
-        initial=UniformInitial(-1.0, 1.0, problem.shape),
-        num_chains=sizes.batch_size,
-        capacity=sizes.buffer_size,
-        restart_probability=problem.restart_probability,
-    )
-
-    def take(rng_key: Array, data: Any, streams: Any) -> tuple[Batch, Any]:
-        keys = jax.random.split(rng_key)
-        images, labels = data
-        labelled, first = next_batch(keys[0], streams[0], (images, labels), sizes.batch_size)
-        x_data, second = next_batch(keys[1], streams[1], images, sizes.batch_size)
-        return Batch(labelled[0], labelled[1], x_data), (first, second)
-
-    keys = jax.random.split(jax.random.key(problem.seed))
-    streams = tuple(init_stream(key, sizes.num_examples) for key in keys)
-    step, state = make_step(problem, negatives, take, streams)
-    return step, state, (problem.images, problem.labels)
 
 
 class Updates:
@@ -202,9 +155,19 @@ def _blackjax_kernel(problem: JemProblem) -> MakeKernel:
 
 
 def run_in_jax(problem: JemProblem, make_kernel: MakeKernel) -> Updates:
-    """Makes `updates` updates of one dispatch."""
-    step, state, data = training_step(problem, make_kernel)
-    return Updates(compile_steps(step, problem.sizes.updates), state, data)
+    """Makes `updates` updates of one dispatch, with chains of the given kernel."""
+    sizes = problem.sizes
+    negatives = persistent(
+        make_kernel,
+        num_steps=sizes.sampler_steps,
+        initial=UniformInitial(-1.0, 1.0, problem.shape),
+        num_chains=sizes.batch_size,
+        capacity=sizes.buffer_size,
+        restart_probability=problem.restart_probability,
+    )
+    learn, data = make_learner(problem, negatives), (problem.images, problem.labels)
+    state = learn.init(jax.random.key(problem.seed), problem.params, data)
+    return Updates(compile_steps(learn.step, sizes.updates), state, learn.place(data))
 
 
 def bare_gradients(problem: JemProblem) -> Callable[[], Any]:
@@ -264,9 +227,9 @@ def _relative_difference(ours: Any, theirs: Any) -> float:
 def check_same_update(problem: JemProblem) -> dict[str, float]:
     """Compares energies, their gradients and one whole update from equal negatives with PyTorch's.
 
-    The update goes through `make_train_step` here and through the twin's own there, Adam and the running
-    average included. Adam's first step divides a gradient by its own size, so that where the gradient is
-    rounding error the step is, too: the mean difference is compared, in learning rates.
+    The update goes through `jaxebm.training.learner` here and through the twin's own there, Adam and the
+    running average included. Adam's first step divides a gradient by its own size, so that where the gradient
+    is rounding error the step is, too: the mean difference is compared, in learning rates.
 
     Returns:
       The differences, relative to the largest number of a leaf; nothing where PyTorch is missing.
@@ -286,9 +249,11 @@ def check_same_update(problem: JemProblem) -> dict[str, float]:
     energies, slopes = jax.jit(energy)(problem.params, x_model)
     objective = partial(joint_objective, problem, batch=batch, x_model=x_model)
     gradient = jax.jit(jax.grad(objective, has_aux=True))(problem.params)[0]
-    given = NegativeSampler(lambda key: (), lambda *arguments: (Negatives(x_model, None), ()))
-    step, state = make_step(problem, given, lambda key, data, streams: (data, streams))
-    state, _ = jax.jit(step)(state, batch)
+    given = NegativeSampler(lambda key, example: (), lambda *arguments: (Negatives(x_model, None), ()))
+    # As many examples as a batch holds: it is all of them, in another order.
+    learn, data = make_learner(problem, given), Examples(*batch)
+    state = learn.init(jax.random.key(problem.seed), problem.params, data)
+    state, _ = jax.jit(learn.step)(state, learn.place(data))
 
     found = twin.energies_and_slopes(np.asarray(x_model))
     x_labelled, labels, x_data = map(np.array, batch)

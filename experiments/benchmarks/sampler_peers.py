@@ -1,4 +1,4 @@
-"""What `benchmark_samplers` compares with: the same chains by BlackJAX, NumPyro, TorchEBM and plain PyTorch.
+"""What `benchmarks.samplers` compares with: the same chains by BlackJAX, NumPyro, TorchEBM and plain PyTorch.
 
 Each function takes a `Job` and makes a function without arguments that runs all chains and returns their last
 positions; nothing else is kept. Packages are imported where they are needed, so that a missing one only costs

@@ -1,54 +1,52 @@
-"""Speed of jaxebm.samplers against BlackJAX, NumPyro, TorchEBM and plain PyTorch, in one run.
+"""Chains of SGLD, MALA and HMC beside the same chains of BlackJAX, NumPyro, TorchEBM and plain PyTorch.
 
-    pip install numpyro torch torchebm   # the peers; without one, its row says so and the rest runs
-    python experiments/benchmark_samplers.py
-    python experiments/benchmark_samplers.py --targets mlp --samplers sgld --num-steps 1000 --rounds 9
-
-All contenders run the same number of chains from the same positions on the same float32 energy, by default on
-all cores, and keep nothing but the last positions. Before the clock starts their laws are compared: energies
-and gradients in PyTorch against JAX, and after the chains the moments of displacements and energies, in
-standard errors. The row of bare gradients is the floor: as many gradients in a loop, and nothing else.
-Contenders take turns and are compared by the ratio of their times within a round: the median over the rounds,
-and the range. Let the machine do nothing else: its load is recorded, and PyTorch, whose threads wait for one
-another, suffers most from it. For one thread each: PJRT_NPROC=1 OMP_NUM_THREADS=1.
-
-Prints tables and writes them as JSON. docs/performance.md has the figures and what they mean.
+All contenders run the same number of chains from the same positions on the same float32 energy, and keep
+nothing but the last positions. Their laws are compared before they are timed: energies and gradients in
+PyTorch with those in JAX, and after the chains the moments of displacements and energies, in standard errors.
+The row of bare gradients is the floor: as many gradients in a loop, and nothing else.
 """
 
-import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import benchmark_sampler_peers as peers
-import benchmark_sampler_problems as problems
-from benchmark_harness import (
-    Contender,
-    Workload,
-    compete,
-    compiled_peer,
-    describe_machine,
-    heading,
-    peer,
-    tables,
-)
-from benchmark_sampler_peers import Job
-from benchmark_sampler_problems import Problem
-from command_line import as_json, refuse_existing, run_experiment
+from benchmarks import sampler_peers as peers
+from benchmarks import sampler_problems as problems
+from benchmarks.harness import Contender, Workload, compiled_peer, peer
+from benchmarks.sampler_peers import Job
+from benchmarks.sampler_problems import Problem
 from jaxebm import checks
 from jaxebm.samplers import hmc, mala, sample, sgld
-from jaxebm.training import write_atomically
 
-PACKAGES = ("jaxebm", "jax", "jaxlib", "flax", "blackjax", "numpyro", "torch", "torchebm", "numpy")
-SAMPLERS = ("sgld", "mala", "hmc")
+__all__ = [
+    "LARGEST_SIGMA",
+    "TARGETS",
+    "WORKLOADS",
+    "Sizes",
+    "check_same_energy",
+    "check_same_law",
+    "compared_workload",
+    "make_job",
+    "make_workload",
+]
+
+WORKLOADS = {
+    "sgld": ("mlp", "sgld"),
+    "mala": ("mlp", "mala"),
+    "hmc": ("mlp", "hmc"),
+    "gaussian-sgld": ("gaussian", "sgld"),
+    "gaussian-mala": ("gaussian", "mala"),
+    "gaussian-hmc": ("gaussian", "hmc"),
+    "images": ("images", "sgld"),
+}
+"""Target and sampler, by name of the workload."""
 LARGEST_SIGMA = 6.0
+"""Contenders whose moments differ by more standard errors are not of one law."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +54,25 @@ class Sizes:
     """How much is sampled."""
 
     num_steps: int = 200
-    """Of SGLD and MALA on the network and the Gaussian."""
+    """Steps of SGLD and MALA on the network and on the Gaussian."""
     num_trajectories: int = 20
-    """Of HMC, there."""
+    """Trajectories of HMC on the network and on the Gaussian."""
     num_leapfrog: int = 10
-    """Leapfrog steps, so gradients, of a trajectory."""
+    """Leapfrog steps of a trajectory, a gradient each."""
     num_chains: int = 1000
-    """At once, there."""
+    """Chains on the network and on the Gaussian."""
     widths: tuple[int, ...] = (128, 128, 128)
-    """Of the network's hidden layers; it takes two numbers."""
+    """Widths of the network's hidden layers; its input has two coordinates."""
     dimension: int = 100
-    """Of the Gaussian."""
+    """Dimensions of the Gaussian."""
     num_images: int = 128
     """Chains of images."""
     num_image_steps: int = 60
-    """Of SGLD on images."""
+    """Steps of SGLD on images."""
     pixels: int = 28
     """Height and width of an image, of one channel."""
     channels: tuple[int, int] = (64, 128)
-    """Of the convolutional network."""
+    """Channels of the convolutional network that images are sampled from."""
     torch_compile: bool = True
     """Whether torch.compile takes part; it needs a C++ compiler and some ten seconds for each sampler."""
 
@@ -89,58 +87,29 @@ class Sizes:
             checks.positive_integer("widths and channels", number)
 
 
-@dataclass(frozen=True)
-class Config(Sizes):
-    """Measure SGLD, MALA and HMC on a small network, a Gaussian and images."""
-
-    targets: tuple[str, ...] = ("mlp", "gaussian", "images")
-    """Which energies."""
-    samplers: tuple[str, ...] = SAMPLERS
-    """Which samplers; images are sampled by SGLD alone."""
-    output: Path = Path("runs/benchmark_samplers.json")
-    """The file to write."""
-    overwrite: bool = False
-    """Replace the file if there is one."""
-    rounds: int = 5
-    """In each of which every contender is timed once."""
-    seconds: float = 0.2
-    """For which a contender is called over and over in a round; at least one call is made."""
-    seed: int = 0
-    """Of weights, positions and noise."""
-
-    def check(self) -> None:
-        """Raises ``ValueError`` naming what is unknown or out of range, or ``FileExistsError``."""
-        for name, known in (("targets", tuple(TARGETS)), ("samplers", SAMPLERS)):
-            chosen = getattr(self, name)
-            if not chosen or not set(chosen) <= set(known):
-                raise ValueError(f"{name}={chosen}: choose among {', '.join(known)}.")
-        super().check()
-        checks.positive_integer("rounds", self.rounds)
-        refuse_existing("output", self.output, overwrite=self.overwrite)
+def _mlp(sizes: Sizes, seed: int) -> Problem:
+    return problems.mlp(seed, sizes.num_chains, sizes.widths, _runs(sizes, 0.02, 0.5, 0.8))
 
 
-def _mlp(config: Config) -> Problem:
-    return problems.mlp(config.seed, config.num_chains, config.widths, _runs(config, 0.02, 0.5, 0.8))
+def _gaussian(sizes: Sizes, seed: int) -> Problem:
+    return problems.gaussian(seed, sizes.num_chains, sizes.dimension, _runs(sizes, 0.02, 0.12, 0.5))
 
 
-def _gaussian(config: Config) -> Problem:
-    return problems.gaussian(config.seed, config.num_chains, config.dimension, _runs(config, 0.02, 0.12, 0.5))
+def _images(sizes: Sizes, seed: int) -> Problem:
+    runs = {"sgld": (0.01, sizes.num_image_steps)}
+    return problems.images(seed, sizes.num_images, sizes.pixels, sizes.channels, runs)
 
 
-def _images(config: Config) -> Problem:
-    runs = {"sgld": (0.01, config.num_image_steps)}
-    return problems.images(config.seed, config.num_images, config.pixels, config.channels, runs)
+def _runs(sizes: Sizes, sgld: float, mala: float, hmc: float) -> problems.Runs:
+    steps = sizes.num_steps
+    return {"sgld": (sgld, steps), "mala": (mala, steps), "hmc": (hmc, sizes.num_trajectories)}
 
 
-def _runs(config: Config, sgld: float, mala: float, hmc: float) -> problems.Runs:
-    steps = config.num_steps
-    return {"sgld": (sgld, steps), "mala": (mala, steps), "hmc": (hmc, config.num_trajectories)}
+TARGETS: dict[str, Callable[[Sizes, int], Problem]] = {"mlp": _mlp, "gaussian": _gaussian, "images": _images}
+"""By name: ``(sizes, seed) -> problem``."""
 
 
-TARGETS: dict[str, Callable[[Config], Problem]] = {"mlp": _mlp, "gaussian": _gaussian, "images": _images}
-
-
-def make_job(config: Config, problem: Problem, sampler: str) -> Job:
+def make_job(sizes: Sizes, problem: Problem, sampler: str, seed: int) -> Job:
     """Returns the chains of one sampler on one problem."""
     step_size, num_steps = problem.runs[sampler]
     return Job(
@@ -150,9 +119,9 @@ def make_job(config: Config, problem: Problem, sampler: str) -> Job:
         problem.positions,
         step_size,
         num_steps,
-        config.num_leapfrog,
+        sizes.num_leapfrog,
         problem.in_torch,
-        config.seed,
+        seed,
     )
 
 
@@ -166,9 +135,9 @@ def run_in_jaxebm(job: Job) -> Callable[[], jax.Array]:
     return partial(sample, *arguments, step_size=job.step_size, **options)
 
 
-def make_workload(config: Config, problem: Problem, sampler: str) -> Workload:
+def make_workload(sizes: Sizes, problem: Problem, sampler: str, seed: int) -> Workload:
     """Returns the contenders that have the sampler; a time is of one transition of all chains."""
-    job = make_job(config, problem, sampler)
+    job = make_job(sizes, problem, sampler, seed)
     options: dict[str, Any] = {"items": job.num_steps}
     no_tests = {**options, "agrees": False}
     contenders = [
@@ -182,7 +151,7 @@ def make_workload(config: Config, problem: Problem, sampler: str) -> Workload:
     if sampler != "sgld":
         contenders.append(peer("NumPyro", "numpyro", lambda: peers.run_in_numpyro(job), **options))
     contenders.append(peer("PyTorch, eager", "torch", lambda: peers.run_in_torch(job), **options))
-    if config.torch_compile:
+    if sizes.torch_compile:
         compiled = partial(peers.run_in_torch, job, compiled=True)
         contenders.append(compiled_peer("PyTorch, torch.compile", compiled, **options))
     if sampler != "mala":
@@ -256,53 +225,10 @@ def check_same_law(problem: Problem, workload: Workload) -> dict[str, float]:
     return largest
 
 
-def as_markdown(card: dict[str, Any]) -> str:
-    """Returns the card for a reader."""
-    worst = max((sigma for row in card["differences"] for sigma in row.values()), default=0.0)
-    lines = [
-        heading(card),
-        "",
-        tables(card["workloads"]),
-        f"Largest difference in law between contenders: {worst:.1f} standard errors.",
-    ]
-    return "\n".join(lines)
-
-
-def make_workloads(config: Config) -> list[tuple[Problem, Workload]]:
-    """Returns every chosen sampler on every chosen target that runs on it."""
-    chosen: Sequence[Problem] = [TARGETS[name](config) for name in config.targets]
-    return [
-        (problem, make_workload(config, problem, sampler))
-        for problem in chosen
-        for sampler in config.samplers
-        if sampler in problem.runs
-    ]
-
-
-def main(config: Config) -> dict[str, Any]:
-    """Runs the workloads, writes the card and returns it."""
-    config.check()
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    load = os.getloadavg()[0]
-    with jax.default_matmul_precision("float32"):
-        workloads = make_workloads(config)
-        for problem, _ in workloads:
-            check_same_energy(problem)
-        differences = [check_same_law(problem, workload) for problem, workload in workloads]
-        results = [compete(workload, config.rounds, config.seconds) for _, workload in workloads]
-    card = {
-        "schema": 1,
-        "experiment": "benchmark_samplers",
-        "machine": describe_machine(PACKAGES),
-        "load": [load, os.getloadavg()[0]],
-        "workloads": results,
-        "differences": differences,
-        "config": as_json(config),
-    }
-    write_atomically(config.output, json.dumps(card, indent=2) + "\n")
-    print(as_markdown(card))
-    return card
-
-
-if __name__ == "__main__":
-    run_experiment(Config, main)
+def compared_workload(sizes: Sizes, name: str, seed: int) -> tuple[Workload, dict[str, float]]:
+    """Returns one of `WORKLOADS`, compiled and compared, and its differences in standard errors."""
+    target, sampler = WORKLOADS[name]
+    problem = TARGETS[target](sizes, seed)
+    check_same_energy(problem)
+    workload = make_workload(sizes, problem, sampler, seed)
+    return workload, check_same_law(problem, workload)

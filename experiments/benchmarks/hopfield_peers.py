@@ -1,4 +1,4 @@
-"""What `benchmark_hopfield` compares with: the same mathematics by other means, NumPy, PyTorch and hamux.
+"""What `benchmarks.hopfield` compares with: the same mathematics by other means, NumPy, PyTorch and hamux.
 
 Packages are imported where they are needed, so that a missing one only costs its own rows.
 """

@@ -5,15 +5,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmark_harness import Contender, Workload
+from benchmarks.harness import Contender, Workload
 from jaxebm.data import load_dataset
+from jaxebm.recipes import Config, build
 from jaxebm.training import TrainState, TrainStep, compile_steps
 from jaxebm.training.dispatch import compile_monitored_steps
 from jaxebm.training.health import CHAINS, name_faults
 from jaxebm.training.recovery import DEFAULT_RECOVERY, Snapshots
 from jaxebm.types import Metrics
-from jem_config import Config
-from jem_parts import prepare
 
 __all__ = ["PROTECTED", "UNPROTECTED", "Protected", "Unprotected", "digits_workload", "recovery_workload"]
 
@@ -70,7 +69,7 @@ def recovery_workload(
 
     Args:
       title: of the table.
-      train_step: from `jaxebm.training.make_train_step`.
+      train_step: of a `jaxebm.training.learner`.
       state: where both start.
       data: passed to every step.
       num_updates: of a dispatch.
@@ -87,6 +86,8 @@ def recovery_workload(
 def digits_workload(seed: int) -> Workload:
     """The digits of experiments/jem.py, at its own settings."""
     config = Config(seed=seed)
-    training = prepare(config, load_dataset("digits"))
-    title = f"JEM update on digits, {config.network}, {config.steps_per_dispatch} a dispatch"
-    return recovery_workload(title, training.step, training.state, training.data, config.steps_per_dispatch)
+    training = build(config, load_dataset("digits"))
+    learn, updates = training.learner, config.run.steps_per_dispatch
+    state = learn.init(jax.random.key(seed), training.params, training.data)
+    title = f"JEM update on digits, {config.network}, {updates} a dispatch"
+    return recovery_workload(title, learn.step, state, learn.place(training.data), updates)

@@ -1,4 +1,4 @@
-"""How many random patterns the networks of hopfield.py hold, measured beside what theory says."""
+"""How many random patterns the networks of hopfield.py hold, measured beside theory."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +26,14 @@ from jaxebm.hopfield import (
 )
 from jaxebm.types import Array
 
-__all__ = ["dense_errors", "exponential_basins", "hebb_curve", "modern_errors", "stable_fractions"]
+__all__ = [
+    "dense_errors",
+    "exponential_basins",
+    "hebb_curve",
+    "measure_capacities",
+    "modern_errors",
+    "stable_fractions",
+]
 
 
 def _spins(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -204,3 +211,31 @@ def modern_errors(seed: int, num_trials: int) -> dict[str, Any]:
     # In float32 a recalled pattern is right to some 1e-6 of its norm, whatever the bound.
     violations = int(np.sum(error > bound + 1e-4))
     return {"trials": len(error), "violations": violations, "error": error, "bound": bound}
+
+
+def measure_capacities(seed: int, dimension: int, num_networks: int) -> dict[str, Any]:
+    """Measures all of the above.
+
+    Args:
+      seed: of the patterns.
+      dimension: spins of the networks whose overlap curve is measured.
+      num_networks: random networks for each point of a curve.
+
+    Returns:
+      What each function returns, by ``hebb``, ``stable``, ``dense``, ``exponential`` (one for each radius)
+      and ``modern``.
+    """
+    loads = (0.05, 0.1, 0.12, 0.138, 0.15, 0.16, 0.18, 0.2)
+    counts = (10, 20, 40, 60, 100, 150, 199)
+    rates = tuple(float(rate) for rate in np.round(np.linspace(0.02, 0.24, 8), 3))
+    dense_loads = (0.05, 0.1, 0.2, 0.4)
+    return {
+        "hebb": hebb_curve(seed, loads, dimension=dimension, num_networks=num_networks, num_starts=20),
+        "stable": stable_fractions(seed, counts, dimension=200, num_networks=num_networks),
+        "dense": dense_errors(seed, dense_loads, degree=3, dimension=100, num_networks=num_networks),
+        "exponential": [
+            exponential_basins(seed, rates, radius=radius, dimension=40, num_networks=num_networks)
+            for radius in (0.1, 0.2, 0.3)
+        ],
+        "modern": modern_errors(seed, 10_000),
+    }

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hopfield_parts import CORRUPTIONS
-from hopfield_plots import PICTURES
-from markdown_tables import markdown_table
+from jaxebm.report.markdown import markdown_table
+from memories.images import CORRUPTIONS
+from memories.plots import PICTURES
 
 __all__ = ["as_markdown"]
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from gallery.targets import INTEGRATION_STEPS, Setting
 from jaxebm.evaluation import (
     annealed_importance_sampling,
     effective_sample_size,
@@ -32,7 +33,6 @@ from jaxebm.samplers import (
     underdamped,
 )
 from jaxebm.types import Array, Kernel, Target
-from sampler_gallery_targets import INTEGRATION_STEPS, Setting
 
 __all__ = ["SAMPLERS", "Budget", "Judgement", "judge"]
 

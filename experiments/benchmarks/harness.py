@@ -1,6 +1,6 @@
 """Fair timing of several ways to compute one thing: same inputs, equal results, turns, ratios.
 
-    from benchmark_harness import Contender, Workload, check_agreement, compete
+    from benchmarks.harness import Contender, Workload, check_agreement, compete
 
 Contenders take turns, in an order that is reversed every round, and are judged by the ratio of their times
 within a round, so that what slows the whole machine for a while slows them all.
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from markdown_tables import markdown_table
+from jaxebm.report.markdown import markdown_table
 
 __all__ = [
     "Aim",

@@ -1,4 +1,4 @@
-"""The JEM update of `benchmark_training` in PyTorch, as one writes it by hand, with the same parameters."""
+"""The JEM update of `benchmarks.training` in PyTorch, as one writes it by hand, with the same parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmark_sampler_problems import convnet_in_torch
+from benchmarks.sampler_problems import convnet_in_torch
 
 __all__ = ["TorchJem", "run_in_torch"]
 
@@ -15,7 +15,7 @@ class TorchJem:
     """A JEM run: network, optimiser, running average and replay buffer.
 
     Args:
-      problem: a `benchmark_training.JemProblem`.
+      problem: a `benchmarks.training.JemProblem`.
       compiled: whether the network, forward and backward, goes through ``torch.compile``.
       channels_last: whether kernels and images are laid out that way.
       torchebm: whether TorchEBM's ``LangevinDynamics`` runs the chains.

@@ -1,4 +1,4 @@
-"""What `benchmark_samplers` samples from: each energy in JAX and, with the same parameters, in PyTorch."""
+"""What `benchmarks.samplers` samples from: each energy in JAX and, with the same parameters, in PyTorch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmark_sampler_peers import TorchEnergies
+from benchmarks.sampler_peers import TorchEnergies
+from jaxebm.cpu.convolution import convolve_direct
 from jaxebm.energies import MLP, ConvNet
-from jaxebm.energies.convolution import convolve_direct
 from jaxebm.types import EnergyFn, Params
 
 __all__ = ["Problem", "convnet_in_torch", "gaussian", "images", "mlp"]

@@ -1,4 +1,4 @@
-"""The targets of the gallery, and what its samplers need to know of each."""
+"""The targets of sampler_gallery.py, and what its samplers need to know of each."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

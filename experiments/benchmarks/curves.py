@@ -1,8 +1,8 @@
 """Scaling of SGLD on images: seconds, samples a second and memory against chains, steps, width and devices.
 
 Each curve changes one number and keeps the others. Devices are virtual ones of the CPU, in a process of
-their own each: they share its cores, so what they show is how work is divided (operations a device,
-collectives) and not that anything becomes faster.
+their own each. They share its cores: what they show is how work is divided (operations a device,
+collectives), and not that anything becomes faster.
 """
 
 import json
@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmark_utilisation import seconds_of
+from benchmarks.utilisation import seconds_of
 from jaxebm import checks
 from jaxebm.energies import ConvNet
+from jaxebm.report.figures import ACCENT, INK, drawing
+from jaxebm.report.markdown import markdown_table
 from jaxebm.samplers import run_chains, sgld
 from jaxebm.types import Array, EnergyFn, Params
-from markdown_tables import markdown_table
 
 __all__ = ["CURVES", "CurveSizes", "Point", "as_markdown", "draw", "measure_curve", "measure_point"]
 
@@ -55,15 +56,15 @@ class CurveSizes:
     """Where the curves are measured."""
 
     chains: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
-    """Of the curve in chains."""
+    """Numbers of chains."""
     steps: tuple[int, ...] = (15, 30, 60, 120, 240)
-    """Of the curve in steps."""
+    """Numbers of steps."""
     width: tuple[int, ...] = (8, 16, 32, 64, 128)
-    """Of the curve in channels."""
+    """Numbers of channels."""
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    """Of the curve in virtual devices."""
+    """Numbers of virtual devices."""
     at: Point = Point()
-    """What the other numbers are."""
+    """The program of which each curve changes one number."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming what is out of range."""
@@ -130,8 +131,15 @@ def _in_a_process_of_its_own(point: Point, rounds: int, seed: int) -> dict[str, 
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={point.devices}"
     environment = os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
     task = json.dumps({"point": asdict(point), "rounds": rounds, "seed": seed})
-    command = [sys.executable, str(Path(__file__).resolve()), task]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.curves", task]
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"{point.devices} virtual devices: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -198,10 +206,6 @@ def as_markdown(curves: Mapping[str, Sequence[dict[str, Any]]]) -> str:
 
 def draw(path: Path, curves: Mapping[str, Sequence[dict[str, Any]]]) -> None:
     """Draws the curves, a column each, on doubly logarithmic axes."""
-    import matplotlib.pyplot as plt
-
-    from plots import ACCENT, INK, save
-
     rows = {
         "seconds a call": lambda point: point["seconds"],
         "samples a second": lambda point: point["samples_per_second"],
@@ -209,22 +213,19 @@ def draw(path: Path, curves: Mapping[str, Sequence[dict[str, Any]]]) -> None:
         "MFLOP a step and device": lambda point: point["operations"] / 1e6,
     }
     size = (3.0 * len(curves), 2.2 * len(rows))
-    figure, panels = plt.subplots(
-        len(rows), len(curves), figsize=size, squeeze=False, sharex="col", sharey="row"
-    )
-    for column, (name, points) in zip(panels.T, curves.items(), strict=True):
-        values = [point[name] for point in points]
-        for axis, (label, read) in zip(column, rows.items(), strict=True):
-            axis.plot(values, [read(point) for point in points], "o-", color=ACCENT, markersize=4)
-            axis.set_xscale("log", base=2)
-            axis.set_yscale("log", base=10)
-            axis.set_xticks(values, [str(value) for value in values])
-            axis.minorticks_off()
-            axis.grid(color=INK, alpha=0.1)
-            axis.set_ylabel(label if axis in panels[:, 0] else "")
-        column[0].set_title("virtual devices" if name == "devices" else name)
-    figure.tight_layout()
-    save(figure, path)
+    with drawing(path, len(rows), len(curves), figsize=size, sharex="col", sharey="row") as (figure, panels):
+        for column, (name, points) in zip(panels.T, curves.items(), strict=True):
+            values = [point[name] for point in points]
+            for axis, (label, read) in zip(column, rows.items(), strict=True):
+                axis.plot(values, [read(point) for point in points], "o-", color=ACCENT, markersize=4)
+                axis.set_xscale("log", base=2)
+                axis.set_yscale("log", base=10)
+                axis.set_xticks(values, [str(value) for value in values])
+                axis.minorticks_off()
+                axis.grid(color=INK, alpha=0.1)
+                axis.set_ylabel(label if axis in panels[:, 0] else "")
+            column[0].set_title("virtual devices" if name == "devices" else name)
+        figure.tight_layout()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Parts and pictures of the scripts about samplers and densities with exact answers."""

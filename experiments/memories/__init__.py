@@ -1,0 +1,1 @@
+"""Parts and pictures of the scripts about associative memories and Hopfield pooling."""
