@@ -15,6 +15,7 @@ import numpy as np
 from jaxebm import checks
 from jaxebm.energies.analytic import FunnelParams
 from jaxebm.energies.target import check_shape
+from jaxebm.trees import wide_dtype
 from jaxebm.types import Array, EnergyFn, Params, Position
 
 __all__ = ["Bijection", "box_transform", "funnel_transform", "reparametrise"]
@@ -103,13 +104,9 @@ def _spread(name: str, bounds: Position, like: Position) -> Position:
             raise ValueError(
                 f"{name} has shape {np.shape(bound)}: () or the position's, {np.shape(leaf)}, is needed."
             )
-        return jnp.broadcast_to(jnp.asarray(bound, _wide(leaf)), np.shape(leaf))
+        return jnp.broadcast_to(jnp.asarray(bound, wide_dtype(leaf)), np.shape(leaf))
 
     return jax.tree.map(spread, jax.tree.broadcast(bounds, like), like)
-
-
-def _wide(leaf: Array) -> jnp.dtype:
-    return jnp.promote_types(jnp.asarray(leaf).dtype, jnp.float32)
 
 
 def _into_box(z: Array, low: Array, high: Array) -> Array:

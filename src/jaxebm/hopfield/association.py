@@ -8,7 +8,7 @@ Its concave-convex step xi <- K^T entmax(beta K xi) never raises E, and is atten
 """
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxebm import checks
 from jaxebm.hopfield.tsallis import entmax, entmax_conjugate, uniform_negentropy
+from jaxebm.trees import wide_dtype
 from jaxebm.types import Array
 
 __all__ = ["Implementation", "associate", "association_energy"]
@@ -95,7 +96,7 @@ def associate(
         if isinstance(beta, float):
             scale = beta
         else:  # The kernel's scale is part of the program; a beta that is learnt scales the states.
-            flat_states = (flat_states.astype(_wide(flat_states)) * beta).astype(dtype)
+            flat_states = (flat_states.astype(wide_dtype(flat_states)) * beta).astype(dtype)
         return jax.nn.dot_product_attention(
             flat_states, flat_keys, read_from, mask=mask, scale=scale, implementation=implementation
         )
@@ -158,12 +159,8 @@ def association_energy(
         count = jnp.sum(mask, axis=-1)
         count = jnp.where(count > 0, count, num_memories)
         phi = phi + uniform_negentropy(count, alpha) - uniform_negentropy(num_memories, alpha)
-    squares = jnp.sum(jnp.square(states.astype(_wide(states))), axis=-1)
+    squares = jnp.sum(jnp.square(states.astype(wide_dtype(states))), axis=-1)
     return 0.5 * jnp.swapaxes(squares, -1, -2) - phi / beta
-
-
-def _wide(array: Array) -> Any:
-    return jnp.promote_types(array.dtype, jnp.float32)
 
 
 def _flatten(array: Array, batch: tuple[int, ...]) -> Array:
@@ -172,7 +169,9 @@ def _flatten(array: Array, batch: tuple[int, ...]) -> Array:
 
 def _logits(states: Array, keys: Array, beta: Array | float, mask: Array | None) -> Array:
     """beta K xi, ``(..., heads, queries, memories)``, -inf where masked and 0 where everything is."""
-    logits = beta * jnp.einsum("...qhd,...mhd->...hqm", states, keys, preferred_element_type=_wide(states))
+    logits = beta * jnp.einsum(
+        "...qhd,...mhd->...hqm", states, keys, preferred_element_type=wide_dtype(states)
+    )
     if mask is None:
         return logits
     return jnp.where(jnp.any(mask, axis=-1, keepdims=True), jnp.where(mask, logits, -jnp.inf), 0.0)
