@@ -57,6 +57,12 @@ def test_no_gradient_passes_and_radius_zero_leaves_the_examples():
     )
 
 
+def test_bfloat16_is_kept():
+    x = jnp.array([[0.25, -0.25, 0.125]], jnp.bfloat16)
+    found = adversarial_examples(jax.random.key(0), linear, WEIGHTS, x, jnp.array([0]), radius=0.5)
+    assert found.dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

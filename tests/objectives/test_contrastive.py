@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxebm.evaluation.quadrature import (
+from jaxebm.evaluation.partition.quadrature import (
     enumerate_states,
     grid,
     log_partition_by_enumeration,

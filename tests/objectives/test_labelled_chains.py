@@ -99,7 +99,7 @@ INITIAL = UniformInitial(-1.0, 1.0, (2,))
 )
 def test_every_sampler_binds_so(make):
     sampler = make(halfway, num_steps=60)
-    draw = jax.jit(lambda x: sampler.draw(KEY, Wells(), 2.0, x, LABELS, sampler.init(KEY))[0])
+    draw = jax.jit(lambda x: sampler.draw(KEY, Wells(), 2.0, x, LABELS, sampler.init(KEY, x[0]))[0])
     negatives = draw(X)
     minima = np.asarray(negatives.labels, np.float32)[:, None]
     np.testing.assert_allclose(negatives.positions, np.broadcast_to(minima, (3, 2)), atol=1e-6)

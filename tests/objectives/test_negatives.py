@@ -12,10 +12,18 @@ import pytest
 
 from jaxebm.objectives.contrastive import contrastive_loss
 from jaxebm.objectives.labelled_chains import run_labelled_chains
-from jaxebm.objectives.negatives import contrastive_divergence, no_negatives, persistent, short_run
-from jaxebm.samplers.initial import UniformInitial
+from jaxebm.objectives.negatives import (
+    SamplerState,
+    _init_buffer,
+    chains_of,
+    contrastive_divergence,
+    no_negatives,
+    persistent,
+    short_run,
+)
+from jaxebm.samplers.initial import ClassGaussianInitial, UniformInitial
 from jaxebm.samplers.langevin import sgld
-from jaxebm.samplers.replay import draw
+from jaxebm.samplers.replay import draw, init_buffer
 from jaxebm.training.placement import make_placement
 from jaxebm.types import BATCH_AXIS
 
@@ -27,6 +35,7 @@ STILL = partial(sgld, step_size=1e-9, noise_scale=0.0)
 DOWNHILL = partial(sgld, step_size=0.1, noise_scale=0.0)
 LANGEVIN = partial(sgld, step_size=0.1)
 KEY = jax.random.key(0)
+EXAMPLE = jnp.zeros(2)
 
 
 def quadratic(params, x, label):
@@ -63,15 +72,15 @@ def test_the_invariants_of_every_sampler(name):
 
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def drawn(key, params, x_data, memory):
-        return sampler.draw(key, quadratic, params, x_data, LABELS, memory)
+    def drawn(key, params, x_data, state):
+        return sampler.draw(key, quadratic, params, x_data, LABELS, state)
 
-    first, memory = drawn(KEY, QUADRATIC, X_DATA, sampler.init(KEY))
-    again, _ = drawn(KEY, QUADRATIC, X_DATA, sampler.init(KEY))
+    first, state = drawn(KEY, QUADRATIC, X_DATA, sampler.init(KEY, EXAMPLE))
+    again, _ = drawn(KEY, QUADRATIC, X_DATA, sampler.init(KEY, EXAMPLE))
     chex.assert_trees_all_equal(first, again)  # all randomness comes from the key
-    # New parameters, data and memory run the same program.
-    second, after = drawn(jax.random.key(1), QUADRATIC | {"k": jnp.array(1.0)}, X_DATA + 1, memory)
-    chex.assert_trees_all_equal_shapes_and_dtypes(memory, after, sampler.init(KEY))
+    # New parameters, data and state run the same program.
+    second, after = drawn(jax.random.key(1), QUADRATIC | {"k": jnp.array(1.0)}, X_DATA + 1, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after, sampler.init(KEY, EXAMPLE))
     chex.assert_shape(first.positions, (NUM_CHAINS, 2))
     chex.assert_shape(first.labels, (NUM_CHAINS,))
     chex.assert_type(first.labels, jnp.int32)
@@ -83,10 +92,10 @@ def test_the_invariants_of_every_sampler(name):
 @pytest.mark.parametrize("name", CONSTRUCTORS)
 def test_class_conditional_chains_stay_on_their_own_target(name):
     sampler = CONSTRUCTORS[name](DOWNHILL, num_steps=40)
-    draw_jit = jax.jit(lambda key, memory: sampler.draw(key, class_wells, {"k": 1.0}, X_DATA, LABELS, memory))
-    memory = sampler.init(KEY)
+    draw_jit = jax.jit(lambda key, state: sampler.draw(key, class_wells, {"k": 1.0}, X_DATA, LABELS, state))
+    state = sampler.init(KEY, EXAMPLE)
     for seed in range(3):
-        negatives, memory = draw_jit(jax.random.key(seed), memory)
+        negatives, state = draw_jit(jax.random.key(seed), state)
         wells = 3.0 * np.repeat(np.asarray(negatives.labels)[:, None], 2, axis=1)
         np.testing.assert_allclose(negatives.positions, wells, atol=1e-4)
         assert len(set(negatives.labels.tolist())) > 1
@@ -100,7 +109,7 @@ def test_batch_normalised_energies_see_the_chains_as_their_batch(name):
         return 0.5 * jnp.sum((x - jax.lax.stop_gradient(jax.lax.pmean(x, BATCH_AXIS))) ** 2)
 
     sampler = CONSTRUCTORS[name](partial(sgld, step_size=0.5, noise_scale=0.0), num_steps=30)
-    draw_jit = jax.jit(lambda: sampler.draw(KEY, energy, None, X_DATA, LABELS, sampler.init(KEY))[0])
+    draw_jit = jax.jit(lambda: sampler.draw(KEY, energy, None, X_DATA, LABELS, sampler.init(KEY, EXAMPLE))[0])
     positions = np.asarray(draw_jit().positions)
     np.testing.assert_allclose(positions, np.broadcast_to(positions[0], positions.shape), atol=1e-5)
 
@@ -116,9 +125,9 @@ def test_batch_normalised_energies_see_the_chains_as_their_batch(name):
 @pytest.mark.parametrize("name", CONSTRUCTORS)
 def test_bad_kernels_are_refused_while_tracing(name, make_kernel, named):
     sampler = CONSTRUCTORS[name](make_kernel, num_steps=3)
-    memory = jax.eval_shape(sampler.init, KEY)
+    state = jax.eval_shape(sampler.init, KEY, EXAMPLE)
     with pytest.raises(ValueError, match=named):
-        jax.eval_shape(lambda memory: sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS, memory), memory)
+        jax.eval_shape(lambda state: sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS, state), state)
 
 
 @pytest.mark.parametrize("name", CONSTRUCTORS)
@@ -133,7 +142,7 @@ def test_displacement_is_the_root_mean_square_from_the_start(name):
     """Downhill x - m shrinks by 0.8 a step: a chain that ends at e began at m + (e - m) / 0.8^3."""
     sampler = CONSTRUCTORS[name](DOWNHILL, num_steps=3)
     negatives = jax.jit(
-        lambda: sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS, sampler.init(KEY))[0]
+        lambda: sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS, sampler.init(KEY, EXAMPLE))[0]
     )()
     offsets = np.asarray(negatives.positions - QUADRATIC["mean"][None, :])
     expected = np.sqrt(np.mean((offsets / 0.8**3 - offsets) ** 2, axis=1))
@@ -147,7 +156,7 @@ def test_displacement_of_a_pytree_is_over_all_its_entries():
 
     start = {"u": jnp.zeros((4, 3), jnp.bfloat16), "v": jnp.ones(4)}
     sampler = contrastive_divergence(partial(sgld, step_size=0.5, noise_scale=0.0), num_steps=1)
-    negatives, _ = sampler.draw(KEY, energy, None, start, None, ())
+    negatives, _ = sampler.draw(KEY, energy, None, start, None, SamplerState())
     np.testing.assert_allclose(negatives.displacement, np.sqrt((3 * 0.5**2 + 1.0**2) / 4), rtol=1e-6)
 
 
@@ -156,11 +165,11 @@ def test_displacement_of_a_pytree_is_over_all_its_entries():
 
 def test_cd_starts_at_the_data_and_keeps_their_labels():
     sampler = contrastive_divergence(STILL, num_steps=2)
-    draw_jit = jax.jit(lambda labels: sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, labels, ()))
-    negatives, memory = draw_jit(LABELS)
+    draw_jit = jax.jit(lambda labels: sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, labels, SamplerState()))
+    negatives, state = draw_jit(LABELS)
     np.testing.assert_allclose(negatives.positions, X_DATA, atol=1e-6)
     np.testing.assert_array_equal(negatives.labels, LABELS)
-    assert memory == sampler.init(KEY) == ()
+    assert state == sampler.init(KEY, EXAMPLE) == SamplerState()
     unlabelled, _ = draw_jit(None)
     np.testing.assert_array_equal(unlabelled.labels, np.zeros(NUM_CHAINS, np.int32))
 
@@ -168,7 +177,7 @@ def test_cd_starts_at_the_data_and_keeps_their_labels():
 def test_cd_k_descends_by_k_steps():
     # Without noise x - m shrinks by 1 - epsilon k a step: 0.8 at step 0.1 and k = 2.
     sampler = contrastive_divergence(DOWNHILL, num_steps=3)
-    negatives = jax.jit(lambda: sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS, ())[0])()
+    negatives = jax.jit(lambda: sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS, SamplerState())[0])()
     mean = np.broadcast_to(QUADRATIC["mean"], X_DATA.shape)
     np.testing.assert_allclose(negatives.positions, mean + 0.8**3 * (X_DATA - mean), rtol=1e-5, atol=1e-6)
 
@@ -177,7 +186,9 @@ def test_cd_of_many_steps_samples_the_model_and_forgets_the_data():
     # Unadjusted Langevin's stationary variance is exactly (1 / k) / (1 - epsilon k / 2).
     num_chains, step_size, k = 20_000, 0.2, 2.0
     sampler = contrastive_divergence(partial(sgld, step_size=step_size), num_steps=40)  # 0.6^40 = 1e-9
-    draw_jit = jax.jit(lambda x: sampler.draw(KEY, quadratic, QUADRATIC, x, None, ())[0].positions)
+    draw_jit = jax.jit(
+        lambda x: sampler.draw(KEY, quadratic, QUADRATIC, x, None, SamplerState())[0].positions
+    )
     positions = np.asarray(draw_jit(jnp.full((num_chains, 2), 10.0)), np.float64)
     variance = (1 / k) / (1 - step_size * k / 2)
     error = np.sqrt(variance / num_chains)
@@ -187,12 +198,12 @@ def test_cd_of_many_steps_samples_the_model_and_forgets_the_data():
 
 def test_cd_says_what_it_misses():
     sampler = contrastive_divergence(LANGEVIN, num_steps=1)
-    with pytest.raises(ValueError, match=r"x_data is None.*start_of"):
-        sampler.draw(KEY, quadratic, QUADRATIC, None, None, ())
+    with pytest.raises(ValueError, match=r"x_data is None.*start"):
+        sampler.draw(KEY, quadratic, QUADRATIC, None, None, SamplerState())
     with pytest.raises(ValueError, match=r"labels has shape \(3,\): \(8,\)"):
-        sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS[:3], ())
+        sampler.draw(KEY, quadratic, QUADRATIC, X_DATA, LABELS[:3], SamplerState())
     with pytest.raises(TypeError, match="position has dtype int32"):
-        sampler.draw(KEY, quadratic, QUADRATIC, X_DATA.astype(jnp.int32), LABELS, ())
+        sampler.draw(KEY, quadratic, QUADRATIC, X_DATA.astype(jnp.int32), LABELS, SamplerState())
 
 
 # --- short runs ---
@@ -200,7 +211,8 @@ def test_cd_says_what_it_misses():
 
 def test_short_run_starts_anew_at_every_draw():
     sampler = short_run(STILL, num_steps=1, initial=INITIAL, num_chains=1000, num_classes=3)
-    draws = jax.jit(jax.vmap(lambda key: sampler.draw(key, quadratic, QUADRATIC, None, None, ())[0]))(
+    state = sampler.init(KEY, EXAMPLE)
+    draws = jax.jit(jax.vmap(lambda key: sampler.draw(key, quadratic, QUADRATIC, None, None, state)[0]))(
         jax.random.split(KEY, 2)
     )
     first, second = np.asarray(draws.positions)
@@ -217,8 +229,9 @@ def test_short_run_gives_each_chain_its_classes_start():
         return jax.random.uniform(rng_key, (1,)) + 10.0 * label
 
     sampler = short_run(STILL, num_steps=1, initial=by_class, num_chains=12, num_classes=4)
+    state = sampler.init(KEY, jnp.zeros(1))
     negatives = jax.jit(
-        lambda: sampler.draw(KEY, lambda params, x, y: jnp.sum(x**2), None, None, None, ())[0]
+        lambda: sampler.draw(KEY, lambda params, x, y: jnp.sum(x**2), None, None, None, state)[0]
     )()
     np.testing.assert_array_equal(np.floor(negatives.positions[:, 0] / 10), negatives.labels)
 
@@ -226,15 +239,16 @@ def test_short_run_gives_each_chain_its_classes_start():
 # --- persistent chains ---
 
 PERSISTENT = persistent(LANGEVIN, num_steps=5, initial=INITIAL, num_chains=6, capacity=30)
-init_persistent = jax.jit(PERSISTENT.init)
+init_persistent = partial(PERSISTENT.init, example=EXAMPLE)
 draw_persistent = jax.jit(
-    lambda key, params, memory: PERSISTENT.draw(key, quadratic, params, None, None, memory)
+    lambda key, params, state: PERSISTENT.draw(key, quadratic, params, None, None, state)
 )
 
 
 def test_persistent_chains_are_written_back_where_they_came_from():
     before = init_persistent(KEY)
     negatives, after = draw_persistent(jax.random.key(1), QUADRATIC, before)
+    before, after = before.buffer, after.buffer
     moved = np.flatnonzero(after.ages)
     assert len(moved) == 6  # unique slots
     np.testing.assert_array_equal(np.asarray(after.ages)[moved], 5)
@@ -253,24 +267,24 @@ def test_the_buffer_advances():
     for sampler, ages in ((never, 20), (always, 5)):
 
         @jax.jit
-        def four_draws(memory, sampler=sampler):
-            def step(memory, key):
-                return sampler.draw(key, quadratic, QUADRATIC, None, None, memory)[::-1]
+        def four_draws(state, sampler=sampler):
+            def step(state, key):
+                return sampler.draw(key, quadratic, QUADRATIC, None, None, state)[::-1]
 
-            return jax.lax.scan(step, memory, jax.random.split(KEY, 4))[0]
+            return jax.lax.scan(step, state, jax.random.split(KEY, 4))[0]
 
-        start = jax.jit(sampler.init)(KEY)
-        after = four_draws(start)
+        start = sampler.init(KEY, EXAMPLE)
+        after = four_draws(start).buffer
         np.testing.assert_array_equal(after.ages, ages)
         # Without restarts a chain is where it was, with them it is somewhere else.
-        same = np.isclose(after.positions, start.positions, atol=1e-5)
+        same = np.isclose(after.positions, start.buffer.positions, atol=1e-5)
         assert np.all(same) if sampler is never else not np.any(same)
 
 
 def test_a_draw_is_run_labelled_chains_on_the_drawn_slots():
     key = jax.random.key(7)
-    buffer = init_persistent(KEY)
-    negatives, after = draw_persistent(key, QUADRATIC, buffer)
+    state = init_persistent(KEY)
+    negatives, after = draw_persistent(key, QUADRATIC, state)
 
     @jax.jit
     def by_hand(buffer):
@@ -280,9 +294,87 @@ def test_a_draw_is_run_labelled_chains_on_the_drawn_slots():
             key_chain, LANGEVIN, quadratic, QUADRATIC, chains.positions, chains.labels, 5
         )
 
-    chains, positions = by_hand(buffer)
+    chains, positions = by_hand(state.buffer)
     np.testing.assert_allclose(negatives.positions, positions, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(np.asarray(after.positions)[chains.slots], positions, rtol=1e-5, atol=1e-6)
+    written = np.asarray(after.buffer.positions)[chains.slots]
+    np.testing.assert_allclose(written, positions, rtol=1e-5, atol=1e-6)
+
+
+# --- where chains start ---
+
+DEFAULTED = {
+    "short_run": partial(short_run, num_chains=NUM_CHAINS),
+    "persistent": partial(persistent, num_chains=NUM_CHAINS, capacity=20, restart_probability=1.0),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTED)
+def test_chains_start_from_uniform_noise_in_the_shape_of_an_example_by_default(name):
+    """In every leaf of a pytree; arrays, or no more than their shapes."""
+
+    def energy(params, x, label):
+        return jnp.sum(x["u"] ** 2) + x["v"] ** 2
+
+    sampler = DEFAULTED[name](STILL, num_steps=1)
+    example = {"u": jnp.full((2, 3), 7.0), "v": jax.ShapeDtypeStruct((), jnp.float32)}
+    state = sampler.init(KEY, example)
+    negatives, _ = jax.jit(lambda state: sampler.draw(KEY, energy, None, None, None, state))(state)
+    assert jax.tree.map(jnp.shape, negatives.positions) == {"u": (8, 2, 3), "v": (8,)}
+    numbers = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(negatives.positions)])
+    assert np.all(np.abs(numbers) <= 1 + 1e-5)
+    assert len(np.unique(numbers)) == 8 * 7
+    assert abs(numbers.mean()) < 5 * np.sqrt(1 / 3 / numbers.size)
+    assert numbers.min() < -0.5
+    assert numbers.max() > 0.5
+
+
+@pytest.mark.parametrize("name", ["short_run", "persistent"])
+def test_the_initial_distribution_is_state_and_not_part_of_the_program(name):
+    """Of another one of the same shape the same program draws, and nobody's arrays are changed."""
+    sampler = CONSTRUCTORS[name](STILL, num_steps=1)
+    if name == "persistent":
+        sampler = persistent(
+            STILL, num_steps=1, num_chains=NUM_CHAINS, capacity=20, initial=INITIAL, restart_probability=1.0
+        )
+    draw_jit = jax.jit(chex.assert_max_traces(sampler.draw, n=1), static_argnums=1)
+    state = sampler.init(KEY, EXAMPLE)
+    assert jax.tree.leaves(state.initial) == [2.0, 3.0]
+    elsewhere = state._replace(initial=UniformInitial(jnp.array(7.0), jnp.array(8.0), shape=(2,)))
+    chex.clear_trace_counter()
+    for each, low in ((state, 2.0), (elsewhere, 7.0)):
+        negatives, after = draw_jit(KEY, quadratic, QUADRATIC, None, None, each)
+        assert np.all((negatives.positions > low - 1e-3) & (negatives.positions < low + 1.001))
+        chex.assert_trees_all_equal(after.initial, each.initial)
+
+
+def test_a_plain_function_may_say_where_chains_start():
+    """It has no arrays to pass, and compares equal to itself: made again, nothing is compiled again."""
+
+    def initial(rng_key, label):
+        return 5.0 + jax.random.uniform(rng_key, (2,))
+
+    make = partial(persistent, STILL, num_steps=1, num_chains=4, capacity=8)
+    first, second = (make(initial=initial).init(KEY, EXAMPLE) for _ in range(2))
+    assert jax.tree.leaves(first.initial) == []
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    assert float(first.buffer.positions.min()) >= 5.0
+
+
+def test_the_first_filling_takes_the_distribution_as_an_argument():
+    factors = jax.random.uniform(KEY, (20, 100, 100))
+    initial = ClassGaussianInitial(jnp.zeros((20, 100)), factors)
+    text = _init_buffer.lower(KEY, initial, capacity=20, num_classes=20, num_strata=1).as_text()
+    assert len(text) < 100_000  # as a constant, 200,000 numbers are 1.6 million digits
+    chains = persistent(STILL, num_steps=1, num_chains=4, capacity=20, num_classes=20, initial=initial)
+    state = chains.init(KEY, jnp.zeros(100))
+    by_hand = jax.jit(lambda initial: init_buffer(KEY, initial, 20, num_classes=20))(initial)
+    chex.assert_trees_all_equal(state.buffer, by_hand)
+
+
+def test_what_updates_change_is_the_buffer():
+    state = init_persistent(KEY)
+    assert chains_of(state) is state.buffer
+    assert chains_of({"mine": 3}) == {"mine": 3}
 
 
 # --- augmented chains ---
@@ -299,15 +391,15 @@ def augmented(augment=far_away, restart_probability=0.5, **options):
 
 def test_chains_that_live_on_are_augmented_before_their_steps_and_others_are_not():
     sampler = augmented()
-    before = jax.jit(sampler.init)(KEY)
-    draw_jit = jax.jit(lambda key, memory: sampler.draw(key, quadratic, QUADRATIC, None, None, memory))
+    before = sampler.init(KEY, EXAMPLE)
+    draw_jit = jax.jit(lambda key, state: sampler.draw(key, quadratic, QUADRATIC, None, None, state))
     negatives, after = draw_jit(jax.random.key(1), before)
     far = np.asarray(negatives.positions) > 50
     assert 10 < np.sum(np.all(far, axis=1)) < 30
     np.testing.assert_array_equal(far[:, 0], far[:, 1])
     # Both kinds lie in the buffer, each in one slot, and started there: displacement counts from that start.
-    ages = np.asarray(after.ages)
-    moved = np.asarray(after.positions)[ages > 0]
+    ages = np.asarray(after.buffer.ages)
+    moved = np.asarray(after.buffer.positions)[ages > 0]
     np.testing.assert_array_equal(np.unique(moved, axis=0), np.unique(negatives.positions, axis=0))
     np.testing.assert_allclose(negatives.displacement, 0, atol=1e-4)
     # Each chain has a key of its own, so that their shifts differ.
@@ -316,14 +408,16 @@ def test_chains_that_live_on_are_augmented_before_their_steps_and_others_are_not
 
 def test_an_augmentation_that_changes_nothing_leaves_chains_where_they_were():
     sampler = augmented(augment=lambda rng_key, position: position, restart_probability=0.0)
-    before = jax.jit(sampler.init)(KEY)
-    draw_jit = jax.jit(lambda memory: sampler.draw(KEY, quadratic, QUADRATIC, None, None, memory))
-    np.testing.assert_allclose(draw_jit(before)[1].positions, before.positions, atol=1e-5)
+    before = sampler.init(KEY, EXAMPLE)
+    draw_jit = jax.jit(lambda state: sampler.draw(KEY, quadratic, QUADRATIC, None, None, state))
+    np.testing.assert_allclose(draw_jit(before)[1].buffer.positions, before.buffer.positions, atol=1e-5)
 
 
 def test_chains_that_all_start_anew_are_never_augmented():
     sampler = augmented(restart_probability=1.0)
-    draw_jit = jax.jit(lambda: sampler.draw(KEY, quadratic, QUADRATIC, None, None, sampler.init(KEY))[0])
+    draw_jit = jax.jit(
+        lambda: sampler.draw(KEY, quadratic, QUADRATIC, None, None, sampler.init(KEY, EXAMPLE))[0]
+    )
     positions = np.asarray(draw_jit().positions)
     assert np.all((positions > 2 - 1e-4) & (positions < 3 + 1e-4))
 
@@ -333,17 +427,17 @@ def test_augmented_chains_keep_their_dtype():
         augment=lambda rng_key, position: position.astype(jnp.float32) + 1.0,
         initial=lambda rng_key, label: jax.random.uniform(rng_key, (2,), jnp.bfloat16),
     )
-    negatives, memory = jax.eval_shape(
-        lambda key: sampler.draw(key, quadratic, QUADRATIC, None, None, sampler.init(key)), KEY
+    negatives, state = jax.eval_shape(
+        lambda key: sampler.draw(key, quadratic, QUADRATIC, None, None, sampler.init(key, EXAMPLE)), KEY
     )
-    assert negatives.positions.dtype == memory.positions.dtype == jnp.bfloat16
+    assert negatives.positions.dtype == state.buffer.positions.dtype == jnp.bfloat16
 
 
 def test_an_augmentation_that_changes_shapes_is_refused_while_tracing():
     sampler = augmented(augment=lambda rng_key, position: position[:1])
     with pytest.raises(ValueError, match=r"augment returned shapes \(1,\) for a position of shapes \(2,\)"):
         jax.eval_shape(
-            lambda key: sampler.draw(key, quadratic, QUADRATIC, None, None, sampler.init(key)), KEY
+            lambda key: sampler.draw(key, quadratic, QUADRATIC, None, None, sampler.init(key, EXAMPLE)), KEY
         )
 
 
@@ -353,14 +447,14 @@ def test_devices_augment_their_own_chains():
     draws = []
     for sharding in (None, split):
         sampler = augmented(num_strata=8, sharding=sharding)
-        memory = jax.jit(sampler.init)(KEY)
+        state = sampler.init(KEY, EXAMPLE)
         if sharding is not None:
-            memory = jax.device_put(memory, sharding)
+            state = state._replace(buffer=jax.device_put(state.buffer, sharding))
         program = jax.jit(
-            lambda memory, sampler=sampler: sampler.draw(KEY, quadratic, QUADRATIC, None, None, memory)
+            lambda state, sampler=sampler: sampler.draw(KEY, quadratic, QUADRATIC, None, None, state)
         )
-        draws.append(program(memory))
-        text = program.lower(memory).compile().as_text()
+        draws.append(program(state))
+        text = program.lower(state).compile().as_text()
         assert not re.search(r" (all-reduce|all-gather|all-to-all|collective-permute)(-start)?\(", text)
     chex.assert_trees_all_close(*draws, rtol=1e-5, atol=1e-5)
 
@@ -389,7 +483,7 @@ def test_bad_buffers_are_refused_at_once(arguments, named):
 def test_a_capacity_that_classes_do_not_divide_is_refused_before_compiling():
     sampler = persistent(LANGEVIN, num_steps=1, initial=INITIAL, num_chains=4, capacity=10, num_classes=3)
     with pytest.raises(ValueError, match=r"capacity=10.*multiple of num_classes=3"):
-        jax.eval_shape(sampler.init, KEY)
+        jax.eval_shape(sampler.init, KEY, EXAMPLE)
 
 
 @pytest.mark.parametrize("argument", ["num_chains", "num_classes"])
@@ -414,14 +508,14 @@ def test_chains_need_one_label_each():
 
 def test_no_negatives():
     sampler = no_negatives()
-    memory = sampler.init(KEY)
-    negatives, after = jax.jit(lambda key, memory: sampler.draw(key, None, None, None, None, memory))(
-        KEY, memory
+    state = sampler.init(KEY, EXAMPLE)
+    negatives, after = jax.jit(lambda key, state: sampler.draw(key, None, None, None, None, state))(
+        KEY, state
     )
     assert negatives.positions is None
     assert negatives.labels is None
     assert negatives.displacement is None
-    assert memory == after == ()
+    assert state == after == SamplerState()
     assert jax.tree.leaves(negatives) == []  # nothing to carry through a scan
 
 
@@ -454,27 +548,27 @@ def test_persistent_chains_learn_a_gaussian():
     optimizer = optax.sgd(0.1)
 
     def update(state, key):
-        params, optimizer_state, memory = state
-        negatives, memory = sampler.draw(
-            key, lambda params, x, label: energy(params, x), params, None, None, memory
+        params, optimizer_state, chains = state
+        negatives, chains = sampler.draw(
+            key, lambda params, x, label: energy(params, x), params, None, None, chains
         )
         gradient = jax.grad(lambda params: contrastive_loss(energy, params, data, negatives.positions)[0])(
             params
         )
         updates, optimizer_state = optimizer.update(gradient, optimizer_state)
         params = optax.apply_updates(params, updates)
-        return (params, optimizer_state, memory), params
+        return (params, optimizer_state, chains), params
 
     params = {"mean": jnp.zeros(2), "log_k": jnp.zeros(2)}
-    start = (params, optimizer.init(params), sampler.init(KEY))
+    start = (params, optimizer.init(params), sampler.init(KEY, EXAMPLE))
     _, path = jax.jit(partial(jax.lax.scan, update))(start, jax.random.split(KEY, num_updates))
     learnt = jax.tree.map(lambda leaf: np.mean(np.asarray(leaf)[-kept:], axis=0), path)
 
     mean, variance = np.mean(np.asarray(data), axis=0), np.var(np.asarray(data), axis=0)
     # k (1 - epsilon k / 2) = 1 / v
     k = (1 - np.sqrt(1 - 2 * step_size / variance)) / step_size
-    memory_of_one_draw = (1 - step_size * k) ** 10
-    tau = (1 + memory_of_one_draw) / (1 - memory_of_one_draw)
+    kept_by_one_draw = (1 - step_size * k) ** 10
+    tau = (1 + kept_by_one_draw) / (1 - kept_by_one_draw)
     num_samples = kept * num_chains
     assert np.all(np.abs(learnt["mean"] - mean) < 5 * np.sqrt(variance * tau / num_samples) + 1e-3)
     slope = (1 - step_size * k / 2) / (1 - step_size * k)

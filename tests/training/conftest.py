@@ -22,51 +22,35 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxebm.data.stream import init_stream, next_batch
 from jaxebm.energies.networks import MLP
-from jaxebm.objectives import contrastive_loss, persistent
+from jaxebm.objectives import likelihood, persistent
 from jaxebm.samplers import UniformInitial, sgld
-from jaxebm.training import RunFolder, fit, init_state, make_train_step, open_run
+from jaxebm.training import Checkpointing, RunFolder, fit, learner, open_run
 
 NUM_STEPS = 33  # no multiple of the steps a dispatch
 CONFIG = {"seed": 0}
+KEY = jax.random.key(0)
 
 
 def problem():
     """A network's energy, persistent chains, shuffled minibatches and Adam: all that a state can hold."""
-    key_data, key_stream, key_params, key_state = jax.random.split(jax.random.key(0), 4)
-    data = jax.random.normal(key_data, (24, 2)) + jnp.array([[2.0, -1.0]])
-    module = MLP(num_outputs=None, widths=(4,))
-    optimizer = optax.adam(1e-2)
-    negatives = persistent(
+    data = jax.random.normal(jax.random.key(1), (24, 2)) + jnp.array([[2.0, -1.0]])
+    network = MLP(num_outputs=None, widths=(4,))
+    chains = persistent(
         partial(sgld, step_size=0.05), num_steps=2, num_chains=6, capacity=12, restart_probability=0.1,
         initial=UniformInitial(-3.0, 3.0, shape=(2,)),
     )
-    step = make_train_step(
-        energy=lambda params, x, label: module.apply(params, x),
-        loss=lambda params, key, batch, drawn: contrastive_loss(
-            module.apply, params, batch, drawn.positions
-        ),
-        optimizer=optimizer,
-        negatives=negatives,
-        next_batch=lambda key, arrays, stream: next_batch(key, stream, arrays, 7),
+    learn = learner(
+        likelihood(network.apply), optimizer=optax.adam(1e-2), negatives=chains, batch_size=7
     )
-
-    @jax.jit  # one program: op by op, each of them would be compiled by itself
-    def make_state():
-        params = module.init(key_params, jnp.zeros(2))
-        stream = init_stream(key_stream, 24)
-        return init_state(key_state, params, optimizer=optimizer, negatives=negatives, streams=stream)
-
-    return step, make_state, data
+    return learn, network.init, data
 
 
-def train(folder, num_steps=NUM_STEPS, step=None, make_state=None, data=None):
-    if step is None:
-        step, make_state, data = problem()
-    run = open_run(folder, CONFIG, resume=True)
-    settings = {"num_steps": num_steps, "steps_per_dispatch": 4, "checkpoint_every": 10}
-    return fit(step, make_state(), data, run=run, **settings)
+def train(folder, num_steps=NUM_STEPS, learn=None, params=None, data=None):
+    if learn is None:
+        learn, params, data = problem()
+    kept = Checkpointing(open_run(folder, CONFIG, resume=True), every=10)
+    return fit(KEY, learn, params, data, num_steps=num_steps, steps_per_dispatch=4, checkpointing=kept)
 
 
 if __name__ == "__main__":
@@ -91,8 +75,8 @@ class KeptDispatch(Dispatch):
         key = (self.train_step, self.monitor, shapes)
         if key not in self.kept:
             super().compile(state, data)
-            self.kept[key] = self._compiled, self.compile_seconds, self.memory
-        self._compiled, self.compile_seconds, self.memory = self.kept[key]
+            self.kept[key] = self._compiled, self.compile_seconds, self.device_memory
+        self._compiled, self.compile_seconds, self.device_memory = self.kept[key]
 
 
 @pytest.fixture(scope="module")

@@ -7,29 +7,22 @@ import sys
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxebm.data import init_stream, next_batch
-from jaxebm.energies import MLP, marginal_energy
-from jaxebm.objectives import joint_loss, persistent
+from jaxebm.data import Examples
+from jaxebm.energies import MLP
+from jaxebm.objectives import jem, persistent
 from jaxebm.samplers import UniformInitial, sgld
-from jaxebm.training import compile_steps, init_state, make_train_step
+from jaxebm.training import compile_steps, learner
 from jaxebm.training.placement import Placement, fetch, initialize_distributed, make_placement
 
 NUM_STRATA, NUM_CLASSES, BATCH_SIZE, CAPACITY, NUM_EXAMPLES = 8, 3, 16, 192, 107
 UPDATES, DISPATCHES = 2, 2
 IMAGE = (4, 4, 1)  # with the first layer's 64 units, 1024 weights: as many as are split
 NETWORK = MLP(NUM_CLASSES, widths=(64,))
-OPTIMIZER = optax.adam(1e-2)
-MARGINAL = marginal_energy(NETWORK.apply)
-
-
-def energy(params, x, label):
-    del label
-    return MARGINAL(params, x)
+OBJECTIVE = jem(NETWORK.apply)
 
 
 def make_negatives(placement: Placement):
@@ -48,48 +41,30 @@ def make_negatives(placement: Placement):
 
 def make_data():
     rng = np.random.default_rng(0)
-    return rng.normal(size=(NUM_EXAMPLES, *IMAGE)).astype(np.float32), np.arange(NUM_EXAMPLES) % NUM_CLASSES
+    x = rng.normal(size=(NUM_EXAMPLES, *IMAGE)).astype(np.float32)
+    return Examples(x, np.arange(NUM_EXAMPLES) % NUM_CLASSES)
+
+
+def make_learner(placement: Placement):
+    return learner(
+        OBJECTIVE,
+        optimizer=optax.adam(1e-2),
+        negatives=make_negatives(placement),
+        batch_size=BATCH_SIZE,
+        noise=0.03,
+        placement=placement,
+    )
 
 
 def make_state(placement: Placement):
-    @jax.jit
-    def start():
-        keys = jax.random.split(jax.random.key(0), 3)
-        stream = init_stream(keys[2], NUM_EXAMPLES, num_strata=NUM_STRATA)
-        params = NETWORK.init(keys[1], jnp.zeros(IMAGE))
-        return init_state(
-            keys[0], params, optimizer=OPTIMIZER, negatives=make_negatives(placement), streams=stream
-        )
-
-    return placement.place_state(start())
-
-
-def make_step(placement: Placement):
-    def take(rng_key, data, stream):
-        (x, labels), stream = next_batch(rng_key, stream, data, BATCH_SIZE)
-        return (x + 0.03 * jax.random.normal(rng_key, x.shape), labels), stream
-
-    def loss(params, rng_key, batch, samples):
-        del rng_key
-        x, labels = batch
-        return joint_loss(NETWORK.apply, params, x, labels, x, samples.positions)
-
-    return make_train_step(
-        energy=energy,
-        loss=loss,
-        optimizer=OPTIMIZER,
-        negatives=make_negatives(placement),
-        next_batch=take,
-        start_of=lambda batch: batch,
-        placement=placement,
-    )
+    return make_learner(placement).init(jax.random.key(0), NETWORK.init, make_data())
 
 
 def train(placement: Placement, data):
     """Returns the compiled program, and the state and metrics after two dispatches of two updates."""
     state, metrics = make_state(placement), {}
     # Compiled ahead: the second dispatch fails unless the state comes out exactly as it goes in.
-    program = compile_steps(make_step(placement), UPDATES).lower(state, data).compile()
+    program = compile_steps(make_learner(placement).step, UPDATES).lower(state, data).compile()
     for _ in range(DISPATCHES):
         state, metrics = program(state, data)
     return program, fetch(state), jax.device_get(metrics)
@@ -112,6 +87,6 @@ if __name__ == "__main__":
         np.testing.assert_array_equal(fetch(leaf), fetch(other))
     _, state, metrics = train(placement, data)
     if int(process_id) == 0:
-        np.savez(path, *jax.tree.leaves(state.params), state.memory.positions, metrics["loss"])
+        np.savez(path, *jax.tree.leaves(state.params), state.sampler_state.buffer.positions, metrics["loss"])
     with pytest.raises(ValueError, match=r"\[\[8\], \[9\]\]"):
         placement.place_data(np.zeros((8 + int(process_id), 1)), local=True)

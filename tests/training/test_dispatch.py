@@ -22,20 +22,22 @@ pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 @pytest.fixture(scope="module")
 def problem(tiny):
-    return tiny["problem"]()
+    """``(learner, make_state, placed data)``."""
+    learn, params, data = tiny["problem"]()
+    return learn, lambda: learn.init(tiny["KEY"], params, data), learn.place(data)
 
 
 @pytest.fixture(scope="module")
 def dispatch(problem):
-    step, make_state, data = problem
-    dispatch = Dispatch(step, Monitor())
+    learn, make_state, data = problem
+    dispatch = Dispatch(learn.step, Monitor())
     dispatch.compile(make_state(), data)
     return dispatch
 
 
 def test_equals_updates_one_by_one(problem, dispatch, bits):
     """Bit for bit, whatever the length of a dispatch, and whoever watches."""
-    step, make_state, data = problem
+    learn, make_state, data = problem
     one, scanned = make_state(), make_state()
     for _ in range(6):
         one, report = dispatch(one, data, 1)
@@ -44,7 +46,7 @@ def test_equals_updates_one_by_one(problem, dispatch, bits):
     assert int(report.updates) == 6
     assert int(report.faults) == 0
     assert bits(one) == bits(many)
-    scanned, metrics = compile_steps(step, 6)(scanned, data)
+    scanned, metrics = compile_steps(learn.step, 6)(scanned, data)
     assert bits(scanned._replace(health=())) == bits(many._replace(health=()))
     for name, value in metrics.items():
         np.testing.assert_allclose(report.metrics[name], value, rtol=1e-5, atol=1e-6)
@@ -82,9 +84,10 @@ def test_the_state_is_donated_and_the_host_is_not_asked(problem, dispatch):
     _, make_state, data = problem
     state = make_state()
     arrays = jax.tree.leaves(state._replace(rng_key=jax.random.key_data(state.rng_key)))
-    assert dispatch.memory is not None
-    assert dispatch.memory.donated >= sum(leaf.nbytes for leaf in arrays)
-    assert dispatch.memory.state_and_data >= dispatch.memory.donated + data.nbytes
+    memory = dispatch.device_memory
+    assert memory is not None
+    assert memory.donated >= sum(leaf.nbytes for leaf in arrays)
+    assert memory.state_and_data >= memory.donated + data.x.nbytes
     text = dispatch._compiled.as_text()
     assert not re.search(r"infeed|outfeed|send\(|recv\(|callback", text)
     dispatch(state, data, 1)

@@ -1,5 +1,6 @@
 """Divergence is found in its own update, in healthy noise nothing is, and what is found is named."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -8,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxebm.objectives import persistent
-from jaxebm.samplers import UniformInitial, sgld
+from jaxebm.objectives import classifier, persistent
+from jaxebm.samplers import sgld
 from jaxebm.training import (
     FAULTS,
     DivergenceError,
@@ -19,7 +20,7 @@ from jaxebm.training import (
     check_state,
     diagnose,
     init_health,
-    init_state,
+    learner,
     measure_chains,
     name_faults,
 )
@@ -35,10 +36,12 @@ def state():
         num_steps=1,
         num_chains=2,
         capacity=4,
-        initial=UniformInitial(-1.0, 1.0, shape=(2,)),
     )
     params = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
-    return init_state(jax.random.key(0), params, optimizer=optax.adam(0.1), negatives=chains)
+    learn = learner(
+        classifier(lambda params, x: x), optimizer=optax.adam(0.1), negatives=chains, batch_size=1
+    )
+    return learn.init(jax.random.key(0), params, jnp.zeros((1, 2)))
 
 
 def test_finite_numbers_pass(state):
@@ -51,7 +54,7 @@ def test_every_broken_metric_is_named_and_no_other(value):
     with pytest.raises(DivergenceError, match=rf"step 70: gap={value}, loss={value}\.") as caught:
         check_metrics(70, {"loss": value, "accuracy": 0.5, "gap": value})
     assert "accuracy" not in str(caught.value)
-    for advice in ("--learning-rate", "--sampler-step-size", "--energy-l2", "--seed"):
+    for advice in ("learning rate", "sampler's step size", "energy_l2=0.1", "another seed"):
         assert advice in str(caught.value)
 
 
@@ -66,15 +69,28 @@ def test_one_broken_parameter_is_found(state, value, dtype):
 def test_broken_averages_and_chains_are_found(state):
     with pytest.raises(DivergenceError, match=r"\['ema_params'\]\['b'\]"):
         check_state(state._replace(ema_params=state.ema_params | {"b": jnp.full(3, jnp.nan)}))
-    broken = state.memory._replace(positions=state.memory.positions.at[3, 1].set(jnp.inf))
-    with pytest.raises(DivergenceError, match=r"step 12: \['memory'\]\.positions"):
-        check_state(state._replace(memory=broken, step=jnp.array(12)))
+    buffer = state.sampler_state.buffer
+    buffer = buffer._replace(positions=buffer.positions.at[3, 1].set(jnp.inf))
+    with pytest.raises(DivergenceError, match=r"step 12: \['chains'\]\.positions"):
+        check_state(
+            state._replace(sampler_state=state.sampler_state._replace(buffer=buffer), step=jnp.array(12))
+        )
 
 
-def test_memory_of_other_kinds_is_looked_over(state):
+def test_sampler_states_of_other_kinds_are_looked_over(state):
     """Integers, truth values and typed keys cannot be non-finite, and need not be arrays to NumPy."""
-    memory = {"key": jax.random.key(1), "count": jnp.arange(3), "on": jnp.array([True]), "none": None}
-    check_state(state._replace(memory=memory))
+    other = {"key": jax.random.key(1), "count": jnp.arange(3), "on": jnp.array([True]), "none": None}
+    check_state(state._replace(sampler_state=other))
+    with pytest.raises(DivergenceError, match=r"\['chains'\]\['mine'\]"):
+        check_state(state._replace(sampler_state=other | {"mine": jnp.array([0.0, jnp.nan])}))
+
+
+def test_where_chains_start_is_no_part_of_them(state):
+    """Unbounded starts have infinite clamps, and no update changes them: only the buffer is inspected."""
+    initial = state.sampler_state.initial
+    unbounded = state.sampler_state._replace(initial=dataclasses.replace(initial, high=jnp.array(jnp.inf)))
+    check_state(state._replace(sampler_state=unbounded))
+    assert int(jax.jit(inspect)(state._replace(sampler_state=unbounded))) == 0
 
 
 def judge(monitor, series):
@@ -169,25 +185,25 @@ class TestChains:
 def test_faults_have_names_and_sentences():
     everything = name_faults((1 << len(FAULTS)) - 1)
     assert everything == list(FAULTS)
-    said = describe_faults(9, ["energy_gap", "memory"], {"energy_gap": -40.0, "loss": 1.0})
+    said = describe_faults(9, ["energy_gap", "chains"], {"energy_gap": -40.0, "loss": 1.0})
     assert said == (
         "step 9: the energy gap has left its running band and the replay buffer holds entries that are not "
         "finite (energy_gap=-40)"
     )
 
 
-@pytest.mark.parametrize("part", ["params", "ema_params", "optimizer_state", "memory"])
+@pytest.mark.parametrize("part", ["params", "ema_params", "optimizer_state", "sampler_state"])
 def test_inspection_reads_every_number(state, part):
     assert int(jax.jit(inspect)(state)) == 0
     leaves, structure = jax.tree.flatten(getattr(state, part))
     at = next(i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating))
     leaves[at] = leaves[at].at[(-1,) * leaves[at].ndim].set(jnp.inf)
     sick = state._replace(**{part: jax.tree.unflatten(structure, leaves)})
-    name = "parameters" if part.endswith("params") else part
+    name = {"optimizer_state": part, "sampler_state": "chains"}.get(part, "parameters")
     assert name_faults(int(jax.jit(inspect)(sick))) == [name]
 
 
-@pytest.mark.parametrize("name", ["deviations", "smallest_deviation", "memory", "warmup", "patience"])
+@pytest.mark.parametrize("name", ["deviations", "smallest_deviation", "window", "warmup", "patience"])
 def test_bad_thresholds_are_refused(name):
     with pytest.raises(ValueError, match=name):
         Monitor(**{name: 0}).check()

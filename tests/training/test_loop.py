@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,50 +16,59 @@ import numpy as np
 import optax
 import pytest
 
-from jaxebm.objectives import contrastive_divergence, contrastive_loss
+from jaxebm.objectives import contrastive_divergence, likelihood
 from jaxebm.samplers import sgld
 from jaxebm.training import (
+    Checkpointing,
     CheckpointMismatchError,
     Checkpoints,
     Dispatch,
     DivergenceError,
+    Learner,
     Report,
     RunFolder,
     TrainingInterrupted,
     fit,
-    init_state,
+    learner,
     loop,
-    make_train_step,
     open_run,
 )
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation", "compile_once")
 
-TIMES = ("seconds", "samples_per_second")
+TIMES = ("seconds", "updates_per_second")
+
+
+def timeless(records):
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
 
 
 class Reference:
     """A run that never stopped, and the means to make others that do."""
 
     def __init__(self, tiny, folder, bits):
-        self.problem = dict(zip(("step", "make_state", "data"), tiny["problem"](), strict=True))
+        self.problem = dict(zip(("learn", "params", "data"), tiny["problem"](), strict=True))
         self.train = partial(tiny["train"], **self.problem)
+        self.key = tiny["KEY"]
         self.config = tiny["CONFIG"]
         self.num_steps = tiny["NUM_STEPS"]
         self.bits = bits
         self.final = bits(self.train(folder).state)
-        self.records = self.timeless(folder)
+        self.records = timeless(RunFolder(folder).read_metrics())
 
-    def timeless(self, folder):
+    def assert_same(self, folder, result):
+        assert self.bits(result.state) == self.final
         records = RunFolder(folder).read_metrics()
-        return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
-
-    def assert_same(self, folder, state):
-        assert self.bits(state) == self.final
-        assert self.timeless(folder) == self.records
+        assert timeless(records) == self.records
+        assert result.history == tuple(records)
         assert saved_steps(folder)[-1] == self.num_steps
         with Checkpoints(folder / "checkpoints") as checkpoints:
-            assert self.bits(checkpoints.restore(self.problem["make_state"]())) == self.final
+            restored = checkpoints.restore(self.problem["learn"].init(self.key, *self.inputs))
+            assert self.bits(restored) == self.final
+
+    @property
+    def inputs(self):
+        return self.problem["params"], self.problem["data"]
 
 
 def saved_steps(folder):
@@ -89,29 +99,26 @@ def after_record(monkeypatch):
     return install
 
 
-def quadratic(**options):
-    """A step and a state for E(x; t) = |x - t|^2 / 2 on the data that `fit` is given."""
+def energy(params, x):
+    return 0.5 * jnp.sum((x - params) ** 2)
 
-    def energy(params, x):
-        return 0.5 * jnp.sum((x - params) ** 2)
 
-    parts = {
-        "optimizer": optax.sgd(0.1),
-        "negatives": contrastive_divergence(partial(sgld, step_size=0.5), num_steps=4),
-    }
-    options = {"next_batch": lambda key, data, streams: (data, streams)} | options
-    step = make_train_step(
-        energy=lambda params, x, label: energy(params, x),
-        loss=lambda params, key, batch, drawn: contrastive_loss(energy, params, batch, drawn.positions),
-        start_of=lambda batch: (batch, jnp.zeros(len(batch), jnp.int32)),
-        **parts,
-        **options,
-    )
-    return step, lambda **more: init_state(jax.random.key(3), jnp.zeros(1), **parts, **more)
+def quadratic(num_examples=16):
+    """A learner of E(x; t) = |x - t|^2 / 2 of which a batch is all of the data."""
+    chains = contrastive_divergence(partial(sgld, step_size=0.5), num_steps=4)
+    return learner(likelihood(energy), optimizer=optax.sgd(0.1), negatives=chains, batch_size=num_examples)
 
 
 QUADRATIC = quadratic()
 DATA = 3.0 + jax.random.normal(jax.random.key(5), (16, 1))
+KEY = jax.random.key(3)
+
+
+def train(learn=QUADRATIC, data=DATA, rng_key=KEY, **options):
+    return fit(rng_key, learn, jnp.zeros(1), data, **({"num_steps": 4, "steps_per_dispatch": 4} | options))
+
+
+NEVER = Learner(lambda *_: pytest.fail("begun"), lambda *_: pytest.fail("traced"))
 
 
 class TestNumbers:
@@ -120,7 +127,7 @@ class TestNumbers:
         assert {"loss", "energy_gap", "gradient_norm", "update_norm"} <= reference.records[0].keys()
         assert all(np.isfinite(list(record.values())).all() for record in reference.records)
         # And the same seed again gives the same run.
-        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        reference.assert_same(tmp_path, reference.train(tmp_path))
 
     def test_contrastive_divergence_finds_the_mean_of_a_gaussian(self):
         """Within 5 standard deviations of its own stationary law.
@@ -129,9 +136,8 @@ class TestNumbers:
         v = 2 h (1 - q^2) / (1 - (1 - h)^2). So t - mean goes as an AR(1) process with factor
         a = 1 - r (1 - q) and noise r sqrt(v / n).
         """
-        step, make_state = QUADRATIC
         data = 3.0 + 2.0 * jax.random.normal(jax.random.key(5), (512, 1))
-        result = fit(step, make_state(), data, num_steps=300, steps_per_dispatch=100)
+        result = train(quadratic(512), data, num_steps=300, steps_per_dispatch=100)
         h, q, rate = 0.5, 0.5**4, 0.1
         v = 2 * h * (1 - q**2) / (1 - (1 - h) ** 2)
         a = 1 - rate * (1 - q)
@@ -140,58 +146,121 @@ class TestNumbers:
         assert abs(float(result.state.params[0]) - float(jnp.mean(data))) < 5 * sigma
 
     def test_result_and_rate(self, tmp_path):
-        step, make_state = QUADRATIC
         run = open_run(tmp_path, {})
-        result = fit(
-            step, make_state(), DATA, num_steps=9, steps_per_dispatch=4, samples_per_step=16, run=run
-        )
+        result = train(num_steps=9, checkpointing=Checkpointing(run))
         assert int(result.state.step) == 9
         assert 0 < result.compile_seconds <= result.seconds
         records = run.read_metrics()
-        assert all(record["samples_per_second"] > 0 for record in records)
+        assert all(record["updates_per_second"] > 0 for record in records)
         seconds = [record["seconds"] for record in records]
         assert seconds == sorted(seconds)
         # A dispatch cannot take longer than the time since the one before.
         for before, record in zip([0.0, *seconds], records, strict=False):
-            count = 16 * (record["step"] % 4 or 4)
-            assert record["samples_per_second"] >= count / (record["seconds"] - before) * 0.99
+            count = record["step"] % 4 or 4
+            assert record["updates_per_second"] >= count / (record["seconds"] - before) * 0.99
 
     def test_without_a_run_nothing_is_written(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        step, make_state = QUADRATIC
-        assert int(fit(step, make_state(), DATA, num_steps=4, steps_per_dispatch=4).state.step) == 4
+        assert int(train().state.step) == 4
         assert list(tmp_path.iterdir()) == []
 
     def test_a_finished_run_is_only_read(self, reference, tmp_path):
         reference.train(tmp_path)
         written = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
-        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        reference.assert_same(tmp_path, reference.train(tmp_path))
         assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
 
     @pytest.mark.parametrize("checkpoint_every", [1, 4, 10, 1000])
     def test_checkpoints_come_as_often_as_asked(self, tmp_path, monkeypatch, checkpoint_every):
-        step, make_state = QUADRATIC
         written = []
         monkeypatch.setattr(Checkpoints, "save", lambda self, state, _: written.append(int(state.step)))
-        fit(
-            step, make_state(), DATA, num_steps=33, steps_per_dispatch=4, run=open_run(tmp_path, {}),
-            checkpoint_every=checkpoint_every,
-        )  # fmt: skip
+        train(num_steps=33, checkpointing=Checkpointing(open_run(tmp_path, {}), every=checkpoint_every))
         expected = {1: [4, 8, 12, 16, 20, 24, 28, 32, 33], 10: [12, 20, 32, 33], 1000: [33]}
         assert written == expected.get(checkpoint_every, expected[1])
 
-    @pytest.mark.parametrize("name", ["num_steps", "steps_per_dispatch", "checkpoint_every"])
+    @pytest.mark.parametrize("name", ["num_steps", "steps_per_dispatch", "observe_every"])
     @pytest.mark.parametrize("value", [0, -5, 2.5, True])
     def test_bad_counts_are_refused(self, name, value):
-        step, make_state = QUADRATIC
-        with pytest.raises(ValueError, match=name):
-            fit(step, make_state(), DATA, **({"num_steps": 4} | {name: value}))
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            train(NEVER, **{name: value})
+
+    @pytest.mark.parametrize(
+        ("options", "kind", "named"),
+        [
+            ({"rng_key": 0}, TypeError, r"rng_key=0: a key is needed, such as jax\.random\.key"),
+            ({"learn": quadratic}, TypeError, "learner is a function: a Learner is needed"),
+            ({"recovery": 3}, TypeError, "recovery is a int"),
+            (
+                {"checkpointing": RunFolder(Path("run"))},
+                TypeError,
+                r"checkpointing is a RunFolder: Checkpointing\(",
+            ),
+            ({"observe": 3}, TypeError, "observe=3: a function"),
+            ({"on_metrics": []}, TypeError, r"on_metrics=\[\]: a function"),
+            ({"checkpointing": Checkpointing(RunFolder(Path("run")), every=0)}, ValueError, "every=0"),
+            ({"checkpointing": Checkpointing("run")}, ValueError, "run='run': .*open_run"),  # type: ignore
+            (
+                {"checkpointing": Checkpointing(RunFolder(Path("run")), best_metric="fid")},
+                ValueError,
+                "best_metric='fid' is not observed: observe is None",
+            ),
+        ],
+    )
+    def test_bad_arguments_are_refused_before_anything_is_made(self, options, kind, named):
+        with pytest.raises(kind, match=named):
+            train(**({"learn": NEVER} | options))
+
+    def test_the_history_and_the_callback_have_a_record_a_dispatch(self):
+        heard = []
+
+        def hear(record):
+            heard.append(dict(record))
+            record.clear()  # it is the listener's own
+
+        result = train(num_steps=10, on_metrics=hear)
+        assert [record["step"] for record in result.history] == [4, 8, 10]
+        assert tuple(heard) == result.history
+        for record in heard:
+            assert {"loss", "energy_gap", "seconds", "updates_per_second"} <= record.keys()
+            assert all(type(value) in (int, float) for value in record.values())
+
+    @pytest.mark.parametrize(("mode", "best"), [("min", 12), ("max", 20)])
+    def test_the_parameters_are_the_average_of_the_best_checkpoint(self, tmp_path, bits, mode, best):
+        """Scores of 0 after 12 updates, of 5 and 1 after 20 and 24; resumed, the best one is the same."""
+        scores = {12: 0.0, 20: 5.0, 24: 1.0}
+
+        def observe(state):
+            return {"score": jnp.array(scores[int(state.step)])}
+
+        def run(num_steps, folder):
+            kept = Checkpointing(folder, every=10, best_metric="score", best_mode=mode)
+            return train(num_steps=num_steps, checkpointing=kept, observe=observe)
+
+        run(20, open_run(tmp_path, {}))
+        result = run(24, open_run(tmp_path, {}, resume=True))
+        assert int(result.state.step) == 24
+        assert int(result.best_state.step) == best
+        expected = train(num_steps=best)
+        assert bits(result.params) == bits(result.best_state.ema_params) == bits(expected.params)
+        assert bits(expected.params) == bits(expected.state.ema_params)
+        assert bits(result.params) != bits(result.state.ema_params)
+
+    def test_data_may_be_drawn_by_a_function(self, tmp_path):
+        """Of a run that is resumed, the function is taken on trust: it has no bytes to compare."""
+
+        def draw(rng_key, batch_size):
+            return 3.0 + jax.random.normal(rng_key, (batch_size, 1))
+
+        kept = Checkpointing(open_run(tmp_path, {}), every=10)
+        first = train(data=draw, num_steps=8, checkpointing=kept)
+        resumed = train(data=draw, num_steps=24, checkpointing=kept)
+        assert resumed.history[:2] == first.history
+        np.testing.assert_array_equal(resumed.params, train(data=draw, num_steps=24).params)
 
     def test_progress_is_shown(self, capsys):
-        step, make_state = QUADRATIC
-        fit(step, make_state(), DATA, num_steps=4, steps_per_dispatch=4, samples_per_step=16, progress=True)
+        train(progress=True)
         shown = capsys.readouterr().err
-        for name in ("step 4/4", "loss=", "energy_gap=", "gradient_norm=", "samples/second=", "s left"):
+        for name in ("step 4/4", "loss=", "energy_gap=", "gradient_norm=", "updates/second=", "s left"):
             assert name in shown
 
 
@@ -207,7 +276,7 @@ class TestResuming:
         with pytest.raises(RuntimeError, match="disk is full"):
             reference.train(tmp_path)
         assert RunFolder(tmp_path).read_metrics()[-1]["step"] == step
-        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        reference.assert_same(tmp_path, reference.train(tmp_path))
 
     def test_stopping_again_and_again(self, reference, tmp_path, after_record):
         for step in (8, 12, 20, 24, 28):
@@ -215,7 +284,7 @@ class TestResuming:
             with pytest.raises(TrainingInterrupted, match=f"stopped at step {step} of 33"):
                 reference.train(tmp_path)
             assert saved_steps(tmp_path)[-1] == step
-        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        reference.assert_same(tmp_path, reference.train(tmp_path))
 
     def test_a_line_cut_short_and_records_past_the_checkpoint(self, reference, tmp_path, after_record):
         def die():
@@ -226,21 +295,18 @@ class TestResuming:
         after_record(16, die)  # the checkpoint is of step 12
         with pytest.raises(RuntimeError):
             reference.train(tmp_path)
-        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        reference.assert_same(tmp_path, reference.train(tmp_path))
 
     def test_a_shorter_run_made_longer(self, reference, tmp_path):
         """Ended at a multiple of the dispatch, a run goes on as if asked for more from the start."""
         reference.train(tmp_path, num_steps=16)
-        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        reference.assert_same(tmp_path, reference.train(tmp_path))
 
     def test_another_state_is_refused(self, reference, tmp_path):
         reference.train(tmp_path, num_steps=4)
-        step, make_state = QUADRATIC
+        kept = Checkpointing(open_run(tmp_path, reference.config, resume=True))
         with pytest.raises(CheckpointMismatchError, match="arrays differ"):
-            fit(
-                step, make_state(), reference.problem["data"], num_steps=8,
-                run=open_run(tmp_path, reference.config, resume=True),
-            )  # fmt: skip
+            train(data=reference.problem["data"], num_steps=8, checkpointing=kept)
 
 
 class TestSignals:
@@ -257,11 +323,11 @@ class TestSignals:
         """Also in the last dispatch: whoever asked to stop does not want the evaluation that follows."""
         before = signal.getsignal(number)
         after_record(step, partial(signal.raise_signal, number))
-        with pytest.raises(TrainingInterrupted, match=f"step {step} of 33; the checkpoint.*--resume"):
+        with pytest.raises(TrainingInterrupted, match=f"step {step} of 33; the checkpoint.*resume=True"):
             reference.train(tmp_path)
         assert signal.getsignal(number) is before
         assert saved_steps(tmp_path)[-1] == step
-        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        reference.assert_same(tmp_path, reference.train(tmp_path))
 
     def test_the_second_acts_at_once(self, reference, tmp_path, after_record):
         def twice():
@@ -273,7 +339,7 @@ class TestSignals:
             reference.train(tmp_path)
         assert caught.type is KeyboardInterrupt
         assert saved_steps(tmp_path)[-1] == 12
-        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        reference.assert_same(tmp_path, reference.train(tmp_path))
 
     def test_the_second_acts_at_once_inside_a_long_dispatch(self, monkeypatch):
         class Endless:
@@ -295,7 +361,6 @@ class TestSignals:
                 return state, Report({"loss": Endless()}, (), (), {})
 
         monkeypatch.setattr(loop, "Dispatch", EndlessDispatch)
-        step, make_state = quadratic()
         handler = signal.getsignal(signal.SIGINT)
 
         def press_twice():
@@ -307,7 +372,7 @@ class TestSignals:
 
         threading.Thread(target=press_twice, daemon=True).start()
         with pytest.raises(KeyboardInterrupt) as caught:
-            fit(step, make_state(), DATA, num_steps=1)
+            train(num_steps=1)
         assert caught.type is KeyboardInterrupt
 
     def test_without_a_run_nothing_is_promised(self, monkeypatch):
@@ -322,16 +387,12 @@ class TestSignals:
                 signal.raise_signal(signal.SIGINT)
 
         monkeypatch.setattr(loop, "make_progress", lambda *_, **__: Interrupting())
-        step, make_state = QUADRATIC
         with pytest.raises(TrainingInterrupted, match=r"stopped at step 4 of 33\.$"):
-            fit(step, make_state(), DATA, num_steps=33, steps_per_dispatch=4)
+            train(num_steps=33)
 
     def test_other_threads_may_train(self):
-        step, make_state = QUADRATIC
         done = []
-        worker = threading.Thread(
-            target=lambda: done.append(fit(step, make_state(), DATA, num_steps=4, steps_per_dispatch=4))
-        )
+        worker = threading.Thread(target=lambda: done.append(train()))
         worker.start()
         worker.join()
         assert int(done[0].state.step) == 4
@@ -339,42 +400,33 @@ class TestSignals:
 
 class TestDivergence:
     @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
-    def test_is_named_and_keeps_the_last_good_checkpoint(self, tmp_path, value):
+    def test_is_named_and_keeps_the_last_good_checkpoint(self, tmp_path, bits, value):
         """The 23rd batch is bad, the third update of its dispatch; the checkpoint is of step 20."""
 
-        def next_batch(key, data, count):
-            return jnp.where(count == 22, value, 1.0) * data, count + 1
+        def breaking(state, data):
+            return QUADRATIC.step(state, data._replace(x=jnp.where(state.step == 22, value, 1.0) * data.x))
 
-        step, make_state = quadratic(next_batch=next_batch)
+        learn = QUADRATIC._replace(step=breaking)
         run = open_run(tmp_path, {})
         before = signal.getsignal(signal.SIGINT)
-        state = make_state(streams=jnp.zeros((), jnp.int32))
-        with pytest.raises(DivergenceError, match=r"step 23: .*loss=nan.*--learning-rate"):
-            fit(
-                step, state, DATA, num_steps=40, steps_per_dispatch=4, checkpoint_every=10, run=run,
-                recovery=None,
-            )  # fmt: skip
+        with pytest.raises(DivergenceError, match=r"step 23: .*loss=nan.*Lower the learning rate"):
+            train(learn, num_steps=40, checkpointing=Checkpointing(run, every=10), recovery=None)
         assert signal.getsignal(signal.SIGINT) is before
         assert [record["step"] for record in run.read_metrics()] == [4, 8, 12, 16, 20]
         with Checkpoints(run.checkpoints) as checkpoints:
-            restored = checkpoints.restore(make_state(streams=jnp.zeros((), jnp.int32)))
-        assert int(restored.step) == int(restored.streams) == 20
-        assert bool(jnp.isfinite(restored.params).all())
+            restored = checkpoints.restore(learn.init(KEY, jnp.zeros(1), DATA))
+        assert bits(restored) == bits(train(learn, num_steps=20, recovery=None).state)
 
     def test_of_parameters_behind_a_finite_loss(self, tmp_path):
         """A refresh breaks the average only: no metric shows it, but the end of the dispatch does."""
-        step, make_state = QUADRATIC
 
         def breaking(state, data):
-            state, metrics = step(state, data)
+            state, metrics = QUADRATIC.step(state, data)
             return state._replace(ema_params=jnp.where(state.step >= 14, jnp.nan, state.ema_params)), metrics
 
-        run = open_run(tmp_path, {})
+        kept = Checkpointing(open_run(tmp_path, {}), every=10)
         with pytest.raises(DivergenceError, match=r"step 16: a parameter or its average is not finite"):
-            fit(
-                breaking, make_state(), DATA, num_steps=40, steps_per_dispatch=4, checkpoint_every=10,
-                recovery=None, run=run,
-            )  # fmt: skip
+            train(QUADRATIC._replace(step=breaking), num_steps=40, checkpointing=kept, recovery=None)
         assert saved_steps(tmp_path) == [12]
 
 
@@ -409,7 +461,7 @@ class TestProcesses:
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert len(RunFolder(tmp_path).read_metrics()) < len(reference.records)
-        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        reference.assert_same(tmp_path, reference.train(tmp_path))
 
     def test_interrupted(self, reference, program, tmp_path):
         process = self.start(program, tmp_path, 0.2)
@@ -421,7 +473,7 @@ class TestProcesses:
         records = RunFolder(tmp_path).read_metrics()
         assert 2 <= len(records) < len(reference.records)
         assert saved_steps(tmp_path)[-1] == records[-1]["step"]
-        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        reference.assert_same(tmp_path, reference.train(tmp_path))
 
     @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(12))
@@ -435,7 +487,7 @@ class TestProcesses:
             time.sleep(moments.uniform(0.0, 0.4))
             process.kill()
             process.communicate()
-        reference.assert_same(tmp_path, reference.train(tmp_path).state)
+        reference.assert_same(tmp_path, reference.train(tmp_path))
 
     @staticmethod
     def wait_for_change(process, folder, lines):

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxebm.training import RunFolder, fit, open_run
+from jaxebm.training import Checkpointing, RunFolder, fit, open_run
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation", "compile_once")
 
@@ -25,9 +25,14 @@ class Observer:
 @pytest.fixture(scope="module")
 def train(tiny, compile_once):
     """``train(run, num_steps=33, **options)``: dispatches of 4, a checkpoint every 10; compiled once."""
-    step, make_state, data = tiny["problem"]()
-    settings = {"num_steps": tiny["NUM_STEPS"], "steps_per_dispatch": 4, "checkpoint_every": 10}
-    return lambda run=None, **options: fit(step, make_state(), data, run=run, **(settings | options))
+    problem = tiny["KEY"], *tiny["problem"]()
+    settings = {"num_steps": tiny["NUM_STEPS"], "steps_per_dispatch": 4}
+
+    def train(run=None, **options):
+        kept = Checkpointing(run, every=10) if run is not None else None
+        return fit(*problem, checkpointing=kept, **(settings | options))
+
+    return train
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def unobserved(train, bits, tmp_path_factory):
 
 
 def timeless(run, *left_out):
-    names = ("seconds", *left_out)
+    names = ("seconds", "updates_per_second", *left_out)
     return [
         {name: value for name, value in record.items() if name not in names} for record in run.read_metrics()
     ]
@@ -75,8 +80,10 @@ def test_nothing_else_changes(train, bits, unobserved, tmp_path):
 
 def test_without_a_run_it_is_called_as_well(train):
     observe = Observer()
-    train(observe=observe, observe_every=10)
+    result = train(observe=observe, observe_every=10)
     assert observe.steps == EXPECTED[10]
+    observed = {record["step"]: record["observed"] for record in result.history if "observed" in record}
+    assert observed == {step: float(step) for step in EXPECTED[10]}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

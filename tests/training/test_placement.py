@@ -19,9 +19,9 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxebm.objectives import no_negatives, short_run
-from jaxebm.samplers import UniformInitial, sgld
-from jaxebm.training import init_state
+from jaxebm.objectives import SamplerState, classifier, persistent, short_run
+from jaxebm.samplers import ClassGaussianInitial, UniformInitial, sgld
+from jaxebm.training import TrainState, init_health, learner
 from jaxebm.training.placement import (
     SHARDS,
     SMALLEST_SPLIT,
@@ -46,7 +46,8 @@ BUFFER_ROWS = TINY["CAPACITY"]
 @cache
 def trained(num_devices, shard_parameters=False):
     placement = make_placement(num_devices, num_strata=TINY["NUM_STRATA"], shard_parameters=shard_parameters)
-    program, state, metrics = TINY["train"](placement, placement.place_data(TINY["make_data"]()))
+    data = TINY["make_learner"](placement).place(TINY["make_data"]())
+    program, state, metrics = TINY["train"](placement, data)
     return program, state, metrics
 
 
@@ -81,16 +82,16 @@ def collectives(text):
 def compiled_draw(num_devices):
     placement = make_placement(num_devices, num_strata=TINY["NUM_STRATA"])
     negatives, state = TINY["make_negatives"](placement), TINY["make_state"](placement)
-    draw = jax.jit(
-        lambda key, params, memory: negatives.draw(key, TINY["energy"], params, None, None, memory)
-    )
-    return draw.lower(state.rng_key, state.params, state.memory).compile()
+    energy = TINY["OBJECTIVE"].energy
+    draw = jax.jit(lambda key, params, chains: negatives.draw(key, energy, params, None, None, chains))
+    return draw.lower(state.rng_key, state.params, state.sampler_state).compile()
 
 
 def test_persistent_chains_need_no_communication():
     program = compiled_draw(8)
     assert collectives(program.as_text())[0] == []
-    split = jax.tree.leaves(program.output_shardings)
+    samples, state = program.output_shardings
+    split = jax.tree.leaves((samples, state.buffer))
     assert all(sharding.spec == PartitionSpec(SHARDS) for sharding in split)
 
 
@@ -114,7 +115,8 @@ def test_short_runs_need_no_communication_and_are_the_same():
         return 0.5 * jnp.sum((x - params - label) ** 2)
 
     def draw(sampler, params):
-        return sampler.draw(jax.random.key(0), energy, params, None, None, ())[0]
+        state = sampler.init(jax.random.key(1), jnp.zeros(2))
+        return sampler.draw(jax.random.key(0), energy, params, None, None, state)[0]
 
     placement = make_placement(8)
     params = jax.device_put(jnp.ones(2), placement.replicated)
@@ -167,16 +169,16 @@ def test_eight_devices_train_as_one_does(shard_parameters):
     _, many, metrics = trained(8, shard_parameters)
     assert int(many.step) == TINY["UPDATES"] * TINY["DISPATCHES"]
     # Choices are the same, numbers differ by the order of sums.
-    np.testing.assert_array_equal(many.memory.ages, one.memory.ages)
-    np.testing.assert_array_equal(many.streams.permutation, one.streams.permutation)
+    np.testing.assert_array_equal(many.sampler_state.buffer.ages, one.sampler_state.buffer.ages)
+    for a, b in zip(many.streams, one.streams, strict=True):
+        np.testing.assert_array_equal(a.permutation, b.permutation)
     for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
         if jnp.issubdtype(a.dtype, jnp.floating):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
     for name in one_metrics:
         np.testing.assert_allclose(metrics[name], one_metrics[name], rtol=1e-3, atol=1e-5, err_msg=name)
-    assert not np.allclose(
-        one.memory.positions, fetch(TINY["make_state"](make_placement(1))).memory.positions
-    )
+    start = fetch(TINY["make_state"](make_placement(1, num_strata=TINY["NUM_STRATA"])))
+    assert not np.allclose(one.sampler_state.buffer.positions, start.sampler_state.buffer.positions)
 
 
 def test_two_processes_train_as_one_does(tmp_path):
@@ -201,7 +203,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     _, one, metrics = trained(1)
     for a, b in zip(params, jax.tree.leaves(one.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
-    np.testing.assert_allclose(positions, one.memory.positions, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(positions, one.sampler_state.buffer.positions, rtol=2e-4, atol=2e-5)
     np.testing.assert_allclose(loss, metrics["loss"], rtol=1e-3)
 
 
@@ -211,11 +213,14 @@ def test_two_processes_train_as_one_does(tmp_path):
 def test_a_state_lies_where_it_is_said_to():
     placement = make_placement(8, shard_parameters=True)
     state = TINY["make_state"](placement)
-    shardings = placement.state_shardings(jax.eval_shape(lambda: TINY["make_state"](make_placement(1))))
+    one = make_placement(1, num_strata=TINY["NUM_STRATA"])
+    shardings = placement.state_shardings(TINY["make_state"](one))
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-    assert {shard.data.shape for shard in state.memory.positions.addressable_shards} == {(24, 4, 4, 1)}
-    assert {shard.data.shape for shard in state.streams.permutation.addressable_shards} == {(1, 13)}
+    positions = state.sampler_state.buffer.positions
+    assert {shard.data.shape for shard in positions.addressable_shards} == {(24, 4, 4, 1)}
+    for stream in (state.streams.labelled, state.streams.x_data):
+        assert {shard.data.shape for shard in stream.permutation.addressable_shards} == {(1, 13)}
     for tree in (state.params, state.ema_params, state.optimizer_state[0].mu):
         for leaf in jax.tree.leaves(tree):
             # (16, 64) weights along their longest axis; biases and the small last layer stay whole.
@@ -225,16 +230,50 @@ def test_a_state_lies_where_it_is_said_to():
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.health))
 
 
+def state_of(params, **parts):
+    empty = TrainState(jnp.zeros((), jnp.int32), params, (), params, (), (), jax.random.key(0), init_health())
+    return empty._replace(**parts)
+
+
+def test_every_device_has_the_whole_distribution_that_its_chains_start_from():
+    """Three classes, which 8 devices do not divide; an update leaves it where it was."""
+    placement = make_placement(8)
+    initial = ClassGaussianInitial(jnp.zeros((3, 8)), jnp.stack([jnp.eye(8)] * 3), low=-1.0)
+    chains = persistent(
+        partial(sgld, step_size=0.1),
+        num_steps=1,
+        num_chains=8,
+        capacity=24,
+        num_classes=3,
+        initial=initial,
+        num_strata=8,
+        sharding=placement.split,
+    )
+    learn = learner(
+        classifier(lambda params, x: params @ x),
+        optimizer=optax.sgd(0.1),
+        negatives=chains,
+        batch_size=8,
+        placement=placement,
+    )
+    data = (np.eye(8, dtype=np.float32), np.arange(8) % 3)
+    state = learn.init(jax.random.key(0), jnp.ones((3, 8)), data)
+    for held in (state, jax.jit(learn.step)(state, learn.place(data))[0]):
+        initial = held.sampler_state.initial
+        assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(initial))
+        assert len(initial.factors.sharding.device_set) == 8
+        assert all(leaf.sharding.spec == PartitionSpec(SHARDS) for leaf in held.sampler_state.buffer)
+
+
 def test_parameters_that_the_devices_do_not_divide_stay_whole():
     placement = make_placement(8, shard_parameters=True)
-    params = {"odd": jnp.ones((41, 43)), "first": jnp.ones((64, 35))}
-    state = init_state(jax.random.key(0), params, optimizer=optax.sgd(1.0), negatives=no_negatives())
+    state = state_of({"odd": jnp.ones((41, 43)), "first": jnp.ones((64, 35))})
     specs = jax.tree.map(lambda sharding: sharding.spec, placement.state_shardings(state).params)
     assert specs == {"odd": PartitionSpec(), "first": PartitionSpec(SHARDS)}
 
 
 def test_the_original_state_survives_the_donation_of_its_copy():
-    state = init_state(jax.random.key(0), jnp.ones(3), optimizer=optax.adam(1.0), negatives=no_negatives())
+    state = state_of(jnp.ones(3))
     placed = make_placement(2).place_state(state)
     jax.jit(lambda state: jax.tree.map(lambda leaf: leaf, state), donate_argnums=0)(placed)
     np.testing.assert_array_equal(state.params, np.ones(3))
@@ -283,15 +322,11 @@ def test_what_cannot_be_split_is_named():
     placement = make_placement(8)
     with pytest.raises(ValueError, match=r"batch has a leaf of shape \(12, 2\).*8 devices.*num_strata=8"):
         jax.eval_shape(placement.shard_batch, jnp.ones((12, 2)))
-    state = init_state(
-        jax.random.key(0),
-        jnp.ones(2),
-        optimizer=optax.sgd(1.0),
-        negatives=no_negatives(),
-        streams=jnp.arange(12),
-    )
     with pytest.raises(ValueError, match=r"state.streams has a leaf of shape \(12,\)"):
-        placement.place_state(state)
+        placement.place_state(state_of(jnp.ones(2), streams=jnp.arange(12)))
+    buffer = SamplerState(buffer=jnp.zeros((12, 2)))
+    with pytest.raises(ValueError, match=r"state.sampler_state.buffer has a leaf of shape \(12, 2\)"):
+        placement.place_state(state_of(jnp.ones(2), sampler_state=buffer))
     with pytest.raises(ValueError, match="7 examples: at least 8 are needed"):
         placement.place_data(np.ones((7, 2)))
     with pytest.raises(ValueError, match="no examples"):

@@ -12,10 +12,10 @@ METRICS = {
     "loss": 1.2345678,
     "energy_gap": -0.5,
     "gradient_norm": 3.25,
-    "samples_per_second": 123456.0,
+    "updates_per_second": 123456.0,
     "accuracy": 0.75,
 }
-SHOWN = ("loss=1.235", "energy_gap=-0.5", "gradient_norm=3.25", "samples/second=1.235e+05")
+SHOWN = ("loss=1.235", "energy_gap=-0.5", "gradient_norm=3.25", "updates/second=1.235e+05")
 
 
 class Terminal(io.StringIO):

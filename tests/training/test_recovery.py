@@ -11,12 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxebm.objectives import contrastive_loss, persistent
+from jaxebm.data import Examples
+from jaxebm.objectives import Objective, contrastive_loss, ignore_label, persistent
 from jaxebm.samplers import UniformInitial, sgld
 from jaxebm.training import (
-    LADDER,
+    REMEDIES,
+    Checkpointing,
     Checkpoints,
     DivergenceError,
+    Learner,
     Monitor,
     Recovery,
     Remedy,
@@ -24,8 +27,7 @@ from jaxebm.training import (
     TrainingInterrupted,
     fit,
     init_health,
-    init_state,
-    make_train_step,
+    learner,
     open_run,
     remedies_in_force,
     roll_back,
@@ -39,7 +41,7 @@ pytestmark = [
 
 NONE, GRADIENT, BUFFER, OPTIMIZER, PARAMETER, AVERAGE, JUMP, RATE, RATE_FOR_A_WHILE = range(9)
 NUM_STEPS, DISPATCH = 160, 10
-SETTINGS = {"num_steps": NUM_STEPS, "steps_per_dispatch": DISPATCH, "checkpoint_every": 60}
+SETTINGS = {"num_steps": NUM_STEPS, "steps_per_dispatch": DISPATCH}
 RECOVERY = Recovery(snapshot_every=20, lookback=5, probation=90, monitor=Monitor(warmup=40))
 
 
@@ -61,26 +63,25 @@ NEGATIVES = persistent(
     partial(sgld, step_size=0.2), num_steps=2, num_chains=32, capacity=64,
     initial=UniformInitial(-3.0, 3.0, shape=(2,)),
 )  # fmt: skip
-OPTIMIZER_PARTS = {"optimizer": optax.adam(0.02), "negatives": NEGATIVES}
 
 
 def loss(params, rng_key, batch, samples):
+    """The contrast of the data; labels above 0 say that its gradient is to be poisoned."""
     del rng_key
-    x, hit = batch
-    return contrastive_loss(energy, poisoned(params, hit), x, samples.positions)
+    hit = jnp.any(batch.labels > 0)
+    return contrastive_loss(energy, poisoned(params, hit), batch.x_data, samples.positions)
 
 
-HEALTHY = make_train_step(
-    energy=lambda params, x, label: energy(params, x),
-    loss=loss,
-    next_batch=lambda key, data, streams: ((data["x"], data["hit"]), streams),
-    start_of=lambda batch: (batch[0], jnp.zeros(len(batch[0]), jnp.int32)),
+HEALTHY = learner(
+    Objective(ignore_label(energy), loss),
+    optimizer=optax.adam(0.02),
+    negatives=NEGATIVES,
+    batch_size=32,  # all that there are
     ema_decay=0.9,
-    **OPTIMIZER_PARTS,
 )
 
 
-def faulty(state, data):
+def faulty_step(state, data):
     """An update into which the data put a fault: of which kind, when, and in how many lives."""
     once = (state.step == data["at"]) & (state.health.recoveries < data["lives"])
     late = (state.step >= data["at"]) & (data["kind"] == RATE)
@@ -93,21 +94,28 @@ def faulty(state, data):
     def where(condition, value, tree):
         return jax.tree.map(lambda leaf: jnp.where(condition, jnp.asarray(value, leaf.dtype), leaf), tree)
 
-    positions = state.memory.positions
+    buffer = state.sampler_state.buffer
+    broken = buffer.positions.at[7, 1].set(jnp.where(hit(BUFFER), jnp.inf, buffer.positions[7, 1]))
     state = state._replace(
         params=where(hit(PARAMETER), jnp.nan, state.params),
         ema_params=where(hit(AVERAGE), jnp.inf, state.ema_params),
         optimizer_state=where(hit(OPTIMIZER), 0, state.optimizer_state),
-        memory=state.memory._replace(
-            positions=positions.at[7, 1].set(jnp.where(hit(BUFFER), jnp.inf, positions[7, 1]))
-        ),
+        sampler_state=state.sampler_state._replace(buffer=buffer._replace(positions=broken)),
     )
     x = data["x"] + 40.0 * (hit(JUMP) | too_fast)
-    return HEALTHY(state, {"x": x, "hit": hit(GRADIENT)})
+    return HEALTHY.step(state, Examples(x, jnp.full(32, hit(GRADIENT), jnp.int32)))
 
 
-def make_state(seed=3):
-    return jax.jit(lambda: init_state(jax.random.key(seed), jnp.zeros(2), **OPTIMIZER_PARTS))()
+def faulty_state(rng_key, params, data):
+    return HEALTHY.init(rng_key, params, (data["x"], jnp.zeros(32, jnp.int32)))
+
+
+# A learner of one's own, of data of its own kind.
+FAULTY = Learner(faulty_state, faulty_step)
+
+
+def make_state():
+    return FAULTY.init(jax.random.key(3), jnp.zeros(2), data())
 
 
 def data(kind=NONE, at=0, lives=1):
@@ -115,8 +123,17 @@ def data(kind=NONE, at=0, lives=1):
     return {"x": x, "kind": jnp.array(kind), "at": jnp.array(at), "lives": jnp.array(lives)}
 
 
-def train(kind=NONE, at=0, lives=1, recovery=RECOVERY, **options):
-    return fit(faulty, make_state(), data(kind, at, lives), recovery=recovery, **(SETTINGS | options))
+def train(kind=NONE, at=0, lives=1, recovery=RECOVERY, run=None, **options):
+    return fit(
+        jax.random.key(3),
+        FAULTY,
+        jnp.zeros(2),
+        data(kind, at, lives),
+        recovery=recovery,
+        checkpointing=Checkpointing(run, every=60) if run is not None else None,
+        **SETTINGS,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +146,7 @@ class TestFaults:
         ("kind", "fault"),
         [
             (GRADIENT, "metrics"),
-            (BUFFER, "memory"),
+            (BUFFER, "chains"),
             (OPTIMIZER, "optimizer_lost"),
             (PARAMETER, "metrics"),
             (JUMP, "energy_gap"),
@@ -164,7 +181,9 @@ class TestFaults:
         assert without[0] == without[1]
 
     def test_without_recovery_the_first_non_finite_number_ends_the_run(self):
-        with pytest.raises(DivergenceError, match=r"step 74: .*not finite \(gradient_norm=nan.*--energy-l2"):
+        with pytest.raises(
+            DivergenceError, match=r"step 74: .*not finite \(gradient_norm=nan.*energy_l2=0.1"
+        ):
             train(GRADIENT, 73, recovery=None)
         # What is finite is nobody's business then.
         assert int(train(JUMP, 73, recovery=None).state.step) == NUM_STEPS
@@ -174,14 +193,14 @@ def bits_differ(a, b):
     return np.asarray(a).tobytes() != np.asarray(b).tobytes()
 
 
-class TestLadder:
+class TestRemedies:
     def test_remedies_come_in_force_one_after_another_and_stay(self):
         """Updates beyond 80 fail until the rate has been quartered; the run ends before any is lifted."""
         made = []
 
         def remake(remedy):
             made.append(remedy)
-            return faulty
+            return FAULTY
 
         recovery = Recovery(**(vars(RECOVERY) | {"remake": remake}))
         result = train(RATE, 80, recovery=recovery)
@@ -191,7 +210,7 @@ class TestLadder:
         assert [record["in_force"] for record in result.recoveries][-1] == (
             "more, smaller steps; smaller rate; energy-L2; smaller rate"
         )
-        assert made == [remedies_in_force(LADDER, rung) for rung in (1, 2, 3, 4)]
+        assert made == [remedies_in_force(REMEDIES, count) for count in (1, 2, 3, 4)]
         assert made[-1][1:] == (2, 0.25, 0.1)
         # Each further back, as far as there are snapshots.
         assert [record["back_to"] for record in result.recoveries] == [60, 40, 40, 40, 40]
@@ -199,12 +218,19 @@ class TestLadder:
         assert int(result.state.step) == NUM_STEPS
 
     def test_without_a_way_to_make_the_step_anew_only_rates_fall(self):
-        result = train(RATE, 80)
+        heard = []
+        result = train(RATE, 80, on_metrics=heard.append)
         assert [record["remedy"] for record in result.recoveries] == [
             "fresh noise", "smaller rate", "smaller rate",
         ]  # fmt: skip
+        # Records of what was undone are in the history no longer, but were heard when they were made.
+        back = [record["back_to"] for record in result.recoveries]
+        steps = [record["step"] for record in result.history]
+        assert steps == list(range(DISPATCH, NUM_STEPS + 1, DISPATCH))
+        undone = [step for start in back for step in range(start + DISPATCH, 81, DISPATCH)]
+        assert sorted(record["step"] for record in heard) == sorted(steps + undone)
 
-    def test_an_exhausted_ladder_ends_the_run_with_a_diagnosis(self, tmp_path):
+    def test_when_nothing_is_left_to_try_the_run_ends_with_a_diagnosis(self, tmp_path):
         run = open_run(tmp_path, {})
         with pytest.raises(DivergenceError) as caught:
             train(BUFFER, 80, lives=100, run=run)
@@ -235,7 +261,7 @@ class TestLadder:
             result = train(RATE_FOR_A_WHILE, 80, recovery=recovery)
         assert [record["remedy"] for record in result.recoveries][-1] == "smaller rate"
         assert float(result.state.health.learning_rate_factor) == 1.0
-        assert int(result.state.health.rung) == 0
+        assert int(result.state.health.remedies) == 0
         assert int(result.state.step) == NUM_STEPS
 
 
@@ -303,6 +329,7 @@ class TestRuns:
             result = train(BUFFER, 100, run=run, recovery=RECOVERY)
         assert tuple(run.read_recoveries()) == result.recoveries
         records = run.read_metrics()
+        assert tuple(records) == result.history  # what was undone is in neither
         assert [record["step"] for record in records] == list(range(DISPATCH, NUM_STEPS + 1, DISPATCH))
         assert [record["recoveries"] for record in records] == [0] * 8 + [1] * 8
         assert all(np.isfinite(list(record.values())).all() for record in records)
@@ -352,7 +379,7 @@ class TestRuns:
         ({"lookback": -1}, "lookback"),
         ({"keep_on": "disk"}, "keep_on"),
         ({"monitor": Monitor(deviations=0.0)}, "deviations"),
-        ({"ladder": (Remedy("none", learning_rate_factor=0.0),)}, "learning_rate_factor"),
+        ({"remedies": (Remedy("none", learning_rate_factor=0.0),)}, "learning_rate_factor"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_runs(settings, named):

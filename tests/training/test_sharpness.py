@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxebm.objectives import no_negatives
-from jaxebm.training import Sharpness, ascend, compile_steps, init_state, make_train_step
+from jaxebm.objectives import Objective
+from jaxebm.training import Sharpness, ascend, compile_steps, learner
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -142,31 +142,29 @@ def test_bad_input_is_refused(arguments, named):
 # --- in the step ---
 
 
-def step_of(loss, optimizer, sharpness, next_batch=lambda key, data, streams: (data, streams)):
-    return make_train_step(
-        energy=lambda params, x, label: jnp.zeros(()),
-        loss=loss,
-        optimizer=optimizer,
-        negatives=no_negatives(),
-        next_batch=next_batch,
-        sharpness=sharpness,
-    )
+NO_DATA = np.zeros((1, 1), np.float32)
 
 
-def state_of(params, optimizer):
-    params = jax.tree.map(jnp.copy, params)  # the step consumes its state
-    return init_state(jax.random.key(0), params, optimizer=optimizer, negatives=no_negatives())
+def learner_of(loss, optimizer, sharpness, batch_size=1):
+    objective = Objective(lambda params, x, label: jnp.zeros(()), loss)
+    return learner(objective, optimizer=optimizer, batch_size=batch_size, sharpness=sharpness)
+
+
+def updated(learn, params, data=NO_DATA, num_updates=1):
+    state = learn.init(jax.random.key(0), params, data)
+    return compile_steps(learn.step, num_updates)(state, learn.place(data))
 
 
 def test_an_update_on_a_quadratic_follows_its_closed_form():
     curvature, start, rho, rate = np.array([1.0, 10.0]), np.array([2.0, -1.0]), 0.4, 0.05
 
     def loss(params, key, batch, negatives):
-        return 0.5 * jnp.sum(batch * params**2), {"at": params[0]}
+        return 0.5 * jnp.sum(batch.x_data[0] * params**2), {"at": params[0]}
 
-    optimizer = optax.sgd(rate)
-    steps = compile_steps(step_of(loss, optimizer, Sharpness(rho)), 1)
-    state, metrics = steps(state_of(jnp.asarray(start, jnp.float32), optimizer), jnp.asarray(curvature))
+    learn = learner_of(loss, optax.sgd(rate), Sharpness(rho))
+    state, metrics = updated(
+        learn, jnp.asarray(start, jnp.float32), jnp.asarray(curvature[None], jnp.float32)
+    )
     gradient = curvature * start
     ascended = start + rho * gradient / np.linalg.norm(gradient)
     np.testing.assert_allclose(state.params, start - rate * curvature * ascended, rtol=1e-5)
@@ -185,18 +183,17 @@ def test_updates_are_those_of_optax(optimizer):
         x, y = batch
         return jnp.mean((network(params, x) - y) ** 2)
 
-    def next_batch(key, data, streams):
-        return jax.tree.map(lambda leaf: jax.random.choice(key, leaf, (4,)), data), streams
+    def draw(key, batch_size):
+        return jax.tree.map(lambda leaf: jax.random.choice(key, leaf, (batch_size,)), (X, Y))
 
-    step = step_of(
-        lambda params, key, batch, negatives: (loss_of(params, batch), {}),
+    learn = learner_of(
+        lambda params, key, batch, negatives: (loss_of(params, batch.x_data), {}),
         optimizer,
         Sharpness(rho),
-        next_batch,
+        batch_size=4,
     )
-    state = state_of(PARAMS, optimizer)
-    rng_key = jnp.copy(state.rng_key)
-    state, _ = compile_steps(step, num_updates)(state, (X, Y))
+    rng_key = learn.init(jax.random.key(0), PARAMS, draw).rng_key
+    state, _ = updated(learn, PARAMS, draw, num_updates)
 
     adversary = optax.chain(optax.contrib.normalize(), optax.sgd(rho))
     sam = optax.contrib.sam(optimizer, adversary, sync_period=2, opaque_mode=True)
@@ -204,7 +201,7 @@ def test_updates_are_those_of_optax(optimizer):
     @jax.jit
     def update(params, sam_state, index):
         key_batch = jax.random.split(jax.random.fold_in(rng_key, index), 3)[0]
-        batch, _ = next_batch(key_batch, (X, Y), ())
+        batch = draw(key_batch, 4)
         updates, sam_state = sam.update(
             jax.grad(loss_of)(params, batch),
             sam_state,
@@ -223,9 +220,7 @@ def test_both_evaluations_have_the_same_key():
     def loss(params, key, batch, negatives):
         return jnp.sum(params) + jax.random.normal(key), {}
 
-    optimizer = optax.sgd(0.1)
-    steps = compile_steps(step_of(loss, optimizer, Sharpness(0.5)), 3)
-    _, metrics = steps(state_of(jnp.ones(4), optimizer), X)
+    _, metrics = updated(learner_of(loss, optax.sgd(0.1), Sharpness(0.5)), jnp.ones(4), num_updates=3)
     np.testing.assert_allclose(metrics["sharpness"], 0.5 * 2.0, rtol=1e-5)  # rho |g|: no noise is left
 
 
@@ -233,15 +228,14 @@ def test_without_it_the_step_is_as_it_was():
     def loss(params, key, batch, negatives):
         return jnp.sum(params**2), {}
 
-    optimizer = optax.sgd(0.1)
-    state, metrics = compile_steps(step_of(loss, optimizer, None), 1)(state_of(jnp.ones(2), optimizer), X)
+    state, metrics = updated(learner_of(loss, optax.sgd(0.1), None), jnp.ones(2))
     assert "sharpness" not in metrics
     np.testing.assert_allclose(state.params, [0.8, 0.8], rtol=1e-6)
 
 
 def test_a_bad_radius_is_refused_at_once():
     with pytest.raises(ValueError, match=r"sharpness\.rho=-0.1"):
-        step_of(lambda *_: (jnp.zeros(()), {}), optax.sgd(0.1), Sharpness(-0.1, adaptive=True))
+        learner_of(lambda *_: (jnp.zeros(()), {}), optax.sgd(0.1), Sharpness(-0.1, adaptive=True))
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -249,9 +243,7 @@ def test_the_flag_reaches_the_ascent(adaptive):
     def loss(params, key, batch, negatives):
         return squared_error(params), {}
 
-    optimizer = optax.sgd(0.1)
-    steps = compile_steps(step_of(loss, optimizer, Sharpness(0.3, adaptive)), 1)
-    state, _ = steps(state_of(PARAMS, optimizer), X)
+    state, _ = updated(learner_of(loss, optax.sgd(0.1), Sharpness(0.3, adaptive)), PARAMS)
     ascended = ascend(PARAMS, GRADIENT, 0.3, adaptive=adaptive)
     wanted = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, PARAMS, jax.grad(squared_error)(ascended))
     chex.assert_trees_all_close(state.params, wanted, rtol=1e-5, atol=1e-6)

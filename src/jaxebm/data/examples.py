@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.data.images import Split
 from jaxebm.types import Array, Position
 
 __all__ = ["Examples", "Sampler", "as_examples"]
 
 Sampler: TypeAlias = Callable[[Array, int], Position]
-"""``(rng_key, batch_size) -> x``: a batch drawn anew, where data have no end."""
+"""``(rng_key, batch_size) -> x`` or ``-> (x, labels)``: a batch drawn anew, where data have no end."""
 
 
 class Examples(NamedTuple):
@@ -44,8 +45,9 @@ def as_examples(data: Any) -> Examples:
     """Reads what a user hands over as training data.
 
     - `Examples`: taken as it is;
-    - a function ``(rng_key, batch_size) -> x``: examples drawn anew for every batch;
-    - a plain tuple ``(x, labels)`` whose second member is an integer vector of one label an example;
+    - a function ``(rng_key, batch_size) -> x`` or ``-> (x, labels)``: examples drawn anew for every batch;
+    - a plain tuple ``(x, labels)`` whose second member is an integer vector of one label an example, or a
+      `jaxebm.data.Split`;
     - anything else: ``x`` itself, a pytree of arrays with one leading axis. For a pytree that would be taken
       for ``(x, labels)``, give ``Examples(x)``.
 
@@ -99,7 +101,14 @@ def _kind(leaf: Any) -> str:
     return f"{jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)).name}{np.shape(leaf)[1:]}"
 
 
+def split_labels(drawn: Any) -> tuple[Any, Any]:
+    """Returns ``(x, labels)`` of what a `Sampler` drew; labels are None where it drew ``x`` alone."""
+    return (drawn[0], drawn[1]) if _is_labelled(drawn) else (drawn, None)
+
+
 def _is_labelled(data: Any) -> bool:
+    if isinstance(data, Split):
+        return True
     if type(data) not in (tuple, list) or len(data) != 2:
         return False
     labels = data[1]

@@ -64,7 +64,9 @@ class _MarginalEnergy:
 
 
 @dataclass(frozen=True)
-class _JointEnergy:
+class JointEnergy:
+    """E(x, y) = -f(x)[y] of logits f; made by `joint_energy`."""
+
     logits: LogitsFn
 
     def __call__(self, params: Params, x: Position, y: Array, /) -> Array:
@@ -141,7 +143,7 @@ def joint_energy(logits: LogitsFn) -> JointEnergyFn:
     Reference:
       Grathwohl et al. (2020), equation 5.
     """
-    return _JointEnergy(logits)
+    return JointEnergy(logits)
 
 
 def complement_energy(logits: LogitsFn) -> JointEnergyFn:

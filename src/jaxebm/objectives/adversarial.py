@@ -5,8 +5,7 @@ import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.energies.classifier import log_class_probability
-from jaxebm.samplers.chains import run_chain
-from jaxebm.samplers.descent import DescentNorm, project_to_ball, steepest_descent
+from jaxebm.samplers.descent import DescentNorm, projected_gradient_descent
 from jaxebm.types import Array, LogitsFn, Params
 
 __all__ = ["adversarial_examples"]
@@ -70,26 +69,29 @@ def adversarial_examples(
         raise ValueError(
             f"labels has shape {jnp.shape(labels)}: {jnp.shape(x)[:1]} is needed, one for each x."
         )
-    # A radius of 0 would make steps of length 0, which the kernel refuses; the projection undoes any step.
+    # A radius of 0 would make steps of length 0, which are refused; the projection undoes any step.
     length = jnp.maximum(2.0 * radius / num_steps, 1e-12) if step_size is None else step_size
     params = jax.lax.stop_gradient(params)
     log_probability = log_class_probability(logits)
 
     def attack(key: Array, center: Array, label: Array) -> Array:
         key_start, key_chain = jax.random.split(key)
-        kernel = steepest_descent(
-            # Descending log p(y|x) ascends the loss.
-            lambda moved: log_probability(params, moved)[label],
-            *(length, norm),
-            state_clamp=state_clamp,
+
+        def target(position: Array) -> Array:  # descending log p(y|x) ascends the loss
+            return log_probability(params, position)[label]
+
+        noise = radius * jax.random.uniform(key_start, center.shape, center.dtype, -1.0, 1.0)
+        return projected_gradient_descent(
+            key_chain,
+            lambda index: target,
+            jnp.arange(num_steps),
+            center + noise,
+            step_size=length,
+            norm=norm,
             center=center,
             radius=radius,
+            state_clamp=state_clamp,
         )
-        noise = radius * jax.random.uniform(key_start, center.shape, center.dtype, -1.0, 1.0)
-        start = project_to_ball(center + noise, center, radius, norm)
-        if state_clamp is not None:
-            start = jnp.clip(start, *state_clamp)
-        return run_chain(key_chain, kernel, start, num_steps)[0].position
 
     keys = jax.random.split(rng_key, x.shape[0])
     return jax.lax.stop_gradient(jax.vmap(attack)(keys, x, labels))

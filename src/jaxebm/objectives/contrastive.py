@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxebm import checks
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, Metrics, Params, Position
 
-__all__ = ["EnergyObjective", "batch_energy", "binary_energy_loss", "contrastive_loss"]
+__all__ = ["Contrast", "batch_energy", "binary_energy_loss", "contrastive_loss"]
 
-EnergyObjective: TypeAlias = Literal["likelihood", "binary"]
+Contrast: TypeAlias = Literal["likelihood", "binary"]
 """How the energies of data and of samples are compared: `contrastive_loss` or `binary_energy_loss`."""
 
 
@@ -70,18 +70,18 @@ def energies_of_both(
     return batch_energy(energy, params, x_data), batch_energy(energy, params, jax.lax.stop_gradient(x_model))
 
 
-def check_objective(name: str, objective: EnergyObjective) -> None:
-    """Raises ``ValueError`` unless it is one of `EnergyObjective`."""
-    if objective not in get_args(EnergyObjective):
-        raise ValueError(f"{name}={objective!r}: {name} must be one of {get_args(EnergyObjective)}.")
+def check_contrast(contrast: Contrast) -> None:
+    """Raises ``ValueError`` unless it is one of `Contrast`."""
+    if contrast not in get_args(Contrast):
+        raise ValueError(f"contrast={contrast!r}: contrast must be one of {get_args(Contrast)}.")
 
 
-def contrast(energy_data: Array, energy_model: Array, objective: EnergyObjective) -> tuple[Array, Metrics]:
+def compare(energy_data: Array, energy_model: Array, contrast: Contrast) -> tuple[Array, Metrics]:
     """How well energies tell data from samples, less being better, and the metrics that tell of it."""
     mean_data, mean_model = jnp.mean(energy_data), jnp.mean(energy_model)
     gap = mean_data - mean_model
     metrics = {"energy_data": mean_data, "energy_model": mean_model, "energy_gap": gap}
-    if objective == "likelihood":
+    if contrast == "likelihood":
         return gap, metrics
     # -log sigmoid(-E) = softplus(E), and -log(1 - sigmoid(-E)) = softplus(-E).
     cross_entropy = jnp.mean(jax.nn.softplus(energy_data)) + jnp.mean(jax.nn.softplus(-energy_model))
@@ -192,9 +192,9 @@ def _energy_loss(
     x_data: Position,
     x_model: Position,
     energy_l2: float | Array,
-    objective: EnergyObjective,
+    contrast: Contrast,
 ) -> tuple[Array, Metrics]:
     checks.non_negative("energy_l2", energy_l2)
     both = energies_of_both(energy, params, x_data, x_model)
-    loss, metrics = contrast(*both, objective)
+    loss, metrics = compare(*both, contrast)
     return loss + energy_l2 * mean_squares(*both), metrics

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxebm import checks
 from jaxebm.energies.classifier import marginal_energy
 from jaxebm.objectives.contrastive import (
-    EnergyObjective,
-    check_objective,
+    Contrast,
+    check_contrast,
     check_same_example_shape,
-    contrast,
+    compare,
     energies_of_both,
     mean_squares,
 )
@@ -49,6 +49,11 @@ def _of_labels(values: Array, name: str, labels: Array) -> Array:
 
     # Row by row: with the rows' own numbers among the indices, devices that share a batch would exchange it.
     return jax.vmap(entry)(values, labels)
+
+
+def may_learn(*weights: float | Array) -> bool:
+    """Whether any weight may differ from 0; a traced one cannot be looked at."""
+    return any(checks.is_traced(weight) or float(weight) != 0 for weight in weights)
 
 
 def _cross_entropy(values: Array, labels: Array, label_smoothing: float | Array) -> tuple[Array, Metrics]:
@@ -107,7 +112,7 @@ def joint_loss(
     p_xy_weight: float = 0.0,
     energy_l2: float | Array = 0.0,
     label_smoothing: float | Array = 0.0,
-    p_x_objective: EnergyObjective = "likelihood",
+    contrast: Contrast = "likelihood",
 ) -> tuple[Array, Metrics]:
     """JEM's objective, a weighted sum of three log-likelihoods.
 
@@ -116,7 +121,7 @@ def joint_loss(
          + w_xy [mean E(x_l, y_l) - mean E(x', y')]       with E(x, y) = -f(x)[y]
          + alpha [mean E^2 over data + mean E^2 over samples]    of each bracket in use
 
-    With ``p_x_objective="binary"`` the two brackets become mean softplus(E) over the data + mean softplus(-E)
+    With ``contrast="binary"`` the two brackets become mean softplus(E) over the data + mean softplus(-E)
     over the samples, as in `jaxebm.objectives.binary_energy_loss` (dual adversarial training).
 
     Labelled and unlabelled batches come apart, so that semi-supervised learning is the same call with more
@@ -135,7 +140,7 @@ def joint_loss(
       p_xy_weight: w_xy >= 0, a number known before tracing.
       energy_l2: alpha >= 0, for E(x, y) where w_xy is not 0, and for E(x) unless w_x is 0 and w_xy is not.
       label_smoothing: for the cross-entropy only.
-      p_x_objective: ``"likelihood"`` or ``"binary"``, how data are told from samples in both terms.
+      contrast: ``"likelihood"`` or ``"binary"``, how data are told from samples in both terms.
 
     Returns:
       ``(loss, metrics)``: ``cross_entropy``, ``train_accuracy``, ``energy_data``, ``energy_model``,
@@ -146,7 +151,7 @@ def joint_loss(
       TypeError: for images that are not floating-point, labels that are not integer or a traced
         ``p_xy_weight``.
       ValueError: for labels out of range, batches that do not fit together, negative weights, all weights
-        zero, ``p_xy_weight`` without ``labels_model``, or an unknown ``p_x_objective``.
+        zero, ``p_xy_weight`` without ``labels_model``, or an unknown ``contrast``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -160,13 +165,13 @@ def joint_loss(
       Grathwohl et al. 2020 (arXiv 1912.03263), equations 5 to 7 and algorithm 1; Yin et al. 2025 (arXiv
       2510.13872) for ``"binary"``.
     """
-    check_objective("p_x_objective", p_x_objective)
+    check_contrast(contrast)
     weights = {"p_y_given_x_weight": p_y_given_x_weight, "p_x_weight": p_x_weight, "p_xy_weight": p_xy_weight}
     for name, weight in weights.items():
         checks.non_negative(name, weight)
     if checks.is_traced(p_xy_weight):
         raise TypeError("p_xy_weight is traced: it must be a number known before tracing, such as 1.0.")
-    if not any(checks.is_traced(weight) or float(weight) != 0 for weight in weights.values()):
+    if not may_learn(*weights.values()):
         raise ValueError("p_y_given_x_weight, p_x_weight and p_xy_weight are all 0: nothing would be learnt.")
     with_joint = float(p_xy_weight) != 0
     if with_joint and labels_model is None:
@@ -177,13 +182,20 @@ def joint_loss(
     check_same_example_shape("x_labelled", x_labelled, "x_data", x_data)
     _check_labels_shape("labels", labels, checks.batch_length("x_labelled", x_labelled), "x_labelled")
 
-    values = _batch_logits(logits, params, x_labelled)
-    cross_entropy, metrics = _cross_entropy(values, labels, label_smoothing)
-    both = energies_of_both(marginal_energy(logits), params, x_data, x_model)
-    p_x_loss, energy_metrics = contrast(*both, p_x_objective)
+    def learns(*weights: float | Array) -> Params:
+        """The parameters, but outside of any gradient where every weight is 0: only metrics are left then."""
+        return params if may_learn(*weights) else jax.lax.stop_gradient(params)
+
+    # A bracket of p(x, y) alone bounds its own energies: E(x) starts at -log K, which is no error.
+    bounds_marginal = not with_joint or may_learn(p_x_weight)
+    marginal_l2 = energy_l2 if bounds_marginal else 0.0
+    values = _batch_logits(logits, learns(p_y_given_x_weight, p_xy_weight), x_labelled)
+    classes = values if may_learn(p_y_given_x_weight) else jax.lax.stop_gradient(values)
+    cross_entropy, metrics = _cross_entropy(classes, labels, label_smoothing)
+    both = energies_of_both(marginal_energy(logits), learns(p_x_weight, marginal_l2), x_data, x_model)
+    p_x_loss, energy_metrics = compare(*both, contrast)
     loss = p_y_given_x_weight * cross_entropy + p_x_weight * p_x_loss
-    if not with_joint or checks.is_traced(p_x_weight) or float(p_x_weight) != 0:
-        # A bracket of p(x, y) alone bounds its own energies: E(x) starts at -log K, which is no error.
+    if bounds_marginal:
         loss += energy_l2 * mean_squares(*both)
     metrics |= energy_metrics
     if with_joint and labels_model is not None:
@@ -193,7 +205,7 @@ def joint_loss(
             -_of_labels(values, "labels", labels),
             -_of_labels(values_model, "labels_model", labels_model),
         )
-        p_xy_loss, joint_metrics = contrast(*both, p_x_objective)
+        p_xy_loss, joint_metrics = compare(*both, contrast)
         loss += p_xy_weight * p_xy_loss + energy_l2 * mean_squares(*both)
         reported = ("energy_gap", "binary_cross_entropy")
         metrics |= {f"joint_{name}": joint_metrics[name] for name in reported if name in joint_metrics}

@@ -1,11 +1,11 @@
 """Where the model's samples come from during training: data, noise, or a buffer of persistent chains.
 
 Each constructor returns a `NegativeSampler`, two pure functions in the shape of an Optax transformation:
-``init`` makes the memory that lives in the training state, ``draw`` returns samples and the new memory.
+``init`` makes the state that lives in the training state, ``draw`` returns samples and the new state. Where
+chains start is part of that state, so its arrays are arguments of the compiled program and not constants.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -14,14 +14,16 @@ from jax.sharding import NamedSharding
 
 from jaxebm import checks
 from jaxebm.objectives.labelled_chains import map_chains, run_labelled_chains
-from jaxebm.samplers.initial import Initial
-from jaxebm.samplers.replay import BufferDraw, check_strata, draw, init_buffer, write
+from jaxebm.samplers.initial import Initial, uniform_like
+from jaxebm.samplers.replay import BufferDraw, ReplayBuffer, check_strata, draw, init_buffer, write
 from jaxebm.types import Array, JointEnergyFn, MakeKernel, Params, Position
 
 __all__ = [
     "Augment",
     "NegativeSampler",
     "Negatives",
+    "SamplerState",
+    "chains_of",
     "contrastive_divergence",
     "no_negatives",
     "persistent",
@@ -49,18 +51,53 @@ class Negatives(NamedTuple):
     displacement: Array | None = None
 
 
+class SamplerState(NamedTuple):
+    """What a negative sampler keeps from one update to the next.
+
+    Attributes:
+      buffer: the persistent chains, or None where chains do not outlive an update.
+      initial: the initial distribution, a pytree of arrays that no update changes; None where no chain starts
+        from one.
+    """
+
+    buffer: ReplayBuffer | None = None
+    initial: Initial | None = None
+
+
 class NegativeSampler(NamedTuple):
     """How negatives are drawn.
 
     Attributes:
-      init: ``(rng_key) -> memory``, any pytree of arrays.
-      draw: ``(rng_key, energy, params, x_data, labels, memory) -> (Negatives, memory)``, where
+      init: ``(rng_key, example) -> sampler_state``, any pytree of arrays; the example is one x, of which only
+        the shapes matter.
+      draw: ``(rng_key, energy, params, x_data, labels, sampler_state) -> (Negatives, sampler_state)``, where
         ``energy(params, x, label)`` may ignore the label (marginal chains) or use it (class-conditional
         chains).
+      num_classes: the classes that its chains belong to, 0 to one less; None where they take those of the
+        batch.
     """
 
-    init: Callable[[Array], Any]
+    init: Callable[[Array, Position], Any]
     draw: Callable[..., tuple[Negatives, Any]]
+    num_classes: int | None = None
+
+
+def chains_of(sampler_state: Any) -> Any:
+    """Returns the part of a sampler's state that updates change: the buffer of a `SamplerState`.
+
+    Example:
+      >>> chains_of(SamplerState(buffer=None)) is None
+      True
+    """
+    return sampler_state.buffer if isinstance(sampler_state, SamplerState) else sampler_state
+
+
+def _starts(initial: Initial | None, example: Position) -> Initial:
+    """The initial distribution as a pytree of arrays; uniform noise on [-1, 1) by default."""
+    initial = uniform_like(example) if initial is None else initial
+    if jax.tree_util.all_leaves([initial]):  # a plain function: it passes through jit without arrays
+        return jax.tree_util.Partial(initial)
+    return jax.tree.map(jnp.asarray, initial)
 
 
 def _displacement(start: Position, end: Position) -> Array:
@@ -76,15 +113,20 @@ def _displacement(start: Position, end: Position) -> Array:
     return jnp.sqrt(sum(totals, start=jnp.zeros(())) / sum(sizes))
 
 
-def _no_memory(rng_key: Array) -> tuple[()]:
-    del rng_key
-    return ()
+def _no_state(rng_key: Array, example: Position) -> SamplerState:
+    del rng_key, example
+    return SamplerState()
+
+
+# Compiled by itself, with the initial distribution as an argument: as a constant of a larger program, that of
+# JEM++ on CIFAR-10 (377 MB) takes most of a minute to compile.
+_init_buffer = jax.jit(init_buffer, static_argnames=("capacity", "num_classes", "num_strata"))
 
 
 def contrastive_divergence(
     make_kernel: MakeKernel, *, num_steps: int, sharding: NamedSharding | None = None
 ) -> NegativeSampler:
-    """CD-k: chains of k steps that start at the data of the batch; no memory.
+    """CD-k: chains of k steps that start at the data of the batch; no state.
 
     Args:
       make_kernel: binds a kernel to a target, ``partial(sgld, step_size=...)``.
@@ -100,8 +142,13 @@ def contrastive_divergence(
     Example:
       >>> from functools import partial
       >>> from jaxebm.samplers.langevin import sgld
-      >>> contrastive_divergence(partial(sgld, step_size=0.01), num_steps=1).init(jax.random.key(0))
-      ()
+      >>> sampler = contrastive_divergence(partial(sgld, step_size=0.5), num_steps=1)
+      >>> energy = lambda params, x, label: 0.5 * jnp.sum(x**2)
+      >>> x_data = jnp.ones((4, 2))
+      >>> state = sampler.init(jax.random.key(0), x_data[0])
+      >>> negatives, state = sampler.draw(jax.random.key(1), energy, None, x_data, None, state)
+      >>> negatives.positions.shape
+      (4, 2)
 
     Reference:
       Hinton 2002, "Training products of experts by minimizing contrastive divergence".
@@ -114,39 +161,39 @@ def contrastive_divergence(
         params: Params,
         x_data: Position,
         labels: Array | None,
-        memory: Any,
+        sampler_state: Any,
     ) -> tuple[Negatives, Any]:
         if x_data is None:
             raise ValueError(
-                "x_data is None: contrastive divergence starts its chains at the data of the batch; "
-                "give make_train_step a start_of that returns them."
+                "x_data is None: contrastive divergence starts its chains at the data of the batch."
             )
         if labels is None:
             labels = jnp.zeros(checks.batch_length("x_data", x_data), jnp.int32)
         positions = run_labelled_chains(
             rng_key, make_kernel, energy, params, x_data, labels, num_steps, sharding
         )
-        return Negatives(positions, labels, _displacement(x_data, positions)), memory
+        return Negatives(positions, labels, _displacement(x_data, positions)), sampler_state
 
-    return NegativeSampler(_no_memory, sample)
+    return NegativeSampler(_no_state, sample)
 
 
 def short_run(
     make_kernel: MakeKernel,
     *,
     num_steps: int,
-    initial: Initial,
     num_chains: int,
+    initial: Initial | None = None,
     num_classes: int = 1,
     sharding: NamedSharding | None = None,
 ) -> NegativeSampler:
-    """Short-run negatives: every chain starts anew from ``initial``; no memory.
+    """Short-run negatives: every chain starts anew from ``initial``.
 
     Args:
       make_kernel: binds a kernel to a target.
       num_steps: kernel steps.
-      initial: ``(rng_key, label) -> position``.
       num_chains: negatives a draw.
+      initial: ``(rng_key, label) -> position``; None takes uniform noise on [-1, 1) in the shape of an
+        example (`jaxebm.samplers.uniform_like`).
       num_classes: chain i belongs to class i modulo this number.
       sharding: how the chains are split over devices, ``jaxebm.training.Placement.split``; None for one.
 
@@ -160,11 +207,10 @@ def short_run(
       >>> from functools import partial
       >>> import jax, jax.numpy as jnp
       >>> from jaxebm.samplers.langevin import sgld
-      >>> from jaxebm.samplers.initial import UniformInitial
-      >>> sampler = short_run(partial(sgld, step_size=0.1), num_steps=5,
-      ...                     initial=UniformInitial(-1.0, 1.0, (2,)), num_chains=8)
+      >>> sampler = short_run(partial(sgld, step_size=0.1), num_steps=5, num_chains=8)
       >>> energy = lambda params, x, y: 0.5 * jnp.sum(x**2)
-      >>> negatives, _ = sampler.draw(jax.random.key(0), energy, None, None, None, ())
+      >>> state = sampler.init(jax.random.key(0), jnp.zeros(2))
+      >>> negatives, state = sampler.draw(jax.random.key(1), energy, None, None, None, state)
       >>> negatives.positions.shape
       (8, 2)
 
@@ -180,26 +226,30 @@ def short_run(
         params: Params,
         x_data: Position,
         labels: Array | None,
-        memory: Any,
+        sampler_state: Any,
     ) -> tuple[Negatives, Any]:
         del x_data, labels
         key_start, key_chain = jax.random.split(rng_key)
         chain_labels = jnp.arange(num_chains, dtype=jnp.int32) % num_classes
-        start = jax.vmap(initial)(jax.random.split(key_start, num_chains), chain_labels)
+        start = jax.vmap(sampler_state.initial)(jax.random.split(key_start, num_chains), chain_labels)
         positions = run_labelled_chains(
             key_chain, make_kernel, energy, params, start, chain_labels, num_steps, sharding
         )
-        return Negatives(positions, chain_labels, _displacement(start, positions)), memory
+        return Negatives(positions, chain_labels, _displacement(start, positions)), sampler_state
 
-    return NegativeSampler(_no_memory, sample)
+    def init(rng_key: Array, example: Position) -> SamplerState:
+        del rng_key
+        return SamplerState(initial=_starts(initial, example))
+
+    return NegativeSampler(init, sample, num_classes)
 
 
 def persistent(
     make_kernel: MakeKernel,
     *,
     num_steps: int,
-    initial: Initial,
     num_chains: int,
+    initial: Initial | None = None,
     capacity: int = 10_000,
     restart_probability: float = 0.05,
     num_classes: int = 1,
@@ -212,8 +262,9 @@ def persistent(
     Args:
       make_kernel: binds a kernel to a target.
       num_steps: kernel steps a draw.
-      initial: ``(rng_key, label) -> position``, for the first filling and for restarts.
       num_chains: negatives a draw; their slots are unique, and what was read from a slot goes back to it.
+      initial: ``(rng_key, label) -> position``, for the first filling and for restarts; None takes uniform
+        noise on [-1, 1) in the shape of an example (`jaxebm.samplers.uniform_like`).
       capacity: slots of the buffer, at least ``num_chains`` and a multiple of ``num_classes * num_strata``.
       restart_probability: chance that a drawn chain starts anew, in [0, 1].
       num_classes: slot i belongs to class i modulo this number.
@@ -227,7 +278,7 @@ def persistent(
         one device.
 
     Returns:
-      A sampler whose memory is a `ReplayBuffer`.
+      A sampler whose state is a `SamplerState` with a `ReplayBuffer`.
 
     Raises:
       ValueError: if a count is not an integer of at least 1, the buffer is smaller than ``num_chains``,
@@ -239,13 +290,11 @@ def persistent(
       >>> from functools import partial
       >>> import jax, jax.numpy as jnp
       >>> from jaxebm.samplers.langevin import sgld
-      >>> from jaxebm.samplers.initial import UniformInitial
-      >>> sampler = persistent(partial(sgld, step_size=0.1), num_steps=5, num_chains=8, capacity=100,
-      ...                      initial=UniformInitial(-1.0, 1.0, (2,)))
-      >>> buffer = sampler.init(jax.random.key(0))
+      >>> sampler = persistent(partial(sgld, step_size=0.1), num_steps=5, num_chains=8, capacity=100)
+      >>> state = sampler.init(jax.random.key(0), jnp.zeros(2))
       >>> energy = lambda params, x, y: 0.5 * jnp.sum(x**2)
-      >>> negatives, buffer = sampler.draw(jax.random.key(1), energy, None, None, None, buffer)
-      >>> negatives.positions.shape, int(jnp.sum(buffer.ages > 0))
+      >>> negatives, state = sampler.draw(jax.random.key(1), energy, None, None, None, state)
+      >>> negatives.positions.shape, int(jnp.sum(state.buffer.ages > 0))
       ((8, 2), 8)
 
     Reference:
@@ -275,14 +324,18 @@ def persistent(
         params: Params,
         x_data: Position,
         labels: Array | None,
-        memory: Any,
+        sampler_state: Any,
     ) -> tuple[Negatives, Any]:
         del x_data, labels
         # Another key would change the numbers of seeds that do not augment.
         keys = jax.random.split(rng_key) if augment is None else jax.random.split(rng_key, 3)
         key_draw, key_chain = keys[0], keys[1]
         drawn = draw(
-            *(key_draw, memory, num_chains, restart_probability, initial),
+            key_draw,
+            sampler_state.buffer,
+            num_chains,
+            restart_probability,
+            sampler_state.initial,
             num_strata=num_strata,
             sharding=sharding,
         )
@@ -292,12 +345,17 @@ def persistent(
             key_chain, make_kernel, energy, params, drawn.positions, drawn.labels, num_steps, sharding
         )
         samples = Negatives(positions, drawn.labels, _displacement(drawn.positions, positions))
-        return samples, write(memory, drawn, positions, num_steps, sharding=sharding)
+        buffer = write(sampler_state.buffer, drawn, positions, num_steps, sharding=sharding)
+        return samples, sampler_state._replace(buffer=buffer)
 
-    init = partial(
-        init_buffer, initial=initial, capacity=capacity, num_classes=num_classes, num_strata=num_strata
-    )
-    return NegativeSampler(init, sample)
+    def init(rng_key: Array, example: Position) -> SamplerState:
+        starts = _starts(initial, example)
+        buffer = _init_buffer(
+            rng_key, starts, capacity=capacity, num_classes=num_classes, num_strata=num_strata
+        )
+        return SamplerState(buffer, starts)
+
+    return NegativeSampler(init, sample, num_classes)
 
 
 def _augmented(
@@ -326,7 +384,7 @@ def no_negatives() -> NegativeSampler:
       A sampler whose negatives are ``Negatives(None, None)``.
 
     Example:
-      >>> no_negatives().draw(None, None, None, None, None, ())[0].positions is None
+      >>> no_negatives().draw(None, None, None, None, None, SamplerState())[0].positions is None
       True
     """
 
@@ -336,9 +394,9 @@ def no_negatives() -> NegativeSampler:
         params: Params,
         x_data: Position,
         labels: Array | None,
-        memory: Any,
+        sampler_state: Any,
     ) -> tuple[Negatives, Any]:
         del rng_key, energy, params, x_data, labels
-        return Negatives(None, None), memory
+        return Negatives(None, None), sampler_state
 
-    return NegativeSampler(_no_memory, sample)
+    return NegativeSampler(_no_state, sample)

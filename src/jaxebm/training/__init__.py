@@ -1,7 +1,15 @@
-"""State, the compiled step, and the loop that survives."""
+"""How training runs: the learner, its state, and the loop that survives."""
 
+from jaxebm.training.batches import AugmentExample, Streams
 from jaxebm.training.checkpoint import Checkpoints, CheckpointWriteError
-from jaxebm.training.dispatch import Dispatch, Memory, MonitoredSteps, Report, compile_monitored_steps
+from jaxebm.training.dispatch import (
+    DeviceMemory,
+    Dispatch,
+    MonitoredSteps,
+    Report,
+    compile_monitored_steps,
+    compile_steps,
+)
 from jaxebm.training.health import (
     FAULTS,
     DivergenceError,
@@ -12,7 +20,7 @@ from jaxebm.training.health import (
     measure_chains,
     name_faults,
 )
-from jaxebm.training.loop import FitResult, Observe, TrainingInterrupted, fit
+from jaxebm.training.loop import fit
 from jaxebm.training.manifest import (
     CheckpointCorruptError,
     CheckpointMismatchError,
@@ -30,7 +38,7 @@ from jaxebm.training.placement import (
 from jaxebm.training.progress import Progress, make_progress
 from jaxebm.training.recovery import (
     DEFAULT_RECOVERY,
-    LADDER,
+    REMEDIES,
     Recovery,
     RecoveryRecord,
     Remedy,
@@ -39,31 +47,37 @@ from jaxebm.training.recovery import (
     remedies_in_force,
     roll_back,
 )
-from jaxebm.training.run_folder import RunFolder, open_run, write_atomically
+from jaxebm.training.result import Checkpointing, FitResult, MetricsRecord, Observe, OnMetrics
+from jaxebm.training.run_folder import RunFolder, open_run, read_run, write_atomically
 from jaxebm.training.sharpness import Sharpness, ascend
-from jaxebm.training.state import Health, TrainState, init_health, init_state
-from jaxebm.training.step import Batch, NextBatch, TrainStep, compile_steps, make_train_step
+from jaxebm.training.signals import TrainingInterrupted
+from jaxebm.training.state import Health, Learner, TrainState, TrainStep, init_health
+from jaxebm.training.update import InitParams, learner
 
 __all__ = [
     "DEFAULT_RECOVERY",
     "FAULTS",
-    "LADDER",
+    "REMEDIES",
     "SHARDS",
     "SMALLEST_SPLIT",
-    "Batch",
+    "AugmentExample",
     "CheckpointCorruptError",
     "CheckpointMismatchError",
     "CheckpointWriteError",
+    "Checkpointing",
     "Checkpoints",
+    "DeviceMemory",
     "Dispatch",
     "DivergenceError",
     "FitResult",
     "Health",
-    "Memory",
+    "InitParams",
+    "Learner",
+    "MetricsRecord",
     "Monitor",
     "MonitoredSteps",
-    "NextBatch",
     "Observe",
+    "OnMetrics",
     "Placement",
     "Progress",
     "Recovery",
@@ -73,6 +87,7 @@ __all__ = [
     "RunFolder",
     "Sharpness",
     "Snapshots",
+    "Streams",
     "TrainState",
     "TrainStep",
     "TrainingInterrupted",
@@ -87,15 +102,15 @@ __all__ = [
     "fingerprint",
     "fit",
     "init_health",
-    "init_state",
     "initialize_distributed",
+    "learner",
     "lift",
     "make_placement",
     "make_progress",
-    "make_train_step",
     "measure_chains",
     "name_faults",
     "open_run",
+    "read_run",
     "remedies_in_force",
     "roll_back",
     "write_atomically",

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxebm import checks
 from jaxebm.training.health import Monitor, diagnose, inspect
-from jaxebm.training.state import TrainState
-from jaxebm.training.step import TrainStep
+from jaxebm.training.state import TrainState, TrainStep
 from jaxebm.types import Array, Metrics
 
-__all__ = ["Dispatch", "Memory", "MonitoredSteps", "Report", "compile_monitored_steps"]
+__all__ = ["DeviceMemory", "Dispatch", "MonitoredSteps", "Report", "compile_monitored_steps", "compile_steps"]
 
 
 class Report(NamedTuple):
@@ -41,7 +41,7 @@ def compile_monitored_steps(train_step: TrainStep, monitor: Monitor | None = Non
     """Compiles updates into one dispatch that stops, on the device, at the first sick one.
 
     Args:
-      train_step: from `make_train_step`.
+      train_step: the step of a learner.
       monitor: what counts as sick; `Monitor()` by default.
 
     Returns:
@@ -87,7 +87,7 @@ def compile_monitored_steps(train_step: TrainStep, monitor: Monitor | None = Non
     return steps
 
 
-class Memory(NamedTuple):
+class DeviceMemory(NamedTuple):
     """Bytes on one device, as the compiler counts them.
 
     Attributes:
@@ -105,7 +105,7 @@ class Dispatch:
     """A program of `compile_monitored_steps`, compiled at its first call, with what that took.
 
     Args:
-      train_step: from `make_train_step`.
+      train_step: the step of a learner.
       monitor: what counts as sick.
     """
 
@@ -113,7 +113,7 @@ class Dispatch:
         self.train_step, self.monitor = train_step, monitor
         self._compiled: Any = None
         self.compile_seconds = 0.0
-        self.memory: Memory | None = None
+        self.device_memory: DeviceMemory | None = None
         """None before the first call, and where the backend does not tell."""
 
     def compile(self, state: TrainState, data: Any) -> None:
@@ -126,7 +126,7 @@ class Dispatch:
         self.compile_seconds = time.monotonic() - started
         found = self._compiled.memory_analysis()
         if found is not None:
-            self.memory = Memory(
+            self.device_memory = DeviceMemory(
                 found.argument_size_in_bytes, found.alias_size_in_bytes, found.temp_size_in_bytes
             )
 
@@ -134,3 +134,30 @@ class Dispatch:
         """Runs at most ``num_steps`` updates, as `compile_monitored_steps` says."""
         self.compile(state, data)
         return self._compiled(state, data, np.int32(num_steps))
+
+
+def compile_steps(train_step: TrainStep, num_steps: int) -> TrainStep:
+    """Compiles ``num_steps`` updates into one dispatch, an outer scan whose state is donated.
+
+    Args:
+      train_step: the step of a learner.
+      num_steps: updates a call.
+
+    Returns:
+      ``steps(state, data) -> (state, metrics)``; metrics are means over the updates. The state passed in is
+      consumed: use the one that is returned.
+
+    Raises:
+      ValueError: if ``num_steps`` is not an integer of at least 1.
+
+    Example:
+      See `jaxebm.training.learner`.
+    """
+    checks.positive_integer("num_steps", num_steps)
+
+    @partial(jax.jit, donate_argnums=0)
+    def steps(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        state, metrics = jax.lax.scan(lambda carry, _: train_step(carry, data), state, length=num_steps)
+        return state, jax.tree.map(partial(jnp.mean, axis=0), metrics)
+
+    return steps

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.objectives.negatives import chains_of
 from jaxebm.training.state import WATCHED, Health, TrainState
 from jaxebm.types import Array, Metrics, Position
 
@@ -31,9 +32,9 @@ __all__ = [
 ]
 
 ADVICE = (
-    "Training has diverged. Lower --learning-rate or --sampler-step-size, add an energy-L2 term "
-    "(--energy-l2 0.1), clip gradients, use a smooth activation, or try another --seed; "
-    "the last good checkpoint is kept."
+    "Training has diverged. Lower the learning rate or the sampler's step size, add an energy-L2 term "
+    "(energy_l2=0.1), clip gradients, use a smooth activation, or try another seed; the last good checkpoint "
+    "is kept."
 )
 
 CHAINS = ("frozen_chains", "saturated_chains", "chain_spread")
@@ -43,7 +44,7 @@ FAULTS: Mapping[str, str] = {
     "metrics": "the loss or another metric is not finite",
     "parameters": "a parameter or its average is not finite",
     "optimizer_state": "the optimiser's state is not finite",
-    "memory": "the replay buffer holds entries that are not finite",
+    "chains": "the replay buffer holds entries that are not finite",
     "optimizer_lost": "the optimiser's state is not what the last update left",
     "energy_gap": "the energy gap has left its running band",
     "joint_energy_gap": "the joint energy gap has left its running band",
@@ -66,7 +67,7 @@ class Monitor(NamedTuple):
     """When an update counts as sick.
 
     Non-finite numbers always do. A watched metric does if it leaves mean +- ``deviations`` standard
-    deviations of its running band; bands forget with a time constant of ``memory`` updates, and judge nothing
+    deviations of its running band; bands forget with a time constant of ``window`` updates, and judge nothing
     before they have seen ``warmup``. An outlier counts as two standard deviations at most, so that a slow
     divergence does not widen the band that is to catch it.
 
@@ -74,19 +75,19 @@ class Monitor(NamedTuple):
       deviations: half-width of the bands in running standard deviations.
       smallest_deviation: the least standard deviation of a band: in nats for energies, in units of the
         natural logarithm for norms.
-      memory: updates over which a band forgets.
+      window: updates over which a band forgets.
       warmup: updates that a band must have seen.
       patience: updates in a row after which frozen, saturated or identical chains are a fault.
       bands: whether anything but non-finite numbers is a fault.
 
     Example:
-      >>> Monitor(deviations=6.0).memory
+      >>> Monitor(deviations=6.0).window
       200
     """
 
     deviations: float = 8.0
     smallest_deviation: float = 0.25
-    memory: int = 200
+    window: int = 200
     warmup: int = 100
     patience: int = 5
     bands: bool = True
@@ -95,7 +96,7 @@ class Monitor(NamedTuple):
         """Raises ``ValueError`` naming the first number that is out of range."""
         checks.positive("deviations", self.deviations)
         checks.positive("smallest_deviation", self.smallest_deviation)
-        for name in ("memory", "warmup", "patience"):
+        for name in ("window", "warmup", "patience"):
             checks.positive_integer(name, getattr(self, name))
 
 
@@ -107,7 +108,7 @@ def name_faults(faults: int) -> list[str]:
 
     Example:
       >>> name_faults(0), name_faults(0b1001)
-      ([], ['metrics', 'memory'])
+      ([], ['metrics', 'chains'])
     """
     return [name for bit, name in enumerate(FAULTS) if faults >> bit & 1]
 
@@ -192,7 +193,7 @@ def diagnose(monitor: Monitor, state: TrainState, metrics: Metrics) -> tuple[Hea
         # Gradients and updates are among them, in norm: so nothing that is learnt escapes.
         "metrics": ~jnp.isfinite(jnp.stack([jnp.asarray(value) for value in metrics.values()])).all(),
         "optimizer_state": ~jnp.isfinite(norm),
-        "memory": ~_finite_norm(state.memory),
+        "chains": ~_finite_norm(chains_of(state.sampler_state)),
     }
     if monitor.bands:
         # The update is to begin with what the last one left, and moments forget a tenth of it at most.
@@ -227,7 +228,7 @@ def inspect(state: TrainState) -> Array:
     found = {
         "parameters": broken((state.params, state.ema_params)),
         "optimizer_state": broken(state.optimizer_state),
-        "memory": broken(state.memory),
+        "chains": broken(chains_of(state.sampler_state)),
     }
     return _as_bits(found)
 
@@ -263,7 +264,7 @@ def _judge_bands(monitor: Monitor, health: Health, metrics: Metrics) -> tuple[He
     outside = judged & (magnitude > monitor.deviations * deviation)
 
     # The mean of the first updates at first, then an exponential one.
-    rate = jnp.maximum(1.0 / (health.seen + 1.0), 1.0 / monitor.memory)
+    rate = jnp.maximum(1.0 / (health.seen + 1.0), 1.0 / monitor.window)
     limit = jnp.where(health.seen < monitor.warmup, jnp.inf, 2.0 * deviation)
     move = jnp.clip(distance, -limit, limit)
     mean = health.mean + rate * move
@@ -304,7 +305,7 @@ def describe_faults(step: int, faults: Sequence[str], metrics: Mapping[str, floa
       A sentence for people.
 
     Example:
-      >>> describe_faults(7, ["memory"], {"loss": 0.5})
+      >>> describe_faults(7, ["chains"], {"loss": 0.5})
       'step 7: the replay buffer holds entries that are not finite'
     """
     broken = {name: value for name, value in metrics.items() if not math.isfinite(value)}
@@ -342,7 +343,7 @@ def check_state(state: TrainState) -> None:
     Raises:
       DivergenceError: if a parameter, an average or a chain holds NaN or infinity.
     """
-    parts = {"params": state.params, "ema_params": state.ema_params, "memory": state.memory}
+    parts = {"params": state.params, "ema_params": state.ema_params, "chains": chains_of(state.sampler_state)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
         # jnp.issubdtype, because to NumPy bfloat16 is no inexact number, and a typed key no array at all.
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():

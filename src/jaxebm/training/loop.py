@@ -1,20 +1,16 @@
 """The loop that survives: it recovers from divergence, writes metrics and checkpoints, stops when told to."""
 
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from types import FrameType
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxebm import checks
 from jaxebm.training.checkpoint import Checkpoints
-from jaxebm.training.dispatch import Dispatch, Memory
+from jaxebm.training.dispatch import Dispatch
 from jaxebm.training.health import ADVICE, DivergenceError, Monitor, describe_faults, name_faults
 from jaxebm.training.manifest import fingerprint
 from jaxebm.training.progress import Progress, make_progress
@@ -27,196 +23,166 @@ from jaxebm.training.recovery import (
     remedies_in_force,
     roll_back,
 )
+from jaxebm.training.result import Checkpointing, FitResult, MetricsRecord, Observe, OnMetrics
 from jaxebm.training.run_folder import RunFolder
-from jaxebm.training.state import TrainState
-from jaxebm.training.step import TrainStep
-from jaxebm.types import Metrics
+from jaxebm.training.signals import StopRequest, TrainingInterrupted, stop_on_signal
+from jaxebm.training.state import Learner, TrainState
+from jaxebm.types import Array, Metrics, Params
 
-__all__ = ["FitResult", "Observe", "TrainingInterrupted", "fit"]
-
-
-Observe: TypeAlias = Callable[[TrainState], Metrics]
-"""What to measure now and then, beside the metrics of the step itself."""
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Raised after a clean stop: the checkpoint is written, and the run can be resumed."""
-
-
-class FitResult(NamedTuple):
-    """What `fit` returns.
-
-    Attributes:
-      state: after the last update.
-      seconds: wall-clock time of this call's updates, compilation included.
-      compile_seconds: of which compilation.
-      memory: of the compiled step, on one device; None where the backend does not tell.
-      recoveries: a record of every rollback of the run, those before a resume included; also in the run's
-        ``recoveries.jsonl``.
-      best_state: of the best checkpoint, read back; None without a ``best_metric`` or a run.
-    """
-
-    state: TrainState
-    seconds: float
-    compile_seconds: float
-    memory: Memory | None
-    recoveries: tuple[RecoveryRecord, ...]
-    best_state: TrainState | None = None
-
-
-class _StopRequest:
-    def __init__(self) -> None:
-        self.requested = False
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[_StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request to stop after this dispatch; a second acts at once."""
-    stop = _StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may set handlers
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stop.requested = True
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    for number in previous:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        restore()
+__all__ = ["fit"]
 
 
 def fit(
-    train_step: TrainStep,
-    state: TrainState,
+    rng_key: Array,
+    learner: Learner,
+    params: Params,
     data: Any,
     *,
     num_steps: int,
     steps_per_dispatch: int = 50,
-    samples_per_step: int = 0,
-    run: RunFolder | None = None,
-    checkpoint_every: int = 1000,
-    resume_step: int | None = None,
-    best_metric: str | None = None,
-    best_mode: Literal["min", "max"] = "min",
-    data_fingerprint: str | None = None,
+    checkpointing: Checkpointing | None = None,
     recovery: Recovery | None = DEFAULT_RECOVERY,
-    progress: bool = False,
     observe: Observe | None = None,
     observe_every: int = 1000,
+    on_metrics: OnMetrics | None = None,
+    progress: bool = False,
 ) -> FitResult:
-    """Runs updates until ``state.step`` is ``num_steps``.
+    """Trains: runs updates of a learner until ``num_steps`` are done.
 
     Dispatches end at multiples of ``steps_per_dispatch`` however often the run was stopped, so a resumed run
     executes the same compiled program as one that never stopped, and its parameters agree bit for bit.
 
     The program looks for divergence after every update (`jaxebm.training.health.Monitor`) and stops there.
     Then the run is taken back to its last healthy state with a remedy (`jaxebm.training.recovery`), in the
-    open: a warning, a line in ``recoveries.jsonl``, ``recoveries`` in every line of metrics, and a record in
-    the result.
+    open: a warning, a line in ``recoveries.jsonl``, ``recoveries`` in every record of metrics, and a record
+    in the result.
 
-    With a ``run``, the newest checkpoint in it is restored first, one metrics line a dispatch is appended to
-    ``metrics.jsonl``, and a checkpoint is written every ``checkpoint_every`` updates, at the end, and on an
-    interrupt (SIGINT or SIGTERM; a second one stops at once).
+    With ``checkpointing``, the newest checkpoint in the run's folder is restored first, one record of metrics
+    a dispatch is appended to ``metrics.jsonl``, and checkpoints are written in the background, at the end,
+    and on an interrupt (SIGINT or SIGTERM; a second one stops at once).
 
     Args:
-      train_step: from `make_train_step`.
-      state: where to begin; donated, so use the state that is returned.
-      data: passed to every step.
+      rng_key: of everything that is drawn: parameters, batches, chains.
+      learner: from `jaxebm.training.learner`, or a `Learner` of your own.
+      params: initial parameters, a pytree; or a function ``(rng_key, example) -> params``, such as the
+        ``init`` of a Flax module.
+      data: what the learner learns from: ``x``, ``(x, labels)``, a function ``(rng_key, batch_size) -> x``,
+        or `jaxebm.data.Examples`.
       num_steps: updates in all, those before a resume included.
-      steps_per_dispatch: updates a compiled call.
-      samples_per_step: negatives an update draws, for the rate in samples a second.
-      run: the run's folder, or None to keep nothing.
-      checkpoint_every: updates between checkpoints; rounded up to whole dispatches.
-      resume_step: the checkpoint to go on from, instead of the newest; newer ones are removed.
-      best_metric: an observed metric by which the best checkpoint is kept beside the newest ones.
-      best_mode: whether its least or its greatest value is best.
-      data_fingerprint: what a checkpoint remembers of the data; by default that of ``data``.
+      steps_per_dispatch: updates a compiled call; metrics are means over them.
+      checkpointing: the run's folder and what is kept in it; None keeps nothing.
       recovery: how to recover, or None to raise at the first number that is not finite.
-      progress: show a bar (or lines where there is no terminal).
-      observe: ``state -> metrics``, scalars that join the line of the dispatch after which they were measured
-        (`jaxebm.evaluation.make_telemetry` makes them). It must keep no reference to the state's arrays,
-        which the next dispatch consumes. Its numbers may be non-finite: they stop nothing.
+      observe: ``state -> metrics``, scalars that join the record of the dispatch after which they were
+        measured (`jaxebm.evaluation.make_telemetry` makes them). It must keep no reference to the state's
+        arrays, which the next dispatch consumes. Its numbers may be non-finite: they stop nothing.
       observe_every: updates between observations; rounded up to whole dispatches. The last update is observed
         too, and with ``best_metric`` every one that is kept.
+      on_metrics: called with the record of each dispatch, a dictionary of plain numbers with ``step`` and
+        ``seconds``, for a logger of your own.
+      progress: show a bar (or lines where there is no terminal).
 
     Returns:
-      A `FitResult`.
+      A `FitResult`; ``result.params`` are the averaged parameters.
 
     Raises:
       DivergenceError: if the updates diverge and there is no recovery, or no remedy helps; the last good
         checkpoint stays.
       TrainingInterrupted: after a clean stop.
+      TypeError: if the key, the learner, ``recovery``, ``checkpointing`` or a function is none.
       ValueError: if a count is not an integer of at least 1, or ``best_metric`` is not observed.
 
     Example:
       >>> from functools import partial
       >>> import jax.numpy as jnp, optax
-      >>> from jaxebm.objectives import contrastive_divergence, contrastive_loss
+      >>> from jaxebm.objectives import contrastive_divergence, likelihood
       >>> from jaxebm.samplers import sgld
-      >>> from jaxebm.training import init_state, make_train_step
+      >>> from jaxebm.training import learner
       >>> energy = lambda params, x: 0.5 * jnp.sum((x - params) ** 2)
-      >>> parts = dict(optimizer=optax.sgd(0.1),
-      ...              negatives=contrastive_divergence(partial(sgld, step_size=0.5), num_steps=4))
-      >>> step = make_train_step(
-      ...     energy=lambda params, x, label: energy(params, x),
-      ...     loss=lambda params, key, batch, negatives: contrastive_loss(
-      ...         energy, params, batch, negatives.positions),
-      ...     next_batch=lambda key, data, streams: (data, streams),
-      ...     start_of=lambda batch: (batch, jnp.zeros(len(batch), jnp.int32)), **parts)
-      >>> state = init_state(jax.random.key(0), jnp.zeros(1), **parts)
-      >>> result = fit(step, state, jnp.full((64, 1), 3.0), num_steps=120)
-      >>> int(result.state.step), result.recoveries
-      (120, ())
+      >>> chains = contrastive_divergence(partial(sgld, step_size=0.5), num_steps=4)
+      >>> learn = learner(likelihood(energy), negatives=chains, optimizer=optax.sgd(0.1))
+      >>> result = fit(jax.random.key(0), learn, jnp.zeros(1), jnp.full((64, 1), 3.0), num_steps=120)
+      >>> int(result.state.step), [record["step"] for record in result.history]
+      (120, [50, 100, 120])
     """
     for name, value in (
         ("num_steps", num_steps),
         ("steps_per_dispatch", steps_per_dispatch),
-        ("checkpoint_every", checkpoint_every),
         ("observe_every", observe_every),
     ):
         checks.positive_integer(name, value)
+    for name, value, kind in (
+        ("learner", learner, Learner),
+        ("recovery", recovery, Recovery | None),
+        ("checkpointing", checkpointing, Checkpointing | None),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is a {type(value).__name__}: {_NEEDED[name]}.")
+    if not hasattr(rng_key, "dtype"):
+        raise TypeError(f"rng_key={rng_key!r}: a key is needed, such as jax.random.key(0).")
+    for name, value in (("observe", observe), ("on_metrics", on_metrics)):
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}={value!r}: a function is needed, or None.")
     if recovery is not None:
         recovery.check()
+    if checkpointing is not None:
+        checkpointing.check()
+        if checkpointing.best_metric is not None and observe is None:
+            raise ValueError(f"best_metric={checkpointing.best_metric!r} is not observed: observe is None.")
     settings = _Settings(
-        *(num_steps, steps_per_dispatch, samples_per_step, checkpoint_every, best_metric),
-        *(recovery, progress, observe or _nothing, observe_every),
+        num_steps,
+        steps_per_dispatch,
+        checkpointing.every if checkpointing is not None else num_steps,
+        checkpointing.best_metric if checkpointing is not None else None,
+        recovery,
+        progress,
+        observe or _nothing,
+        observe_every,
+        on_metrics or _ignore,
     )
-    if run is None:
-        return _Training(train_step, data, None, None, settings).run(state, ())
-    if data_fingerprint is None:
-        data_fingerprint = fingerprint(data)
+    state = learner.init(rng_key, params, data)
+    if checkpointing is None:
+        return _Training(learner, learner.place(data), None, None, settings).run(state)
+    run = checkpointing.run
+    digest = checkpointing.fingerprint
+    if digest is None:
+        # A function that draws examples has no bytes; other data are the learner's own business.
+        digest = fingerprint(jax.tree.map(lambda leaf: () if callable(leaf) else leaf, data))
     with Checkpoints(
         run.checkpoints,
-        best_metric=best_metric,
-        best_mode=best_mode,
-        manifest={"config": run.config, "data": data_fingerprint},
+        best_metric=checkpointing.best_metric,
+        best_mode=checkpointing.best_mode,
+        manifest={"config": run.config, "data": digest},
+        uncompared=run.uncompared,
     ) as checkpoints:
-        if checkpoints.latest_step() is not None or resume_step is not None:
-            state = checkpoints.restore(state, resume_step)
+        if checkpoints.latest_step() is not None or checkpointing.resume_step is not None:
+            state = checkpoints.restore(state, checkpointing.resume_step)
             checkpoints.discard_after(int(state.step))
         if jax.process_index() == 0:
             run.truncate_metrics(int(state.step))
             run.truncate_recoveries(int(state.health.recoveries))
-        recoveries = tuple(run.read_recoveries())
-        result = _Training(train_step, data, run, checkpoints, settings).run(state, recoveries)
-        if best_metric is None:
+        training = _Training(learner, learner.place(data), run, checkpoints, settings)
+        # Other processes may read what the first has yet to truncate.
+        behind = [record for record in run.read_metrics() if record["step"] <= int(state.step)]
+        result = training.run(state, run.read_recoveries()[: int(state.health.recoveries)], behind)
+        if checkpointing.best_metric is None:
             return result
         return result._replace(best_state=checkpoints.restore(result.state, checkpoints.best_step()))
+
+
+_NEEDED = {
+    "learner": "a Learner is needed, such as learner(...) of jaxebm.training makes",
+    "recovery": "a Recovery is needed, or None",
+    "checkpointing": "Checkpointing(run) is needed, or None",
+}
 
 
 def _nothing(state: TrainState) -> Metrics:
     del state
     return {}
+
+
+def _ignore(record: Mapping[str, float]) -> None:
+    del record
 
 
 def _wait(leaves: list[Any]) -> None:
@@ -233,13 +199,13 @@ def _numbers(metrics: Metrics) -> dict[str, float]:
 class _Settings(NamedTuple):
     num_steps: int
     steps_per_dispatch: int
-    samples_per_step: int
     checkpoint_every: int
     best_metric: str | None
     recovery: Recovery | None
     progress: bool
     observe: Observe
     observe_every: int
+    on_metrics: OnMetrics
 
     def observes(self, before: int, after: int) -> bool:
         """Whether an observation falls between two updates, the later one included."""
@@ -255,40 +221,53 @@ class _Training:
 
     def __init__(
         self,
-        train_step: TrainStep,
+        learner: Learner,
         data: Any,
         run: RunFolder | None,
         checkpoints: Checkpoints | None,
         settings: _Settings,
     ) -> None:
-        self.train_step, self.data, self.settings = train_step, data, settings
+        self.learner, self.data, self.settings = learner, data, settings
         self.checkpoints = checkpoints
         # Every process saves its part of a checkpoint; of the rest one copy is enough.
         self.folder = run if jax.process_index() == 0 else None
         self.snapshots = Snapshots(settings.recovery) if settings.recovery is not None else None
         self.dispatches: dict[int, Dispatch] = {}
         self.recoveries: list[RecoveryRecord] = []
+        self.history: list[MetricsRecord] = []
         self.started = time.monotonic()
 
-    def run(self, state: TrainState, recoveries: tuple[RecoveryRecord, ...]) -> FitResult:
-        """Runs the updates from a state, after the recoveries that the run has behind it."""
+    def run(
+        self,
+        state: TrainState,
+        recoveries: Sequence[RecoveryRecord] = (),
+        history: Sequence[MetricsRecord] = (),
+    ) -> FitResult:
+        """Runs the updates from a state, after the recoveries and metrics that the run has behind it."""
         self.recoveries.extend(recoveries)
+        self.history.extend(history)
         first, last = int(state.step), self.settings.num_steps
         if self.snapshots is not None and first < last:
             self.snapshots.restart(state, first)
-        with _stop_on_signal() as stop, make_progress(self.settings.progress, first=first, total=last) as bar:
+        with stop_on_signal() as stop, make_progress(self.settings.progress, first=first, total=last) as bar:
             while (step := int(state.step)) < last:
                 state = self._advance(state, step, stop, bar)
                 if stop.requested:
                     kept = self.checkpoints is not None
-                    said = "; the checkpoint is written, resume with --resume" if kept else ""
+                    said = "; the checkpoint is written, resume with resume=True" if kept else ""
                     raise TrainingInterrupted(f"stopped at step {int(state.step)} of {last}{said}.")
         compile_seconds = sum(dispatch.compile_seconds for dispatch in self.dispatches.values())
-        memory = next((dispatch.memory for dispatch in self.dispatches.values()), None)
-        seconds = time.monotonic() - self.started
-        return FitResult(state, seconds, compile_seconds, memory, tuple(self.recoveries))
+        device_memory = next((dispatch.device_memory for dispatch in self.dispatches.values()), None)
+        return FitResult(
+            state,
+            tuple(self.history),
+            tuple(self.recoveries),
+            time.monotonic() - self.started,
+            compile_seconds,
+            device_memory,
+        )
 
-    def _advance(self, state: TrainState, before: int, stop: _StopRequest, bar: Progress) -> TrainState:
+    def _advance(self, state: TrainState, before: int, stop: StopRequest, bar: Progress) -> TrainState:
         """One dispatch, and what follows from it."""
         settings = self.settings
         if self.snapshots is not None:
@@ -307,16 +286,17 @@ class _Training:
         saves = self.checkpoints is not None and settings.saves(before, step)
         if settings.observes(before, step) or (saves and settings.best_metric is not None):
             values |= self._observe(state)
-        if settings.samples_per_step:
-            values["samples_per_second"] = settings.samples_per_step * int(report.updates) / seconds
+        values["updates_per_second"] = int(report.updates) / seconds
         if settings.recovery is not None:
-            values |= {"recoveries": len(self.recoveries), "remedies": int(state.health.rung)}
+            values |= {"recoveries": len(self.recoveries), "remedies": int(state.health.remedies)}
             state, lifted = lift(settings.recovery, state)
             if lifted is not None:
                 self._tell(f"step {step}: healthy again, {lifted} is lifted.")
+        record = {"step": step, "seconds": time.monotonic() - self.started} | values
+        self.history.append(record)
         if self.folder is not None:
-            elapsed = time.monotonic() - self.started
-            self.folder.append_metrics({"step": step, "seconds": elapsed} | values)
+            self.folder.append_metrics(record)
+        settings.on_metrics(dict(record))  # a copy: whoever receives it may change it
         if saves or (self.checkpoints is not None and stop.requested):
             self._save(state, values)
         bar.update(step, values)
@@ -324,22 +304,23 @@ class _Training:
 
     def _dispatch_for(self, state: TrainState) -> Dispatch:
         """The program with the remedies in force, compiled when it is first needed."""
-        rung, recovery = int(state.health.rung), self.settings.recovery
-        if rung not in self.dispatches:
-            train_step = self.train_step
-            if recovery is not None and recovery.remake is not None and rung:
-                train_step = recovery.remake(remedies_in_force(recovery.usable_ladder, rung))
+        count, recovery = int(state.health.remedies), self.settings.recovery
+        if count not in self.dispatches:
+            learner = self.learner
+            if recovery is not None and recovery.remake is not None and count:
+                learner = recovery.remake(remedies_in_force(recovery.usable_remedies, count))
             monitor = Monitor(bands=False) if recovery is None else recovery.monitor
-            self.dispatches[rung] = Dispatch(train_step, monitor)
-        return self.dispatches[rung]
+            self.dispatches[count] = Dispatch(learner.step, monitor)
+        return self.dispatches[count]
 
     def _recover(
-        self, sick: TrainState, faults: list[str], metrics: dict[str, float], stop: _StopRequest
+        self, sick: TrainState, faults: list[str], metrics: dict[str, float], stop: StopRequest
     ) -> TrainState:
         if self.settings.recovery is None or self.snapshots is None:
             raise DivergenceError(f"{describe_faults(int(sick.step), faults, metrics)}. {ADVICE}")
         state, record = roll_back(self.settings.recovery, self.snapshots, sick, faults, metrics)
         self.recoveries.append(record)
+        self.history = [before for before in self.history if before["step"] <= record["back_to"]]
         if self.folder is not None:
             self.folder.append_recovery(record)
             self.folder.truncate_metrics(record["back_to"])

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxebm import checks
+from jaxebm.objectives.negatives import SamplerState
 from jaxebm.training.state import TrainState
 from jaxebm.types import Array, Params
 
@@ -38,7 +39,6 @@ SMALLEST_SPLIT = 1024
 Tree = TypeVar("Tree")
 
 _PARAMETERS = ("params", "optimizer_state", "ema_params")
-_STRATA = ("memory", "streams")
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,23 @@ class Placement:
           state: arrays or their shapes (``jax.eval_shape``).
 
         Returns:
-          The state's pytree with a `jax.sharding.NamedSharding` a leaf: memory and streams split along their
-          leading axis, parameters, their average and the optimiser's state replicated or, with
+          The state's pytree with a `jax.sharding.NamedSharding` a leaf: the chains and the streams split
+          along their leading axis, parameters, their average and the optimiser's state replicated or, with
           ``shard_parameters`` and at least `SMALLEST_SPLIT` entries, split along their longest axis that the
-          number of devices divides; the rest replicated.
+          number of devices divides; the rest, the initial distribution of chains included, replicated.
 
         Raises:
-          ValueError: if a leading axis of the memory or the streams is no multiple of the number of devices.
+          ValueError: if a leading axis of the chains or the streams is no multiple of the number of devices.
         """
         shardings = {}
         for name, part in state._asdict().items():
-            if name in _STRATA:
+            if name == "sampler_state" and isinstance(part, SamplerState):
+                # The chains are split; each device has the whole of the distribution that they start from.
+                shardings[name] = SamplerState(
+                    buffer=self._split_all("state.sampler_state.buffer", part.buffer),
+                    initial=jax.tree.map(lambda _: self.replicated, part.initial),
+                )
+            elif name in ("sampler_state", "streams"):
                 shardings[name] = self._split_all(f"state.{name}", part)
             else:
                 of = self._parameter if name in _PARAMETERS else lambda _: self.replicated
@@ -137,11 +143,12 @@ class Placement:
           ValueError: as `state_shardings`; or if a stream runs in another number of strata.
 
         Example:
-          >>> import jax, jax.numpy as jnp, optax
-          >>> from jaxebm.objectives import no_negatives
-          >>> from jaxebm.training.state import init_state
-          >>> state = init_state(
-          ...     jax.random.key(0), jnp.ones(2), optimizer=optax.adam(1e-3), negatives=no_negatives())
+          >>> import jax, optax
+          >>> from jaxebm.objectives import classifier
+          >>> from jaxebm.training import learner
+          >>> objective = classifier(lambda params, x: params * x)
+          >>> learn = learner(objective, optimizer=optax.adam(1e-3), batch_size=2)
+          >>> state = learn.init(jax.random.key(0), jnp.ones(2), (jnp.eye(2), jnp.arange(2)))
           >>> make_placement(1).place_state(state).params.sharding.is_fully_replicated
           True
         """

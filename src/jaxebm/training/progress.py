@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 
 __all__ = ["Progress", "make_progress"]
 
-SHOWN = ("loss", "energy_gap", "gradient_norm", "samples_per_second")
+SHOWN = ("loss", "energy_gap", "gradient_norm", "updates_per_second")
 
 
 class Progress(Protocol):

@@ -1,9 +1,8 @@
 """Back to the last healthy state, with a remedy: what `fit` does when an update turns out sick.
 
 Snapshots of the whole training state are kept in memory. A fault takes the run back to one of them, with new
-random numbers; a fault soon after that goes back further and puts the next remedy of a ladder in force, for
-the rest of the run. When the ladder is exhausted the run ends with a diagnosis. Every recovery leaves a
-record.
+random numbers; a fault soon after that goes back further and puts the next one of a list of remedies in
+force. When the list is exhausted the run ends with a diagnosis. Every recovery leaves a record.
 """
 
 from collections import deque
@@ -17,12 +16,11 @@ import numpy as np
 
 from jaxebm import checks
 from jaxebm.training.health import ADVICE, DivergenceError, Monitor, describe_faults
-from jaxebm.training.state import TrainState
-from jaxebm.training.step import TrainStep
+from jaxebm.training.state import Learner, TrainState
 
 __all__ = [
     "DEFAULT_RECOVERY",
-    "LADDER",
+    "REMEDIES",
     "Recovery",
     "RecoveryRecord",
     "Remedy",
@@ -54,7 +52,7 @@ class Remedy(NamedTuple):
     energy_l2: float = 0.0
 
 
-LADDER = (
+REMEDIES = (
     Remedy("more, smaller steps", sampler_steps_factor=2),
     Remedy("smaller rate", learning_rate_factor=0.5),
     Remedy("energy-L2", energy_l2=0.1),
@@ -73,9 +71,9 @@ class Recovery:
     snapshot further back and puts the next remedy in force.
 
     Attributes:
-      remake: ``(remedy) -> train step`` with these remedies in force, compiled when first needed; None if the
-        step cannot be made anew, which leaves the remedies that need no new step (the smaller rates).
-      ladder: the remedies after fresh noise.
+      remake: ``(remedy) -> learner`` with these remedies in force, whose step is compiled when first needed;
+        None if the learner cannot be made anew, which leaves the remedies that need none (the smaller rates).
+      remedies: what is tried after fresh noise, in this order.
       monitor: what counts as sick.
       snapshot_every: updates between snapshots; rounded up to whole dispatches.
       num_snapshots: how many are kept; the memory of so many training states.
@@ -87,12 +85,12 @@ class Recovery:
       ValueError: from `check`, if a number is out of range.
 
     Example:
-      >>> [remedy.name for remedy in Recovery().usable_ladder]
+      >>> [remedy.name for remedy in Recovery().usable_remedies]
       ['smaller rate', 'smaller rate', 'smaller rate']
     """
 
-    remake: Callable[[Remedy], TrainStep] | None = None
-    ladder: tuple[Remedy, ...] = LADDER
+    remake: Callable[[Remedy], Learner] | None = None
+    remedies: tuple[Remedy, ...] = REMEDIES
     monitor: Monitor = field(default_factory=Monitor)
     snapshot_every: int = 100
     num_snapshots: int = 3
@@ -108,18 +106,18 @@ class Recovery:
         checks.non_negative("lookback", self.lookback)
         if self.keep_on not in ("device", "host"):
             raise ValueError(f"keep_on={self.keep_on!r}: 'device' or 'host' is needed.")
-        for remedy in self.ladder:
+        for remedy in self.remedies:
             checks.positive_integer("sampler_steps_factor", remedy.sampler_steps_factor)
             checks.positive("learning_rate_factor", remedy.learning_rate_factor)
             checks.non_negative("energy_l2", remedy.energy_l2)
 
     @property
-    def usable_ladder(self) -> tuple[Remedy, ...]:
+    def usable_remedies(self) -> tuple[Remedy, ...]:
         """The remedies that can be applied: without ``remake``, those that need no new step."""
         if self.remake is not None:
-            return self.ladder
+            return self.remedies
         return tuple(
-            remedy for remedy in self.ladder if remedy.sampler_steps_factor == 1 and remedy.energy_l2 == 0
+            remedy for remedy in self.remedies if remedy.sampler_steps_factor == 1 and remedy.energy_l2 == 0
         )
 
 
@@ -127,22 +125,22 @@ DEFAULT_RECOVERY = Recovery()
 """That of `jaxebm.training.fit`."""
 
 
-def remedies_in_force(ladder: Sequence[Remedy], rung: int) -> Remedy:
-    """Returns the first ``rung`` remedies as one.
+def remedies_in_force(remedies: Sequence[Remedy], count: int) -> Remedy:
+    """Returns the first ``count`` remedies as one.
 
     Args:
-      ladder: all remedies.
-      rung: how many are in force.
+      remedies: all of them.
+      count: how many are in force.
 
     Returns:
       Their names joined, their factors multiplied, the greatest energy-L2.
 
     Example:
-      >>> remedies_in_force(LADDER, 2)  # doctest: +NORMALIZE_WHITESPACE
+      >>> remedies_in_force(REMEDIES, 2)  # doctest: +NORMALIZE_WHITESPACE
       Remedy(name='more, smaller steps; smaller rate',
              sampler_steps_factor=2, learning_rate_factor=0.5, energy_l2=0.0)
     """
-    chosen = ladder[:rung]
+    chosen = remedies[:count]
     return Remedy(
         "; ".join(remedy.name for remedy in chosen),
         int(np.prod([remedy.sampler_steps_factor for remedy in chosen], dtype=np.int64)),
@@ -244,23 +242,23 @@ def roll_back(
       values for JSON, in which numbers that are not finite are text.
 
     Raises:
-      DivergenceError: if the ladder is exhausted, with all that was found and tried.
+      DivergenceError: if the remedies are exhausted, with all that was found and tried.
     """
     fault, health = int(sick.step), sick.health
     again = int(health.last_change) >= 0 and fault <= int(health.last_change) + recovery.probation
     in_a_row = int(health.in_a_row) + 1 if again else 1
-    rung = int(health.rung) + again
-    ladder, count = recovery.usable_ladder, int(health.recoveries) + 1
+    active = int(health.remedies) + again
+    remedies, count = recovery.usable_remedies, int(health.recoveries) + 1
     said = describe_faults(fault, faults, metrics)
-    if rung > len(ladder):
-        tried = remedies_in_force(ladder, len(ladder)).name
+    if active > len(remedies):
+        tried = remedies_in_force(remedies, len(remedies)).name
         raise DivergenceError(
             f"{said}. {in_a_row} faults in a row, {count - 1} recoveries in all; tried: fresh noise, "
-            f"{tried}. {ADVICE} An older one may lie further from the fault: --resume --resume-step."
+            f"{tried}. {ADVICE} An older one may lie further from the fault: resume=True with resume_step."
         )
     back_to, state = snapshots.choose(fault, in_a_row)
-    in_force = remedies_in_force(ladder, rung)
-    remedy = ladder[rung - 1].name if again else "fresh noise"
+    in_force = remedies_in_force(remedies, active)
+    remedy = remedies[active - 1].name if again else "fresh noise"
 
     # A key of its own for each recovery; training's are fold_in(rng_key, step), of a step no run reaches.
     apart = jax.random.fold_in(state.rng_key, jnp.iinfo(jnp.uint32).max)
@@ -270,7 +268,7 @@ def roll_back(
         recoveries=count,
         last_change=fault,
         in_a_row=in_a_row,
-        rung=rung,
+        remedies=active,
         learning_rate_factor=in_force.learning_rate_factor,
     )
     record = {
@@ -298,24 +296,24 @@ def lift(recovery: Recovery, state: TrainState) -> tuple[TrainState, str | None]
 
     Example:
       >>> from jaxebm.training.state import init_health
-      >>> health = init_health()._replace(rung=jnp.array(1), learning_rate_factor=jnp.array(0.5))
+      >>> health = init_health()._replace(remedies=jnp.array(1), learning_rate_factor=jnp.array(0.5))
       >>> state = TrainState(jnp.array(900), *[()] * 6, health=health._replace(last_change=jnp.array(100)))
       >>> state, name = lift(Recovery(), state)
       >>> name, float(state.health.learning_rate_factor)
       ('smaller rate', 1.0)
     """
-    step, rung = int(state.step), int(state.health.rung)
-    if not rung or step < int(state.health.last_change) + recovery.probation:
+    step, active = int(state.step), int(state.health.remedies)
+    if not active or step < int(state.health.last_change) + recovery.probation:
         return state, None
-    in_force = remedies_in_force(recovery.usable_ladder, rung - 1)
+    in_force = remedies_in_force(recovery.usable_remedies, active - 1)
     changed = _with_health(
         state,
         last_change=step,
         in_a_row=0,
-        rung=rung - 1,
+        remedies=active - 1,
         learning_rate_factor=in_force.learning_rate_factor,
     )
-    return changed, recovery.usable_ladder[rung - 1].name
+    return changed, recovery.usable_remedies[active - 1].name
 
 
 def _with_health(state: TrainState, **values: float) -> TrainState:

@@ -5,16 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxebm import checks
-from jaxebm.samplers.langevin import euclidean_norm, widened
+from jaxebm.trees import widened
 from jaxebm.types import Array, Params
 
 __all__ = ["Sharpness", "ascend"]
 
 
 class Sharpness(NamedTuple):
-    """How far, and in which metric, `make_train_step` ascends before it takes the gradient.
+    """How far, and in which metric, `learner` ascends before it takes the gradient.
 
     Attributes:
       rho: radius of the ascent, above 0: in units of the parameters, or relative to them where adaptive.
@@ -81,7 +82,7 @@ def ascend(
     else:
         scales = jax.tree.map(lambda leaf: jnp.ones((), widened(leaf).dtype), params)
     scaled = jax.tree.map(jnp.multiply, scales, gradient)
-    norm = euclidean_norm(scaled)
+    norm = optax.tree.norm(scaled)
     # Of a zero gradient nothing is left to normalise: 0 / 1 and not 0 / 0.
     length = rho / jnp.where(norm > 0, norm, 1.0)
 

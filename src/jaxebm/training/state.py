@@ -1,15 +1,14 @@
 """Everything that training needs to go on from where it was, in one pytree."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from jaxebm.objectives.negatives import NegativeSampler
-from jaxebm.types import Array, Params
+from jaxebm.types import Array, Metrics, Params
 
-__all__ = ["Health", "TrainState", "init_health", "init_state"]
+__all__ = ["Health", "Learner", "TrainState", "TrainStep", "init_health"]
 
 WATCHED = ("energy_gap", "joint_energy_gap", "gradient_norm", "update_norm")
 """Metrics that have a running band; the norms are followed by their logarithms."""
@@ -27,7 +26,7 @@ class Health(NamedTuple):
       recoveries: how often the run has been rolled back, a scalar.
       last_change: the update of the last fault, or at which a remedy was lifted, a scalar; -1 before any.
       in_a_row: faults without a healthy stretch between them, a scalar.
-      rung: how many remedies of the ladder are in force, a scalar.
+      remedies: how many remedies are in force, a scalar.
       learning_rate_factor: by which every update is multiplied, a scalar.
     """
 
@@ -39,7 +38,7 @@ class Health(NamedTuple):
     recoveries: Array
     last_change: Array
     in_a_row: Array
-    rung: Array
+    remedies: Array
     learning_rate_factor: Array
 
 
@@ -60,7 +59,7 @@ def init_health() -> Health:
         recoveries=jnp.zeros((), jnp.int32),
         last_change=jnp.full((), -1, jnp.int32),
         in_a_row=jnp.zeros((), jnp.int32),
-        rung=jnp.zeros((), jnp.int32),
+        remedies=jnp.zeros((), jnp.int32),
         learning_rate_factor=jnp.ones(()),
     )
 
@@ -73,7 +72,7 @@ class TrainState(NamedTuple):
       params: what is learnt.
       optimizer_state: Optax's state.
       ema_params: the exponential moving average of ``params``, which evaluations use.
-      memory: the negative sampler's memory (a replay buffer, or nothing).
+      sampler_state: the negative sampler's state (a replay buffer and where chains start, or nothing).
       streams: places in the data, any pytree of `StreamState`.
       rng_key: the run's key; step n uses ``fold_in(rng_key, n)``, so that no step depends on how steps are
         grouped.
@@ -84,52 +83,31 @@ class TrainState(NamedTuple):
     params: Params
     optimizer_state: optax.OptState
     ema_params: Params
-    memory: Any
+    sampler_state: Any
     streams: Any
     rng_key: Array
     health: Health
 
 
-def init_state(
-    rng_key: Array,
-    params: Params,
-    *,
-    optimizer: optax.GradientTransformation,
-    negatives: NegativeSampler,
-    streams: Any = (),
-) -> TrainState:
-    """Returns the state before the first update.
+TrainStep: TypeAlias = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+"""``(state, data) -> (state, metrics)``, pure; `jaxebm.training.fit` compiles many into one program."""
 
-    Args:
-      rng_key: the run's key.
-      params: initial parameters.
-      optimizer: the Optax transformation that will update them.
-      negatives: the sampler whose memory is to be filled.
-      streams: places in the data, from `jaxebm.data.stream.init_stream`.
 
-    Returns:
-      A `TrainState` at step 0, all copies: the compiled step donates its state, and only that.
+def _as_it_is(data: Any) -> Any:
+    return data
 
-    Example:
-      >>> import jax, jax.numpy as jnp, optax
-      >>> from functools import partial
-      >>> from jaxebm.objectives.negatives import contrastive_divergence
-      >>> from jaxebm.samplers.langevin import sgld
-      >>> negatives = contrastive_divergence(partial(sgld, step_size=0.1), num_steps=1)
-      >>> state = init_state(jax.random.key(0), jnp.ones(2), optimizer=optax.adam(1e-3), negatives=negatives)
-      >>> int(state.step)
-      0
+
+class Learner(NamedTuple):
+    """How parameters learn: a pair of functions in the shape of an Optax transformation.
+
+    `jaxebm.training.learner` makes one of an objective; `jaxebm.training.fit` runs any.
+
+    Attributes:
+      init: ``(rng_key, params, data) -> state``, the `TrainState` before the first update.
+      step: ``(state, data) -> (state, metrics)``, one update; pure, metrics are scalars.
+      place: ``data -> data``, puts training data where the step wants them (devices, a mesh).
     """
-    memory_key, run_key = jax.random.split(rng_key)
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        optimizer_state=optimizer.init(params),
-        ema_params=params,
-        memory=negatives.init(memory_key),
-        streams=streams,
-        rng_key=run_key,
-        health=init_health(),
-    )
-    # A buffer that two leaves share (some optimisers keep the parameters themselves) could not be donated.
-    return jax.tree.map(jnp.array, state)
+
+    init: Callable[[Array, Params, Any], TrainState]
+    step: TrainStep
+    place: Callable[[Any], Any] = _as_it_is

@@ -1,0 +1,437 @@
+"""What is learnt, as a pair: the energy on which chains run, and the loss that compares data with samples.
+
+One update is then: the learner (`jaxebm.training.learner`) draws a batch, the negative sampler runs chains on
+``objective.energy``, ``objective.loss`` is differentiated. `likelihood`, `jem` and `classifier` make
+objectives of an energy or of a classifier's logits; `with_adversarial_examples` and `with_last_step` add to
+one; and a pair of your own functions is an objective, too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+
+from jaxebm import checks
+from jaxebm.energies.classifier import JointEnergy, joint_energy, marginal_energy
+from jaxebm.objectives.adversarial import adversarial_examples
+from jaxebm.objectives.contrastive import Contrast, binary_energy_loss, check_contrast, contrastive_loss
+from jaxebm.objectives.joint import classification_loss, joint_loss, may_learn
+from jaxebm.objectives.last_step import last_step_loss
+from jaxebm.objectives.negatives import Negatives
+from jaxebm.types import Array, EnergyFn, JointEnergyFn, LogitsFn, MakeKernel, Metrics, Params, Position
+
+__all__ = [
+    "Batch",
+    "Loss",
+    "Objective",
+    "classifier",
+    "ignore_label",
+    "jem",
+    "likelihood",
+    "with_adversarial_examples",
+    "with_last_step",
+]
+
+
+class Batch(NamedTuple):
+    """The examples of one update, scaled, augmented and with their noise.
+
+    Attributes:
+      x_labelled: labelled examples, each leaf ``(n, ...)``; None where the data have no labels.
+      labels: their classes, integers ``(n,)``; None where the data have no labels.
+      x_data: examples that log p(x) learns from, each leaf ``(n, ...)``, drawn independently of the labelled
+        ones; of the same arrays, or of unlabelled ones.
+    """
+
+    x_labelled: Position | None
+    labels: Array | None
+    x_data: Position
+
+
+Loss: TypeAlias = Callable[[Params, Array, Batch, Negatives], tuple[Array, Metrics]]
+"""``(params, rng_key, batch, negatives) -> (loss, metrics)``; it stops the gradient at the negatives."""
+
+
+class Objective(NamedTuple):
+    """What a learner minimises.
+
+    Attributes:
+      energy: E(params, x, label) of one example, on which chains run; it may ignore the label.
+      loss: ``(params, rng_key, batch, negatives) -> (loss, metrics)``. Where the learner has no negative
+        sampler, ``negatives.positions`` is None.
+
+    Example:
+      An objective of one's own: E at the data, kept in bounds without any chains.
+
+      >>> import jax.numpy as jnp
+      >>> def energy(params, x):
+      ...     return params * jnp.sum(x**2)
+      >>> def loss(params, rng_key, batch, negatives):
+      ...     energies = jax.vmap(energy, (None, 0))(params, batch.x_data)
+      ...     return jnp.mean((energies - 1.0) ** 2), {"energy_data": jnp.mean(energies)}
+      >>> mine = Objective(ignore_label(energy), loss)
+      >>> float(mine.energy(2.0, jnp.ones(3), 0))
+      6.0
+    """
+
+    energy: JointEnergyFn
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class _IgnoreLabel:
+    energy: EnergyFn
+
+    def __call__(self, params: Params, x: Position, y: Array, /) -> Array:
+        del y
+        return self.energy(params, x)
+
+
+def is_conditional(energy: Any) -> bool:
+    """Returns whether an energy made by this package depends on the class; one of a user's own is not known
+    to."""
+    return isinstance(energy, JointEnergy) or getattr(energy, "kind", None) == "joint"
+
+
+def ignore_label(energy: EnergyFn) -> JointEnergyFn:
+    """Returns E(x) as an energy of x and a label that it ignores; equal for equal energies.
+
+    Args:
+      energy: E(params, x) of one example.
+
+    Returns:
+      ``energy(params, x, label) -> ()``; the energy itself where it can bind a label to a target of its own
+      (`jaxebm.energies.split_energy`).
+
+    Example:
+      >>> ignore_label(len) == ignore_label(len)
+      True
+    """
+    return energy if hasattr(energy, "bind") else _IgnoreLabel(energy)  # type: ignore[return-value]
+
+
+def likelihood(
+    energy: EnergyFn,
+    *,
+    energy_l2: float | Array = 0.0,
+    contrast: Contrast = "likelihood",
+    weight: float | Array = 1.0,
+    training_energy: EnergyFn | None = None,
+) -> Objective:
+    """Maximum likelihood of p(x) = exp(-E(x)) / Z, from data and samples of the model.
+
+    loss = w [mean E(x_data) - mean E(x_model) + alpha (mean E(x_data)^2 + mean E(x_model)^2)]
+
+    Its gradient estimates that of -w log p(x) (`jaxebm.objectives.contrastive_loss`).
+
+    Args:
+      energy: E(params, x) of one example, such as the ``apply`` of a Flax module with a scalar output.
+      energy_l2: alpha >= 0, which keeps energies near zero; about 0.1 to 1 where training drifts.
+      contrast: ``"likelihood"``, or ``"binary"``: the cross-entropy of telling data from samples by
+        sigmoid(-E) (`jaxebm.objectives.binary_energy_loss`).
+      weight: w >= 0.
+      training_energy: what is differentiated instead of ``energy``, for a network that normalises by the
+        batch while it learns (`jaxebm.energies.training_apply`); chains always run on ``energy``.
+
+    Returns:
+      An objective for data with or without labels.
+
+    Raises:
+      ValueError: if ``energy_l2`` or ``weight`` is negative, or ``contrast`` unknown.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> objective = likelihood(lambda params, x: 0.5 * params * jnp.sum(x**2))
+      >>> batch = Batch(None, None, jnp.ones((4, 2)))
+      >>> samples = Negatives(2.0 * jnp.ones((8, 2)), None)
+      >>> float(objective.loss(1.0, jax.random.key(0), batch, samples)[0])
+      -3.0
+
+    Reference:
+      Hinton 2002, "Training products of experts by minimizing contrastive divergence".
+    """
+    check_contrast(contrast)
+    checks.non_negative("energy_l2", energy_l2)
+    checks.non_negative("weight", weight)
+    learnt = energy if training_energy is None else training_energy
+    compare = binary_energy_loss if contrast == "binary" else contrastive_loss
+
+    def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
+        del rng_key
+        _check_negatives(negatives, "likelihood")
+        value, metrics = compare(learnt, params, batch.x_data, negatives.positions, energy_l2=energy_l2)
+        return weight * value, metrics
+
+    return Objective(ignore_label(energy), loss)
+
+
+def jem(
+    logits: LogitsFn,
+    *,
+    p_y_given_x_weight: float | Array = 1.0,
+    p_x_weight: float | Array = 1.0,
+    p_xy_weight: float = 0.0,
+    chains: Literal["marginal", "conditional"] | None = None,
+    contrast: Contrast = "likelihood",
+    energy_l2: float | Array = 0.0,
+    label_smoothing: float | Array = 0.0,
+    training_logits: LogitsFn | None = None,
+    chain_energy: JointEnergyFn | None = None,
+) -> Objective:
+    """JEM: a classifier that is an energy-based model of its inputs, log p(x, y) = log p(y | x) + log p(x).
+
+    loss = w_{y|x} CE + w_x [mean E(x_data) - mean E(x_model)] + w_xy [mean E(x, y) - mean E(x', y')]
+
+    with E(x) = -logsumexp f(x) and E(x, y) = -f(x)[y] (`jaxebm.objectives.joint_loss`).
+
+    Args:
+      logits: f(params, x) of one example, shape ``(K,)``.
+      p_y_given_x_weight: w_{y|x} >= 0, of the cross-entropy.
+      p_x_weight: w_x >= 0.
+      p_xy_weight: w_xy >= 0; needs ``chains="conditional"``.
+      chains: the energy on which chains run: ``"marginal"``, E(x), or ``"conditional"``, E(x, y) of the
+        chain's own class. By default conditional if ``p_xy_weight`` is above 0.
+      contrast: ``"likelihood"`` or ``"binary"``, as in `likelihood`.
+      energy_l2: alpha >= 0, weight of the squared energies.
+      label_smoothing: of the cross-entropy, in [0, 1].
+      training_logits: what is differentiated instead of ``logits``, for a network that normalises by the
+        batch while it learns (`jaxebm.energies.training_apply`); chains always run on ``logits``.
+      chain_energy: E(params, x, label) on which chains run instead, such as
+        `jaxebm.energies.split_energy` of the same network.
+
+    Returns:
+      An objective for labelled data, with or without more unlabelled ones.
+
+    Raises:
+      ValueError: if a weight is negative, all weights are zero, ``label_smoothing`` is out of range,
+        ``chains`` or ``contrast`` is unknown, or ``p_xy_weight`` is above 0 with marginal chains.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> objective = jem(lambda params, x: params @ x, p_x_weight=0.5)
+      >>> batch = Batch(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2))
+      >>> loss, metrics = objective.loss(jnp.eye(2), None, batch, Negatives(0.5 * jnp.eye(2), None))
+      >>> sorted(metrics)
+      ['cross_entropy', 'energy_data', 'energy_gap', 'energy_model', 'train_accuracy']
+
+    Reference:
+      Grathwohl et al. 2020 (arXiv 1912.03263), equations 5 to 7 and algorithm 1.
+    """
+    check_contrast(contrast)
+    for name, weight in (
+        ("p_y_given_x_weight", p_y_given_x_weight),
+        ("p_x_weight", p_x_weight),
+        ("p_xy_weight", p_xy_weight),
+        ("energy_l2", energy_l2),
+    ):
+        checks.non_negative(name, weight)
+    checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    if not may_learn(p_y_given_x_weight, p_x_weight, p_xy_weight):
+        raise ValueError("p_y_given_x_weight, p_x_weight and p_xy_weight are all 0: nothing would be learnt.")
+    if chains is None:
+        chains = "conditional" if p_xy_weight > 0 else "marginal"
+    if chains not in ("marginal", "conditional"):
+        raise ValueError(f"chains={chains!r}: chains must be 'marginal' or 'conditional'.")
+    if p_xy_weight > 0 and chains == "marginal":
+        raise ValueError("chains='marginal': p_xy_weight needs samples of p(x, y), chains='conditional'.")
+    if chain_energy is None:
+        conditional = chains == "conditional"
+        chain_energy = joint_energy(logits) if conditional else ignore_label(marginal_energy(logits))
+    learnt = logits if training_logits is None else training_logits
+
+    def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
+        del rng_key
+        x, labels = _labelled(batch, "jem")
+        _check_negatives(negatives, "jem")
+        return joint_loss(
+            learnt,
+            params,
+            x,
+            labels,
+            batch.x_data,
+            negatives.positions,
+            labels_model=negatives.labels,
+            p_y_given_x_weight=p_y_given_x_weight,
+            p_x_weight=p_x_weight,
+            p_xy_weight=p_xy_weight,
+            contrast=contrast,
+            energy_l2=energy_l2,
+            label_smoothing=label_smoothing,
+        )
+
+    return Objective(chain_energy, loss)
+
+
+def classifier(
+    logits: LogitsFn, *, label_smoothing: float | Array = 0.0, training_logits: LogitsFn | None = None
+) -> Objective:
+    """A classifier alone: the cross-entropy -mean log p(y | x), p(y | x) = softmax f(x).
+
+    It needs no negatives. Its energy is E(x) = -logsumexp f(x), which the loss leaves free.
+
+    Args:
+      logits: f(params, x) of one example, shape ``(K,)``.
+      label_smoothing: share of the target that is spread evenly over the classes, in [0, 1].
+      training_logits: what is differentiated instead of ``logits``, as in `jem`.
+
+    Returns:
+      An objective for labelled data.
+
+    Raises:
+      ValueError: if ``label_smoothing`` is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> objective = classifier(lambda params, x: params @ x)
+      >>> batch = Batch(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2))
+      >>> round(float(objective.loss(jnp.eye(2), None, batch, Negatives(None, None))[0]), 4)
+      0.3133
+    """
+    checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    learnt = logits if training_logits is None else training_logits
+
+    def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
+        del rng_key, negatives
+        x, labels = _labelled(batch, "classifier")
+        return classification_loss(learnt, params, x, labels, label_smoothing=label_smoothing)
+
+    return Objective(ignore_label(marginal_energy(logits)), loss)
+
+
+def with_adversarial_examples(
+    objective: Objective,
+    logits: LogitsFn,
+    *,
+    radius: float | Array,
+    num_steps: int = 10,
+    state_clamp: tuple[float, float] | None = (-1.0, 1.0),
+) -> Objective:
+    """Adversarial training: the labelled examples of each batch are moved to where their class is unlikely.
+
+    x* = argmax over the L2 ball of this radius of -log p(y | x) (`jaxebm.objectives.adversarial_examples`).
+
+    Args:
+      objective: what is then minimised at x*.
+      logits: the classifier that is attacked, f(params, x) of one example.
+      radius: of the ball, at least 0, in units of x.
+      num_steps: of the attack, each ``2 radius / num_steps`` long.
+      state_clamp: ``(low, high)`` that every entry stays in, or None.
+
+    Returns:
+      An objective with the same energy.
+
+    Raises:
+      ValueError: if ``radius`` is negative or ``num_steps`` is no integer of at least 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> logits = lambda params, x: params @ x
+      >>> plain = classifier(logits)
+      >>> robust = with_adversarial_examples(plain, logits, radius=0.5)
+      >>> batch, none = Batch(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2)), Negatives(None, None)
+      >>> key = jax.random.key(0)
+      >>> bool(robust.loss(jnp.eye(2), key, batch, none)[0] > plain.loss(jnp.eye(2), key, batch, none)[0])
+      True
+
+    Reference:
+      Madry et al. 2018 (arXiv 1706.06083), equation 2.1.
+    """
+    checks.non_negative("radius", radius)
+    checks.positive_integer("num_steps", num_steps)
+
+    def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
+        key_attack, key_loss = jax.random.split(rng_key)
+        x, labels = _labelled(batch, "with_adversarial_examples")
+        moved = adversarial_examples(
+            key_attack,
+            logits,
+            params,
+            x,
+            labels,
+            radius=radius,
+            num_steps=num_steps,
+            state_clamp=state_clamp,
+        )
+        return objective.loss(params, key_loss, batch._replace(x_labelled=moved), negatives)
+
+    return Objective(objective.energy, loss)
+
+
+def with_last_step(
+    objective: Objective,
+    make_kernel: MakeKernel,
+    *,
+    weight: float | Array = 1.0,
+    entropy_weight: float | Array = 0.3,
+    energy: JointEnergyFn | None = None,
+) -> Objective:
+    """Improved contrastive divergence: adds the sampler's KL term, through one more step of each chain.
+
+    loss + w [mean E(step(x_model)) - w_H H] (`jaxebm.objectives.last_step_loss`), H the nearest-neighbour
+    entropy of where the steps end.
+
+    Args:
+      objective: what it is added to.
+      make_kernel: the step, differentiable, as that of `jaxebm.samplers.sgld` is.
+      weight: w >= 0.
+      entropy_weight: w_H >= 0.
+      energy: on which the step is taken; that of the objective by default.
+
+    Returns:
+      An objective with the same energy.
+
+    Raises:
+      ValueError: if a weight is negative.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from functools import partial
+      >>> from jaxebm.samplers import sgld
+      >>> plain = likelihood(lambda params, x: 0.5 * params * jnp.sum(x**2))
+      >>> improved = with_last_step(plain, partial(sgld, step_size=0.1, noise_scale=0.0))
+      >>> batch = Batch(None, None, jnp.ones((4, 1)))
+      >>> samples = Negatives(jnp.array([[1.0], [3.0]]), jnp.zeros(2, int))
+      >>> sorted(improved.loss(1.0, jax.random.key(0), batch, samples)[1])[-2:]
+      ['last_step_energy', 'neighbour_entropy']
+
+    Reference:
+      Du, Li, Tenenbaum & Mordatch 2021 (arXiv 2012.01316), equations 4 to 9.
+    """
+    checks.non_negative("weight", weight)
+    checks.non_negative("entropy_weight", entropy_weight)
+    stepped = objective.energy if energy is None else energy
+
+    def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
+        key_loss, key_step = jax.random.split(rng_key)
+        _check_negatives(negatives, "with_last_step")
+        value, metrics = objective.loss(params, key_loss, batch, negatives)
+        more, found = last_step_loss(
+            key_step,
+            make_kernel,
+            stepped,
+            params,
+            negatives.positions,
+            negatives.labels,  # pyright: ignore[reportArgumentType]
+            entropy_weight=entropy_weight,
+        )
+        return value + weight * more, metrics | found
+
+    return Objective(objective.energy, loss)
+
+
+def _labelled(batch: Batch, name: str) -> tuple[Any, Array]:
+    if batch.x_labelled is None or batch.labels is None:
+        raise ValueError(
+            f"{name} learns classes, and the data have no labels: give data=(x, labels), one integer for "
+            "each example."
+        )
+    return batch.x_labelled, batch.labels
+
+
+def _check_negatives(negatives: Negatives, name: str) -> None:
+    if negatives.positions is None:
+        raise ValueError(
+            f"{name} compares data with samples of the model: give the learner negatives=, such as "
+            "persistent(...) of jaxebm.objectives."
+        )

@@ -1,0 +1,128 @@
+"""Batches as the model sees them: drawn inside the compiled update, rescaled, augmented and with their
+noise."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxebm import checks
+from jaxebm.data.examples import Examples, as_examples, split_labels
+from jaxebm.data.stream import StreamState, init_stream, next_batch
+from jaxebm.objectives.objective import Batch
+from jaxebm.types import Array, Position
+
+__all__ = ["AugmentExample", "Preparation", "Streams", "start_streams"]
+
+AugmentExample: TypeAlias = Callable[[Array, Position], Position]
+"""``(rng_key, x) -> x`` of one example, such as `jaxebm.data.random_flip`."""
+
+
+class Streams(NamedTuple):
+    """Places in the data, a part of the training state.
+
+    Attributes:
+      labelled: in the labelled examples; None where there are none.
+      x_data: in the examples that log p(x) learns from.
+    """
+
+    labelled: StreamState | None
+    x_data: StreamState
+
+
+class Preparation(NamedTuple):
+    """How a batch is drawn and made into what the model sees."""
+
+    batch_size: int
+    noise: float
+    augment: AugmentExample | None
+    augment_x_data: AugmentExample | None
+    rescale: Callable[[Position], Position] | None
+
+    def check(self, examples: Examples) -> None:
+        """Raises ``ValueError`` unless the data hold a batch, and fit the options."""
+        if examples.is_sampler:
+            if self.noise or any((self.augment, self.augment_x_data, self.rescale)):
+                raise ValueError(
+                    "data is a function that draws examples: noise, augment and rescale are for arrays; let "
+                    "the function do what they would."
+                )
+            return
+        if examples.labels is None and self.augment_x_data not in (None, self.augment):
+            raise ValueError("augment_x_data is for data with labels: without them, augment is what applies.")
+        for name, part in (("data", examples.x), ("data.unlabelled", examples.unlabelled)):
+            if part is None:
+                continue
+            length = checks.batch_length(name, part)
+            if self.batch_size > length:
+                raise ValueError(
+                    f"batch_size={self.batch_size} exceeds the {length} examples of {name}: use at most "
+                    f"{length}."
+                )
+
+    def example(self, examples: Examples) -> Position:
+        """One example as the model sees it, all zeros."""
+        if examples.is_sampler:
+            drawn = jax.eval_shape(lambda key: examples.x(key, self.batch_size), jax.random.key(0))
+            shapes = split_labels(drawn)[0]
+        else:
+            shapes = jax.eval_shape(
+                self._rescaled,
+                jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), examples.x),
+            )
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes)
+
+    def __call__(self, rng_key: Array, data: Any, streams: Any) -> tuple[Batch, Any]:
+        """Returns the next batch, and the new places in the data."""
+        examples = as_examples(data)
+        if examples.is_sampler:
+            x, labels = split_labels(examples.x(rng_key, self.batch_size))
+            return Batch(None if labels is None else x, labels, x), streams
+        keys = jax.random.split(rng_key, 6)
+        x_labelled = labels = labelled = None
+        if examples.labels is not None:
+            (x_labelled, labels), labelled = next_batch(
+                keys[0], streams.labelled, (examples.x, examples.labels), self.batch_size
+            )
+        x_data, rest = next_batch(keys[1], streams.x_data, examples.x_data, self.batch_size)
+        if x_labelled is not None:
+            x_labelled = self._noisy(
+                keys[2], self._augmented(keys[3], self.augment, self._rescaled(x_labelled))
+            )
+        augment = self.augment if x_labelled is None else self.augment_x_data
+        x_data = self._noisy(keys[4], self._augmented(keys[5], augment, self._rescaled(x_data)))
+        return Batch(x_labelled, labels, x_data), Streams(labelled, rest)
+
+    def _rescaled(self, x: Position) -> Position:
+        return x if self.rescale is None else self.rescale(x)
+
+    def _augmented(self, rng_key: Array, augment: AugmentExample | None, x: Position) -> Position:
+        if augment is None:
+            return x
+        return jax.vmap(augment)(jax.random.split(rng_key, self.batch_size), x)
+
+    def _noisy(self, rng_key: Array, x: Position) -> Position:
+        leaves, structure = jax.tree.flatten(x)
+        keys = [rng_key] if len(leaves) == 1 else jax.random.split(rng_key, len(leaves))
+
+        def noisy(key: Array, leaf: Array) -> Array:
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                return leaf
+            return leaf + self.noise * jax.random.normal(key, leaf.shape, leaf.dtype)
+
+        if not self.noise:
+            return x
+        return jax.tree.unflatten(structure, [noisy(*pair) for pair in zip(keys, leaves, strict=True)])
+
+
+_init_stream = jax.jit(init_stream, static_argnames=("num_examples", "num_strata"))
+
+
+def start_streams(key_labelled: Array, key_x_data: Array, examples: Examples, num_strata: int) -> Streams:
+    """Returns the places in the data before the first batch."""
+    labelled = None
+    if examples.labels is not None:
+        labelled = _init_stream(key_labelled, len(examples.labels), num_strata=num_strata)
+    length = checks.batch_length("data", examples.x_data)
+    return Streams(labelled, _init_stream(key_x_data, length, num_strata=num_strata))

@@ -1,0 +1,271 @@
+"""One update as a pure function: a batch, negatives, the gradient of the loss, the update, the metrics."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxebm import checks
+from jaxebm.data.examples import Examples, as_examples
+from jaxebm.objectives.negatives import NegativeSampler, no_negatives
+from jaxebm.objectives.objective import Objective, is_conditional
+from jaxebm.training.batches import AugmentExample, Preparation, start_streams
+from jaxebm.training.health import measure_chains, sample_norm
+from jaxebm.training.placement import Placement
+from jaxebm.training.sharpness import Sharpness, ascend
+from jaxebm.training.state import Learner, TrainState, TrainStep, init_health
+from jaxebm.types import Array, Metrics, Params, Position
+
+__all__ = ["InitParams", "learner"]
+
+InitParams: TypeAlias = Callable[[Array, Position], Params]
+"""``(rng_key, example) -> params``, such as the ``init`` of a Flax module."""
+
+
+def learner(
+    objective: Objective,
+    *,
+    optimizer: optax.GradientTransformation,
+    negatives: NegativeSampler | None = None,
+    batch_size: int = 64,
+    noise: float = 0.0,
+    augment: AugmentExample | None = None,
+    augment_x_data: AugmentExample | Literal["same"] | None = "same",
+    rescale: Callable[[Position], Position] | None = None,
+    ema_decay: float = 0.999,
+    refresh: Callable[[Params, Position], Params] | None = None,
+    sharpness: Sharpness | None = None,
+    placement: Placement | None = None,
+) -> Learner:
+    """Makes the learner of an objective: how its state begins, and one update of it.
+
+    theta <- theta + f optimizer(d loss(theta; batch, negatives) / d theta), negatives ~ chains on
+    ``objective.energy``, f = 1 unless a recovery has lowered ``health.learning_rate_factor``
+    ema <- d ema + (1 - d) theta,  d = min(ema_decay, (1 + step) / (10 + step)), so that early steps do not
+    linger; step counts the updates done before this one.
+
+    Of labelled data an update takes two batches: labelled examples, and examples for log p(x), drawn
+    independently from the same arrays or from ``unlabelled`` ones (`jaxebm.data.Examples`). Every example
+    comes once an epoch, in a fresh order each. Examples are rescaled, augmented and given their noise in this
+    order, inside the compiled update.
+
+    Args:
+      objective: from `jaxebm.objectives.likelihood`, ``jem``, ``classifier``, or of your own.
+      optimizer: an Optax transformation.
+      negatives: where the model's samples come from, such as `jaxebm.objectives.persistent`; None for an
+        objective that needs none.
+      batch_size: examples an update, labelled and others alike.
+      noise: standard deviation of Gaussian noise on all examples, in units of the rescaled x.
+      augment: ``(rng_key, x) -> x`` of one rescaled example; None leaves it as it is.
+      augment_x_data: the same for the examples of log p(x) where there are labelled ones too; ``"same"``
+        takes ``augment``.
+      rescale: maps a batch of stored examples to what the model sees, such as `jaxebm.data.Dataset.rescale`.
+      ema_decay: in [0, 1); 0 makes the average equal to the parameters.
+      refresh: ``(params, x_data) -> params`` after the update, for a network that keeps statistics in its
+        variables (`jaxebm.energies.refresh_statistics`).
+      sharpness: takes the gradient where `jaxebm.training.ascend` leads from theta, with the same batch,
+        negatives and key, at the cost of a second gradient of the loss; None takes it at theta.
+      placement: where batches, chains and parameters lie on several devices; None for one device.
+
+    Returns:
+      A `Learner`. Its metrics are the loss's, at theta, and gain ``loss``, ``gradient_norm``,
+      ``update_norm``, ``optimizer_norm`` (of some entries of its state before the update) and those of
+      `jaxebm.training.health.measure_chains`. With ``sharpness`` they also gain ``sharpness``, the loss at
+      the ascended point less that at theta, and ``gradient_norm`` is of the gradient there.
+
+    Raises:
+      TypeError: if the objective, the optimiser, the negatives or a function is none.
+      ValueError: if ``ema_decay`` lies outside [0, 1), ``batch_size`` is no integer of at least 1 or no
+        multiple of the placement's strata, ``noise`` is negative or the radius of ``sharpness`` not positive;
+        from ``init``, if the data hold fewer examples than a batch or do not fit the options.
+
+    Example:
+      >>> from functools import partial
+      >>> from jaxebm.objectives import contrastive_divergence, likelihood
+      >>> from jaxebm.samplers import sgld
+      >>> from jaxebm.training import compile_steps
+      >>> energy = lambda params, x: 0.5 * jnp.sum((x - params) ** 2)
+      >>> chains = contrastive_divergence(partial(sgld, step_size=0.5), num_steps=4)
+      >>> learn = learner(likelihood(energy), negatives=chains, optimizer=optax.sgd(0.1))
+      >>> data = jnp.full((64, 1), 3.0)
+      >>> state = learn.init(jax.random.key(0), jnp.zeros(1), data)
+      >>> state, metrics = compile_steps(learn.step, 200)(state, learn.place(data))
+      >>> abs(float(state.params[0]) - 3.0) < 0.3
+      True
+    """
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"objective is {_kind(objective)}: an Objective is needed, such as likelihood(energy) or "
+            "jem(logits) of jaxebm.objectives."
+        )
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer is {_kind(optimizer)}: an Optax one is needed, such as optax.adam(1e-3).")
+    if negatives is not None and not isinstance(negatives, NegativeSampler):
+        raise TypeError(
+            f"negatives is {_kind(negatives)}: a NegativeSampler is needed, such as persistent(...) of "
+            "jaxebm.objectives, or None."
+        )
+    functions = {"augment": augment, "augment_x_data": augment_x_data, "rescale": rescale, "refresh": refresh}
+    for name, function in functions.items():
+        if not (function is None or callable(function) or (name == "augment_x_data" and function == "same")):
+            raise TypeError(f"{name}={function!r}: a function is needed, or None.")
+    checks.positive_integer("batch_size", batch_size)
+    checks.non_negative("noise", noise)
+    checks.in_range("ema_decay", ema_decay, 0.0, 1.0)
+    if ema_decay == 1:
+        raise ValueError("ema_decay=1: the average would never move; use a number in [0, 1), such as 0.999.")
+    if sharpness is not None:
+        checks.positive("sharpness.rho", sharpness.rho)
+    num_strata = 1 if placement is None else placement.num_strata
+    if batch_size % num_strata:
+        raise ValueError(
+            f"batch_size={batch_size} must be a multiple of the placement's {num_strata} strata, which give "
+            "equal shares of a batch."
+        )
+    if negatives is None:
+        negatives = no_negatives()
+    prepare = Preparation(
+        batch_size, noise, augment, augment if augment_x_data == "same" else augment_x_data, rescale
+    )
+
+    def init(rng_key: Array, params: Params, data: Any) -> TrainState:
+        examples = as_examples(data)
+        prepare.check(examples)
+        _check_classes(objective, negatives, examples)
+        example = prepare.example(examples)
+        keys = jax.random.split(rng_key, 4)
+        sampler_key, run_key = jax.random.split(keys[0])
+        if _is_function(params):
+            params = jax.jit(params)(keys[1], example)
+        streams = () if examples.is_sampler else start_streams(keys[2], keys[3], examples, num_strata)
+        state = _with_copies(
+            params,
+            jax.jit(optimizer.init)(params),
+            negatives.init(sampler_key, example),
+            streams,
+            run_key,
+        )
+        return state if placement is None else placement.place_state(state)
+
+    def place(data: Any) -> Examples:
+        examples = as_examples(data)
+        if placement is None:
+            return jax.tree.map(jnp.asarray, examples)
+        if examples.is_sampler:
+            raise ValueError("data is a function that draws examples: it cannot be spread over devices.")
+        return placement.place_data(examples)
+
+    return Learner(
+        init,
+        _make_step(objective, optimizer, negatives, prepare, ema_decay, refresh, sharpness, placement),
+        place,
+    )
+
+
+def _make_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    negatives: NegativeSampler,
+    prepare: Preparation,
+    ema_decay: float,
+    refresh: Callable[[Params, Position], Params] | None,
+    sharpness: Sharpness | None,
+    placement: Placement | None,
+) -> TrainStep:
+    value_and_gradient = jax.value_and_grad(objective.loss, has_aux=True)
+
+    def train_step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        key_batch, key_negatives, key_loss = jax.random.split(
+            jax.random.fold_in(state.rng_key, state.step), 3
+        )
+        batch, streams = prepare(key_batch, data, state.streams)
+        whole_params = state.params
+        if placement is not None:
+            batch, whole_params = placement.shard_batch(batch), placement.gather(state.params)
+        # Chains that start at the data start at the labelled examples, where there are any.
+        x_start = batch.x_data if batch.labels is None else batch.x_labelled
+        samples, sampler_state = negatives.draw(
+            key_negatives, objective.energy, whole_params, x_start, batch.labels, state.sampler_state
+        )
+
+        (value, metrics), gradient = value_and_gradient(whole_params, key_loss, batch, samples)
+        if sharpness is not None:
+            ascended = ascend(whole_params, gradient, sharpness.rho, adaptive=sharpness.adaptive)
+            (ascended_value, _), gradient = value_and_gradient(ascended, key_loss, batch, samples)
+            metrics = metrics | {"sharpness": ascended_value - value}
+        if placement is not None:
+            gradient = placement.scatter(gradient)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        updates = optax.tree.scale(state.health.learning_rate_factor, updates)
+        params = optax.apply_updates(state.params, updates)
+        if refresh is not None:
+            params = refresh(params, batch.x_data)
+
+        done = state.step.astype(jnp.float32)
+        decay = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))
+        ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
+        # The float32 decay would widen the average of bfloat16 parameters.
+        ema_params = optax.tree.cast_like(ema_params, params)
+        metrics = metrics | {
+            "loss": value,
+            "gradient_norm": optax.tree.norm(gradient),
+            "update_norm": optax.tree.norm(updates),
+            "optimizer_norm": sample_norm(state.optimizer_state),
+        }
+        if samples.positions is not None:
+            metrics |= measure_chains(x_start, samples.positions, samples.displacement)
+        new_state = state._replace(
+            step=state.step + 1,
+            params=params,
+            optimizer_state=optimizer_state,
+            ema_params=ema_params,
+            sampler_state=sampler_state,
+            streams=streams,
+        )
+        return (new_state if placement is None else placement.constrain(new_state)), metrics
+
+    return train_step
+
+
+def _check_classes(objective: Objective, negatives: NegativeSampler, examples: Examples) -> None:
+    """Raises ``ValueError`` where chains are to run on E(x, y) and the sampler has fewer classes than the
+    data."""
+    if examples.labels is None or negatives.num_classes is None or not is_conditional(objective.energy):
+        return
+    num_classes = int(np.max(np.asarray(examples.labels))) + 1
+    if negatives.num_classes < num_classes:
+        raise ValueError(
+            f"negatives has num_classes={negatives.num_classes}, and the labels of data go up to "
+            f"{num_classes - 1}: chains on E(x, y) need num_classes={num_classes}."
+        )
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _is_function(params: Any) -> bool:
+    """Whether these are to be called; a pytree of arrays may have a ``__call__`` of its own."""
+    is_leaf = jax.tree_util.all_leaves([params])
+    return callable(params) and (is_leaf or isinstance(params, jax.tree_util.Partial))
+
+
+@jax.jit
+def _with_copies(
+    params: Params, optimizer_state: optax.OptState, sampler_state: Any, streams: Any, rng_key: Array
+) -> TrainState:
+    """The state before the first update, every leaf an array of its own: the compiled step consumes them."""
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer_state=optimizer_state,
+        ema_params=params,
+        sampler_state=sampler_state,
+        streams=streams,
+        rng_key=rng_key,
+        health=init_health(),
+    )
+    return jax.tree.map(jnp.copy, state)
