@@ -101,7 +101,7 @@ def test_chains_of_fewer_classes_than_the_labels_are_refused():
     """By default all chains are of class 0: with E(x, y) no other class would be contrasted."""
     conditional, marginal = jem(MLP(2).apply, p_xy_weight=0.5), jem(MLP(2).apply)
     with pytest.raises(ValueError, match="num_classes=1, and the labels of data go up to 1"):
-        learner(conditional, optimizer=optax.sgd(0.1), negatives=CHAINS).init(
+        learner(conditional, optimizer=optax.sgd(0.1), negatives=CHAINS, batch_size=8).init(
             KEY, MLP(2).init, (X, np.arange(40) % 2)
         )
     learner(marginal, optimizer=optax.sgd(0.1), negatives=CHAINS, batch_size=8).init(
