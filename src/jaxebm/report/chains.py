@@ -10,9 +10,9 @@ import numpy as np
 from jaxebm.objectives import run_labelled_chains
 from jaxebm.report.subject import Evaluation, ModelUnderTest
 from jaxebm.samplers import Initial
-from jaxebm.types import Array, EnergyFn, JointEnergyFn, Params
+from jaxebm.types import Array, JointEnergyFn
 
-__all__ = ["Samples", "advance", "finite", "fresh_chains", "start_chains", "without_label"]
+__all__ = ["Samples", "advance", "finite", "fresh_chains", "start_chains"]
 
 
 class Samples(NamedTuple):
@@ -20,16 +20,6 @@ class Samples(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray | None
-
-
-def without_label(energy: EnergyFn) -> JointEnergyFn:
-    """Returns E(x) as an energy of an image and a label that it ignores."""
-
-    def labelled(params: Params, x: Array, label: Array) -> Array:
-        del label
-        return energy(params, x)
-
-    return labelled
 
 
 def start_chains(rng_key: Array, initial: Initial, labels: Array) -> Array:

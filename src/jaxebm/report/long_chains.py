@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxebm.energies import marginal_energy
 from jaxebm.evaluation import prdc, within_range
-from jaxebm.report.chains import Samples, finite, fresh_chains, without_label
+from jaxebm.objectives import ignore_label
+from jaxebm.report.chains import Samples, finite, fresh_chains
 from jaxebm.report.figures import image_grids
 from jaxebm.report.judges import NEIGHBOURS, independent_judges
 from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
@@ -39,7 +40,7 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
     energy = marginal_energy(model.logits)
     key, label_key = jax.random.split(evaluation.key(5))
     labels = jax.random.randint(label_key, (settings.long_run_chains,), 0, dataset.num_classes)
-    found = fresh_chains(key, evaluation, without_label(energy), labels, steps)
+    found = fresh_chains(key, evaluation, ignore_label(energy), labels, steps)
     energies = jax.jit(jax.vmap(partial(energy, model.params)))
     by_factor = {}
     for factor, every in zip(factors, found.values(), strict=True):

@@ -15,7 +15,8 @@ from jaxebm.evaluation import (
     prdc_by_class,
     within_range,
 )
-from jaxebm.report.chains import Samples, finite, fresh_chains, without_label
+from jaxebm.objectives import ignore_label
+from jaxebm.report.chains import Samples, finite, fresh_chains
 from jaxebm.report.export import EXPORTED, SAMPLES_FILE, export_samples
 from jaxebm.report.figures import image_grid, image_grids
 from jaxebm.report.judges import NEIGHBOURS, Judges, first_of_each_class, independent_judges
@@ -46,7 +47,7 @@ def unconditional_samples(evaluation: Evaluation) -> dict[int, np.ndarray]:
     key, label_key = jax.random.split(evaluation.key(4))
     count, num_classes = settings.samples_per_class, evaluation.dataset.num_classes
     labels = jax.random.randint(label_key, (count,), 0, num_classes)
-    energy = without_label(marginal_energy(logits))
+    energy = ignore_label(marginal_energy(logits))
     return fresh_chains(key, evaluation, energy, labels, settings.sample_steps)
 
 

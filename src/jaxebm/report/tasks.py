@@ -16,7 +16,8 @@ from jaxebm.energies import (
     mixture,
     product,
 )
-from jaxebm.report.chains import advance, start_chains, without_label
+from jaxebm.objectives import ignore_label
+from jaxebm.report.chains import advance, start_chains
 from jaxebm.report.figures import labelled_rows
 from jaxebm.report.judges import Judges, independent_judges
 from jaxebm.report.markdown import escape_markdown
@@ -121,7 +122,7 @@ def _denoise(evaluation: Evaluation, images: np.ndarray) -> dict[str, Any]:
 def _refined(evaluation: Evaluation, rng_key: Array, images: np.ndarray) -> dict[int, np.ndarray]:
     """Returns images before, and after each number of refinement steps of chains on p(x)."""
     model = evaluation.model
-    run = advance(model, without_label(marginal_energy(model.logits)))
+    run = advance(model, ignore_label(marginal_energy(model.logits)))
     labels = jnp.zeros(len(images), jnp.int32)
     after = {0: images}
     for steps in evaluation.settings.refinement_steps:
@@ -172,7 +173,7 @@ def _compose(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
         keys = jax.random.split(jax.random.fold_in(evaluation.key(12), part), 3)
         labels = jnp.where(jax.random.bernoulli(keys[0], shape=(settings.task_images,)), first, second)
         starts = start_chains(keys[1], model.initial, labels)
-        run = advance(model, without_label(energy))
+        run = advance(model, ignore_label(energy))
         xs = np.asarray(
             run(
                 keys[2],
