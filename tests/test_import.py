@@ -6,7 +6,17 @@ from importlib.metadata import version
 
 import jaxebm
 
-PACKAGES = ("samplers", "energies", "hopfield", "objectives", "evaluation", "training", "data")
+PACKAGES = (
+    "samplers",
+    "energies",
+    "hopfield",
+    "objectives",
+    "evaluation",
+    "training",
+    "data",
+    "report",
+    "recipes",
+)
 IMPORTS = "import sys, jaxebm, " + ", ".join(f"jaxebm.{name}" for name in PACKAGES)
 EXPERIMENTS_EXTRA = {
     "tensorflow_datasets",
@@ -17,6 +27,8 @@ EXPERIMENTS_EXTRA = {
     "tqdm",
     "PIL",
     "array_record",
+    "tabulate",
+    "markdown_it",
 }
 
 
@@ -36,6 +48,15 @@ def test_importing_does_not_start_jax():
     """Users choose devices, or call jax.distributed.initialize, after their imports."""
     bridge = "__import__('jax._src.xla_bridge', fromlist=['_'])"
     assert printed_by_a_fresh_interpreter(f"{bridge}.backends_are_initialized()") == "False"
+
+
+def test_the_core_does_without_recipes_and_report():
+    """Somebody who imports the samplers waits for nothing else."""
+    program = "import sys, jaxebm; print(*sorted(sys.modules))"
+    command = [sys.executable, "-c", program]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()
+    assert "jaxebm.training" in loaded
+    assert not {"jaxebm.recipes", "jaxebm.report"} & set(loaded)
 
 
 def test_the_version_is_the_installed_one():

@@ -7,10 +7,12 @@ live; p(x) = exp(-E(x)) / Z. Everything else here is a function of that function
   to compose them.
 - `jaxebm.hopfield`: associative memories, classical to modern, as energies; retrieval, storage, Flax layers.
 - `jaxebm.samplers`: kernels (SGLD, MALA, HMC, NUTS), chains by ``lax.scan``, the replay buffer.
-- `jaxebm.objectives`: losses whose gradients learn an energy, and where their negatives come from.
+- `jaxebm.data`: images, two-dimensional densities, and batches drawn inside the compiled step.
+- `jaxebm.objectives`: what is minimised (`likelihood`, `jem`, `classifier`), and where negatives come from.
 - `jaxebm.evaluation`: log Z, calibration, out-of-distribution scores, sample quality.
-- `jaxebm.training`: the compiled step, the loop, checkpoints, the run's folder.
-- `jaxebm.data`: images and two-dimensional densities.
+- `jaxebm.training`: `learner` and `fit`, recovery from divergence, checkpoints, the run's folder.
+- `jaxebm.report`: the evaluation card of any energy or classifier.
+- `jaxebm.recipes`: published recipes as configurations; `train`, `load`, and the command ``jaxebm``.
 
 Example:
   >>> import jax, jax.numpy as jnp, jaxebm
@@ -23,26 +25,86 @@ Example:
 
 from importlib.metadata import version
 
+from typing import TYPE_CHECKING, Any
+
+from jaxebm.data.examples import Examples
+from jaxebm.energies.adapters import from_nnx, unbatched
 from jaxebm.energies.classifier import joint_energy, marginal_energy
+from jaxebm.objectives import (
+    NegativeSampler,
+    Objective,
+    classifier,
+    contrastive_divergence,
+    jem,
+    likelihood,
+    persistent,
+    short_run,
+)
 from jaxebm.samplers import hmc, mala, nuts, run_annealed_chain, run_chain, run_chains, sample, sgld
+from jaxebm.training import Checkpointing, FitResult, Learner, fit, learner, open_run
 from jaxebm.types import EnergyFn, Kernel, LogitsFn, MakeKernel
+
+if TYPE_CHECKING:
+    from jaxebm.recipes import Model
 
 __version__ = version("jaxebm")
 
 __all__ = [
+    "Checkpointing",
     "EnergyFn",
+    "Examples",
+    "FitResult",
     "Kernel",
+    "Learner",
     "LogitsFn",
     "MakeKernel",
+    "NegativeSampler",
+    "Objective",
     "__version__",
+    "classifier",
+    "contrastive_divergence",
+    "fit",
+    "from_nnx",
     "hmc",
+    "jem",
     "joint_energy",
+    "learner",
+    "likelihood",
+    "load",
     "mala",
     "marginal_energy",
     "nuts",
+    "open_run",
+    "persistent",
     "run_annealed_chain",
     "run_chain",
     "run_chains",
     "sample",
     "sgld",
+    "short_run",
+    "unbatched",
 ]
+
+
+def load(path: Any, **options: Any) -> "Model":
+    """Loads a trained model from the folder of its run: `jaxebm.recipes.load`, imported when it is called.
+
+    Args:
+      path: the folder of a run of ``jaxebm train`` or `jaxebm.recipes.train`.
+      **options: ``select`` and ``step``, as there.
+
+    Returns:
+      A `jaxebm.recipes.Model`.
+
+    Raises:
+      FileNotFoundError: if there is no run, or no such checkpoint.
+      ValueError: if what is there cannot be read.
+
+    Example:
+      >>> load("nowhere")
+      Traceback (most recent call last):
+      FileNotFoundError: nowhere holds no run...
+    """
+    from jaxebm.recipes import load
+
+    return load(path, **options)

@@ -10,21 +10,20 @@ import jax.numpy as jnp
 import pytest
 
 import benchmark
-import benchmark_curves as curves
-import benchmark_samplers
-import benchmark_training
-import benchmark_utilisation as utilisation
+from benchmarks import curves, hopfield, samplers, suite, training, utilisation
 from jaxebm.energies import WideResNet
+from jaxebm.recipes.command_line import run_experiment
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 TOY = benchmark.Config(
     rounds=2,
     seconds=0.0,
-    sampling=benchmark_samplers.Sizes(num_steps=3, num_chains=300, widths=(4,), torch_compile=False),
-    jem=benchmark_training.JemSizes(
+    sampling=samplers.Sizes(num_steps=3, num_chains=300, widths=(4,), torch_compile=False),
+    jem=training.JemSizes(
         batch_size=4, sampler_steps=2, channels=(3,), buffer_size=20, num_examples=10, updates=2
     ),
+    memories=hopfield.Sizes(batch=6, dimension=12, num_memories=9, num_sparse=5, num_spins=30, num_loop=3),
     wide=utilisation.WideSizes(
         depth=10, width=1, batch_size=2, sampler_steps=2, pixels=4, matrix_size=32, copy_megabytes=1
     ),
@@ -36,9 +35,10 @@ TOY = benchmark.Config(
 
 @pytest.fixture
 def without_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("torch", "torchebm", "numpyro"):
+    for name in ("torch", "torchebm", "numpyro", "hamux", "equinox"):
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
-    monkeypatch.setattr(benchmark_samplers, "PACKAGES", ("jaxebm", "jax"))
+    peers = {"samplers": ("a-package-that-is-missing",), "hopfield": ()}
+    monkeypatch.setattr(suite, "PACKAGES", peers)
 
 
 @pytest.mark.usefixtures("without_peers")
@@ -46,7 +46,7 @@ def test_it_runs_without_peers_and_writes_card_tables_and_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     output = tmp_path / "new" / "card.json"
-    config = replace(TOY, only=("sgld",), curves=("steps",), output=output)
+    config = replace(TOY, only=("sgld", "curve-steps"), output=output)
     card = benchmark.main(config)
     assert json.loads(output.read_text())["workloads"] == json.loads(json.dumps(card["workloads"]))
     rows = card["workloads"]["sgld"]["contenders"]
@@ -57,6 +57,10 @@ def test_it_runs_without_peers_and_writes_card_tables_and_picture(
     assert {met is None for wanted, met in judged.items() if "bare" in wanted} == {False}
     printed = capsys.readouterr().out
     assert "not measured" in printed
+    assert "torch is not installed: pip install torch" in printed
+    assert "a-package-that-is-missing missing" in printed
+    (sigma,) = card["workloads"]["sgld"]["differences"].values()
+    assert f"between contenders: {sigma:.1f} standard errors" in printed
     assert output.with_suffix(".md").read_text().strip() in printed
     assert output.with_suffix(".png").stat().st_size > 10_000
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -71,6 +75,42 @@ def test_it_runs_without_peers_and_writes_card_tables_and_picture(
     assert (two["devices"], two["collectives"]) == (2, 0)
     assert two["operations"] == pytest.approx(long["operations"] / 2, rel=0.05)
     assert "share" in curves.as_markdown({"devices": [two]})
+
+
+@pytest.mark.usefixtures("without_peers")
+def test_memories_are_timed_and_compilations_counted(tmp_path: Path, capsys: pytest.CaptureFixture):
+    output = tmp_path / "card.json"
+    only = ("retrieval", "compilations", "sparse")
+    card = benchmark.main(replace(TOY, only=only, output=output))
+    assert json.loads(output.read_text()) == json.loads(json.dumps(card, default=str))
+    assert card["compilations"] == {"retrieve": 1, "retrieve_asynchronously": 1}
+    assert list(card["workloads"]) == ["retrieval", "sparse"]
+    for workload in card["workloads"].values():
+        first, *others = workload["contenders"].values()
+        assert first["ratio_range"] == [1, 1]
+        for row in others:
+            assert "is not installed: pip install" in row.get("missing", "") or len(row["rounds"]) == 2
+    printed = capsys.readouterr().out
+    assert "Programs compiled for 5 memories of one shape, `retrieve`: 1" in printed
+    assert "standard errors" not in printed
+
+
+def test_groups_stand_for_their_parts():
+    assert suite.expand(("hopfield",)) == suite.GROUPS["hopfield"]
+    assert suite.expand(("jem-32", "training", "sgld")) == ("jem-32", "jem-8", "sgld")
+    assert len(set(suite.PARTS)) == len(suite.PARTS)
+    assert set(suite.DEFAULT) <= set(suite.PARTS)
+    assert {"hamux", "torch"} <= set(suite.packages_of(("sparse",)))
+    assert "numpyro" not in suite.packages_of(("sparse",))
+
+
+def test_an_existing_file_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "card.json").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        run_experiment(benchmark.Config, benchmark.main, ["--output", str(tmp_path / "card.json")])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "card.json").read_text() == "mine"
 
 
 def test_collectives_are_seen():
@@ -107,11 +147,13 @@ def test_wide_operations_are_those_of_the_paper_network():
 
 BAD = [
     ({"only": ("jem-9",)}, "only"),
-    ({"only": (), "curves": ()}, "nothing"),
-    ({"curves": ("depth",)}, "curves"),
+    ({"only": ()}, "nothing"),
+    ({"only": ("sgld", "curve-depth")}, "unknown curve-depth"),
+    ({"rounds": 0}, "rounds"),
+    ({"memories": hopfield.Sizes(flipped=0.7)}, "flipped"),
     ({"threads": 0}, "threads"),
-    ({"jem": benchmark_training.JemSizes(updates=0)}, "updates"),
-    ({"sampling": benchmark_samplers.Sizes(widths=(0,))}, "widths"),
+    ({"jem": training.JemSizes(updates=0)}, "updates"),
+    ({"sampling": samplers.Sizes(widths=(0,))}, "widths"),
     ({"wide": utilisation.WideSizes(matrix_size=0)}, "matrix_size"),
     ({"curve": curves.CurveSizes(devices=(3,))}, "devices"),
 ]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-import benchmark_harness as harness
-from benchmark_harness import Aim
+from benchmarks import harness
+from benchmarks.harness import Aim
 
 RESULTS: dict[str, Any] = {
     "walk": {

@@ -9,15 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-import benchmark
-import benchmark_training as training
-import benchmark_training_peers as peers
-from benchmark_harness import Workload, check_agreement
-from benchmark_recovery import PROTECTED, UNPROTECTED, recovery_workload
-from benchmark_samplers import Sizes
-from jaxebm.objectives import contrastive_divergence, contrastive_loss
+from benchmarks import samplers, suite, training
+from benchmarks import training_peers as peers
+from benchmarks.harness import Workload, check_agreement
+from benchmarks.recovery import PROTECTED, UNPROTECTED, recovery_workload
+from jaxebm.objectives import contrastive_divergence, likelihood
 from jaxebm.samplers import sgld
-from jaxebm.training import init_state, make_train_step
+from jaxebm.training import learner
 from jaxebm.types import Array
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -69,7 +67,7 @@ def check_that_it_goes_on(run: Any) -> None:
     run()
     assert int(run.state.step) == before + SIZES.updates
     # Chains went back to the buffer: their slots have aged.
-    assert int(run.state.memory.ages.max()) >= SIZES.sampler_steps
+    assert int(run.state.sampler_state.buffer.ages.max()) >= SIZES.sampler_steps
 
 
 def test_updates_go_on_from_where_they_ended(problem: training.JemProblem):
@@ -85,8 +83,8 @@ def test_updates_go_on_from_where_they_ended(problem: training.JemProblem):
 
 @pytest.mark.slow
 def test_all_contenders_run():
-    config = benchmark.Config(jem=SIZES, sampling=Sizes(torch_compile=False))
-    workload, _ = benchmark.make_workload(config, "jem-8")  # runs every contender once
+    sizes = suite.Sizes(jem=SIZES, sampling=samplers.Sizes(torch_compile=False))
+    workload, _ = suite.make_workloads(sizes, "jem-8", 0)["jem-8"]  # runs every contender once
     for name in (training.OURS, BLACKJAX):
         check_that_it_goes_on(by_name(workload, name))
 
@@ -125,22 +123,18 @@ def test_a_diverged_run_is_not_timed(problem: training.JemProblem):
 
 
 def test_protection_changes_no_number_and_is_there():
-    def energy(params: Array, x: Array, label: Any = None) -> Array:
+    def energy(params: Array, x: Array) -> Array:
         return 0.5 * jnp.sum((x - params) ** 2)
 
-    parts: dict[str, Any] = {
-        "optimizer": optax.sgd(0.1),
-        "negatives": contrastive_divergence(partial(sgld, step_size=0.5), num_steps=2),
-    }
-    step = make_train_step(
-        energy=energy,
-        loss=lambda params, key, batch, samples: contrastive_loss(energy, params, batch, samples.positions),
-        next_batch=lambda key, data, streams: (data, streams),
-        start_of=lambda batch: (batch, jnp.zeros(len(batch), jnp.int32)),
-        **parts,
+    learn = learner(
+        likelihood(energy),
+        optimizer=optax.sgd(0.1),
+        negatives=contrastive_divergence(partial(sgld, step_size=0.5), num_steps=2),
+        batch_size=8,
     )
-    state, data = init_state(jax.random.key(0), jnp.zeros(2), **parts), jnp.full((8, 2), 3.0)
-    workload = recovery_workload("toy", step, state, data, 3)
+    data = jnp.full((8, 2), 3.0)
+    state = learn.init(jax.random.key(0), jnp.zeros(2), data)
+    workload = recovery_workload("toy", learn.step, state, learn.place(data), 3)
     check_agreement(workload)
     plain, watched = by_name(workload, UNPROTECTED), by_name(workload, PROTECTED)
     same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # noqa: E731

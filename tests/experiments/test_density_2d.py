@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import density_2d
+from gallery import densities
+from jaxebm.data import TOY_DENSITIES
 from jaxebm.energies import skewed
 from jaxebm.samplers import run_chains
 
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("cheap_compilation", "kept_programs")
 
 def test_the_cycle_of_kernels_keeps_a_skewed_target():
     target = skewed()
-    kernel = density_2d.local_and_global(partial(target.energy, target.params), 0.1, -8.0, 8.0)
+    kernel = densities.local_and_global(partial(target.energy, target.params), 0.1, -8.0, 8.0)
     start = target.sample(jax.random.key(0), target.params, 20_000)
     states, _ = jax.jit(lambda key, xs: run_chains(key, kernel, xs, 20))(jax.random.key(1), start)
     mean, covariance = target.moments(target.params)
@@ -69,8 +71,8 @@ def test_bad_settings_are_refused(changes: dict):
 
 
 def test_the_energy_is_normalisable_before_training():
-    density = density_2d.TOY_DENSITIES["spiral"]
-    network, energy = density_2d.make_energy(density_2d.Config(), density)
+    density = TOY_DENSITIES["spiral"]
+    network, energy = densities.make_energy(density, (128, 128, 128), "swish")
     params = jax.jit(network.init)(jax.random.key(0), jnp.zeros(2))
     far = jnp.array([[1e3, 0.0], [0.0, -1e3]])
     assert np.all(np.asarray(jax.jit(jax.vmap(partial(energy, params)))(far)) > 1e3)

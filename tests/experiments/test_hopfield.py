@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import hopfield
-import hopfield_capacity
-import hopfield_parts
-import hopfield_plots
-from command_line import run_experiment
 from jaxebm.data import load_dataset
+from jaxebm.recipes.command_line import run_experiment
+from memories import capacity, images, networks
+from memories.plots import PICTURES
 
 SMALL = hopfield.Config(
     progress=False,
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
 @pytest.fixture(scope="module")
 def stored():
-    return hopfield_parts.stored_images(load_dataset("digits"), 0.5)
+    return images.stored_images(load_dataset("digits"), 0.5)
 
 
 def test_stored_images_differ_and_binary_ones_are_the_grey_ones_cut(stored):
@@ -43,60 +42,56 @@ def test_stored_images_differ_and_binary_ones_are_the_grey_ones_cut(stored):
 def test_corruption_is_what_it_says(stored):
     rng = np.random.default_rng(0)
     spins = stored.spins[:500]
-    flipped, observed = hopfield_parts.corrupt(rng, spins, "flips", 0.2, spins=True)
+    flipped, observed = images.corrupt(rng, spins, "flips", 0.2, spins=True)
     assert observed.all()
     wrong = np.mean(flipped != spins)
     assert abs(wrong - 0.2) < 5 * np.sqrt(0.2 * 0.8 / spins.size)
-    noisy, _ = hopfield_parts.corrupt(rng, stored.grey[:500], "noise", 0.5, spins=False)
+    noisy, _ = images.corrupt(rng, stored.grey[:500], "noise", 0.5, spins=False)
     spread = np.std(noisy - stored.grey[:500])
     assert abs(spread - 0.5) < 5 * 0.5 / np.sqrt(2 * spins.size)
-    signs, _ = hopfield_parts.corrupt(rng, spins, "noise", 0.5, spins=True)
+    signs, _ = images.corrupt(rng, spins, "noise", 0.5, spins=True)
     assert set(np.unique(signs)) == {-1.0, 1.0}
-    hidden, observed = hopfield_parts.corrupt(rng, spins, "mask", 0.25, spins=True)
+    hidden, observed = images.corrupt(rng, spins, "mask", 0.25, spins=True)
     np.testing.assert_array_equal(observed[0].reshape(8, 8).sum(1), [8, 8, 8, 8, 8, 8, 0, 0])
     np.testing.assert_array_equal(hidden, np.where(observed, spins, 0))
 
 
-@pytest.mark.parametrize("name", hopfield_parts.NETWORKS)
+@pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_network_recalls_two_memories_from_each_corruption(name, stored):
-    network = hopfield_parts.NETWORKS[name]
+    network = networks.NETWORKS[name]
     patterns = (stored.spins if network.spins else stored.grey)[[0, 1]]  # a 0 and a 1
     memory = network.make(jnp.asarray(patterns))
     for kind, level in (("flips", 0.02), ("noise", 0.05), ("mask", 0.125)):
-        queries, observed = hopfield_parts.corrupt(
+        queries, observed = images.corrupt(
             np.random.default_rng(1), patterns, kind, level, spins=network.spins
         )
-        states = hopfield_parts.recall_all(
-            network.recall, memory, jnp.asarray(queries), jnp.asarray(observed)
-        )
-        assert hopfield_parts.recalled(np.asarray(states), patterns).all(), kind
+        states = networks.recall_all(network.recall, memory, jnp.asarray(queries), jnp.asarray(observed))
+        assert images.recalled(np.asarray(states), patterns).all(), kind
 
 
 def test_a_memory_is_recalled_within_two_percent():
     target = np.zeros((1, 100))
-    assert hopfield_parts.recalled(target + 0.039, target)[0]
-    assert not hopfield_parts.recalled(target + 0.041, target)[0]
+    assert images.recalled(target + 0.039, target)[0]
+    assert not images.recalled(target + 0.041, target)[0]
 
 
 def test_metrics_find_the_memory_they_define():
     memories = np.array([[1.0, 0.0], [3.0, 3.0], [0.0, 0.9]])
     query = np.array([[0.9, 0.1]])
-    found = {
-        name: int(hopfield_parts.nearest_by(name, query, memories)[0]) for name in hopfield_parts.METRICS
-    }
+    found = {name: int(images.nearest_by(name, query, memories)[0]) for name in images.METRICS}
     assert found == {"dot product": 1, "cosine": 0, "Euclidean": 0, "Manhattan": 0}
 
 
 def test_capacities_agree_with_theory_at_small_size(monkeypatch: pytest.MonkeyPatch):
-    dense = hopfield_capacity.dense_errors(0, (0.1,), degree=3, dimension=60, num_networks=4)
+    dense = capacity.dense_errors(0, (0.1,), degree=3, dimension=60, num_networks=4)
     entry = dense["measured"][0]
     assert abs(entry["mean"] - dense["theory"][0]) < 5 * entry["error"] + 0.003  # and a correction of 1 / D
-    modern = hopfield_capacity.modern_errors(0, 300)
+    modern = capacity.modern_errors(0, 300)
     assert modern["violations"] == 0
     assert modern["trials"] == 300
     for name in ("Storkey", "probability flow"):  # tests/hopfield/test_storage.py measures what these store
-        monkeypatch.delitem(hopfield_capacity.RULES, name)
-    stable = hopfield_capacity.stable_fractions(0, (5, 30), dimension=60, num_networks=3)
+        monkeypatch.delitem(capacity.RULES, name)
+    stable = capacity.stable_fractions(0, (5, 30), dimension=60, num_networks=3)
     assert [entry["mean"] for entry in stable["fractions"]["projection"]] == [1.0, 1.0]
     assert stable["fractions"]["Hebb"][1]["mean"] < 0.1
 
@@ -119,7 +114,7 @@ def test_it_runs_and_writes_its_folder(tmp_path: Path):
     assert written["diffusion"]["ends_on_a_memory"] == 1.0
     assert written["capacity"] is None
     text = (tmp_path / "run" / "card.md").read_text()
-    for name in set(hopfield_plots.PICTURES) - {"capacity"}:
+    for name in set(PICTURES) - {"capacity"}:
         assert (tmp_path / "run" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"{name}.png" in text
     for energies in written["energies"].values():

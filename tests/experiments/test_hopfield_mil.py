@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import hopfield_mil
-from command_line import as_json
-from hopfield_mil_parts import BagClassifier, Bags, draw_bags, instance_weights, within_bag_auroc
+from jaxebm.recipes.command_line import as_json
 from jaxebm.training import open_run
+from memories.bags import Bags, draw_bags, within_bag_auroc
+from memories.poolings import BagClassifier, instance_weights
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation", "kept_programs")
 

@@ -11,22 +11,27 @@ import optax
 import pytest
 
 import kill_and_resume
-from jaxebm.objectives import no_negatives
-from jaxebm.training import Checkpoints, init_state, open_run
+from jaxebm.objectives import likelihood
+from jaxebm.training import Checkpoints, TrainState, learner, open_run
 from kill_and_resume import Config, differences, phase_of, without_times
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
+
+
+def some_state() -> TrainState:
+    learn = learner(likelihood(lambda params, x: x @ params), optimizer=optax.sgd(0.1), batch_size=1)
+    return learn.init(jax.random.key(0), jnp.ones(3), jnp.zeros((2, 3)))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run."""
     run = open_run(tmp_path_factory.mktemp("finished") / "run", {"seed": 0})
-    state = init_state(jax.random.key(0), jnp.ones(3), optimizer=optax.sgd(0.1), negatives=no_negatives())
+    state = some_state()
     with Checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(state._replace(step=jnp.array(20)))
     for step in (10, 20):
-        run.append_metrics({"step": step, "seconds": 0.5 * step, "samples_per_second": 7.0, "loss": 1.0})
+        run.append_metrics({"step": step, "seconds": 0.5 * step, "updates_per_second": 7.0, "loss": 1.0})
     run.write_json("card.json", {"accuracy": 0.9, "seconds": 3.0, "config": {"output": "a", "seed": 0}})
     np.savez(run.path / "samples.npz", fresh=np.zeros(3))
     return run.path
@@ -51,7 +56,7 @@ def test_every_difference_is_named(finished, copy):
     (copy / "metrics.jsonl").write_text('{"step": 20, "loss": 1.0}\n')
     np.savez(copy / "samples.npz", fresh=np.full(3, 1e-30))
     shutil.rmtree(copy / "checkpoints")
-    state = init_state(jax.random.key(0), jnp.ones(3), optimizer=optax.sgd(0.1), negatives=no_negatives())
+    state = some_state()
     with Checkpoints(copy / "checkpoints") as checkpoints:
         params = jnp.array([1.0, 1.0, jnp.nextafter(1.0, 2.0)])
         checkpoints.save(state._replace(step=jnp.array(20), params=params))

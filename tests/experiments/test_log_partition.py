@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import log_partition
-from command_line import run_experiment
+from jaxebm.recipes.command_line import run_experiment
 
 TOY = log_partition.Config(
     targets=("hopfield_64",), lengths=(4, 16), repetitions=5, chains=50, progress=False

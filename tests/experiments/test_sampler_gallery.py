@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import sampler_gallery
-import sampler_plots
-from command_line import run_experiment
-from sampler_gallery_parts import SAMPLERS, SHRINKING, Budget, judge
-from sampler_gallery_targets import TARGETS
+from gallery import plots
+from gallery.judge import SAMPLERS, SHRINKING, Budget, judge
+from gallery.targets import TARGETS
+from jaxebm.recipes.command_line import run_experiment
 
 TARGET = "funnel, non-centred"
 """The standard normal in two dimensions: what SGLD does there is known."""
@@ -109,8 +109,8 @@ def test_a_diverged_chain_is_told_and_drawn(toy_run, tmp_path):
     results = {TARGET: card["targets"][TARGET] | {"sgld": entry}}
     json.dumps(results, allow_nan=False)
     assert "| sgld (diverged) | - | - | - |" in sampler_gallery.as_markdown(TOY, results)
-    sampler_plots.error_map(tmp_path / "errors.png", results)
-    for picture in (sampler_plots.trajectories, sampler_plots.marginals):
+    plots.error_map(tmp_path / "errors.png", results)
+    for picture in (plots.trajectories, plots.marginals):
         picture(tmp_path / f"{picture.__name__}.png", {TARGET: setting}, {TARGET: {"sgld": judgement}})
     assert len(list(tmp_path.glob("*.png"))) == 3
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import numpy as np
 import pytest
 
 import jem_cifar10_speedrun as speedrun
-from jaxebm.data import Dataset, Split, init_stream
+from jaxebm.data import Dataset, Split
 from jaxebm.energies import MLP
-from jaxebm.objectives import persistent
-from jaxebm.samplers import fit_class_gaussians, sgld
+from jaxebm.samplers import fit_class_gaussians
 from jaxebm.training import TrainingInterrupted
 
 TOY = speedrun.Config(
@@ -107,48 +105,32 @@ def test_the_network_of_the_run_learns_as_the_run_computes(
     run_of(tmp_path, norm="none", precision="bfloat16", epochs=12, observe_epochs=12)
 
 
-def test_the_weight_of_the_images_is_faded_in_and_only_labelled_ones_are_augmented(shades: Dataset):
+def test_the_weight_of_the_images_is_faded_in():
     plan = speedrun.make_plan(TOY, 128)
     assert plan == (24, 12, 4, 4)
-    take = jax.jit(speedrun.make_take(TOY, shades, plan))
-    places = init_stream(jax.random.key(0), 128), init_stream(jax.random.key(1), 128)
-    streams = speedrun.Streams(*places, updates=jnp.zeros((), jnp.int32))
-    weights, known = [], {image.tobytes() for image in shades.rescale(shades.train.image)}
-    for update in range(24):
-        batch, streams = take(jax.random.key(update), jax.tree.map(jnp.asarray, shades.train), streams)
-        weights.append(float(batch.fade))
-        assert {image.tobytes() for image in np.asarray(batch.x_data)} <= known
+    weights = [float(speedrun.fade_at(jnp.asarray(step), plan)) for step in range(24)]
     assert weights == [0.0] * 12 + [0.25, 0.5, 0.75, 1.0] + [1.0] * 8
-    assert not {image.tobytes() for image in np.asarray(batch.x_labelled)} <= known
 
 
-@pytest.mark.usefixtures("cheap_compilation")
-def test_chains_are_those_of_the_plain_buffer():
-    """Carrying the Gaussians in the memory changes where they are kept, and no number."""
-    images = np.random.default_rng(0).uniform(-1, 1, (40, 2, 2, 1))
-    initial = fit_class_gaussians(images, np.arange(40) % 2, 2, clamp=(-1.0, 1.0))
-    ours = speedrun.make_negatives(TOY, 2, initial)
-    theirs = persistent(
-        partial(sgld, step_size=1.0, noise_scale=0.0, gradient_clip=1.0, state_clamp=(-1.0, 1.0)),
-        num_steps=2,
-        initial=initial,
-        num_chains=16,
-        capacity=64,
-        num_classes=2,
-    )
-
-    def energy(params, x, label):
-        return 0.1 * jnp.sum((x - label) ** 2)
-
-    @partial(jax.jit, static_argnums=0)
-    def drawn(sampler):
-        memory = sampler.init(jax.random.key(0))
-        return sampler.draw(jax.random.key(1), energy, None, None, None, memory)
-
-    (found, memory), (expected, buffer) = drawn(ours), drawn(theirs)
-    np.testing.assert_array_equal(found.positions, expected.positions)
-    np.testing.assert_array_equal(memory[0].positions, buffer.positions)
-    np.testing.assert_array_equal(memory[1].factors, initial.factors)
+@pytest.mark.usefixtures("cheap_compilation", "small_network")
+def test_both_halves_share_a_state_and_the_first_leaves_the_buffer_alone(shades: Dataset):
+    plan = speedrun.make_plan(TOY, 128)
+    images = np.asarray(shades.rescale(shades.train.image))
+    initial = fit_class_gaussians(images, shades.train.label, 2, clamp=(-1.0, 1.0))
+    config = replace(TOY, label_smoothing=0.0)  # so that the loss is the cross-entropy
+    alone, joint = speedrun.make_learners(config, shades, initial, plan)
+    data = alone.place(tuple(shades.train))
+    assert data.x.dtype == np.uint8
+    state = alone.init(jax.random.key(0), speedrun.make_network(TOY, 2).init, data)
+    after, metrics = jax.jit(alone.step)(state, data)
+    assert "energy_gap" not in metrics
+    np.testing.assert_array_equal(after.sampler_state.buffer.ages, state.sampler_state.buffer.ages)
+    # Before the fade log p(x) weighs nothing, but the chains move.
+    faded, metrics = jax.jit(joint.step)(state, data)
+    assert int(faded.sampler_state.buffer.ages.max()) == TOY.sampler_steps
+    np.testing.assert_allclose(metrics["loss"], metrics["cross_entropy"], rtol=1e-6)
+    _, metrics = jax.jit(joint.step)(state._replace(step=jnp.asarray(plan.total)), data)
+    assert abs(metrics["loss"] - metrics["cross_entropy"]) > 1e-6
 
 
 @pytest.mark.usefixtures("cheap_compilation", "small_network")

@@ -51,13 +51,13 @@ def test_runs_of_different_kinds_or_the_same_seed_are_refused(tmp_path: Path):
         summarise.read_cards(())
 
 
-def test_a_card_of_before_a_setting_existed_is_of_the_kind_that_does_the_same(tmp_path: Path):
-    old = write(tmp_path / "old", 0, 0.5)
-    same = write(tmp_path / "same", 1, 0.5, learning_rate_floor=0.01)
-    other = write(tmp_path / "other", 1, 0.5, learning_rate_floor=0.2)
-    assert [len(kind) for kind in summarise.group(summarise.read_cards((old, same, other)))] == [2, 1]
-    with pytest.raises(ValueError, match="differ in learning_rate_floor"):
-        summarise.main(summarise.Config((old, other)))
+def test_runs_that_differ_in_a_group_of_settings_are_of_two_kinds(tmp_path: Path):
+    one = write(tmp_path / "one", 0, 0.5, sampler={"step_size": 0.1}, run={"progress": True})
+    same = write(tmp_path / "same", 1, 0.5, sampler={"step_size": 0.1}, run={"progress": False})
+    other = write(tmp_path / "other", 1, 0.5, sampler={"step_size": 0.2})
+    assert [len(kind) for kind in summarise.group(summarise.read_cards((one, same, other)))] == [2, 1]
+    with pytest.raises(ValueError, match=r"differ in sampler\.step_size"):
+        summarise.main(summarise.Config((one, other)))
 
 
 def test_only_the_runs_of_one_experiment_stand_side_by_side(tmp_path: Path):
@@ -83,7 +83,7 @@ def test_kinds_stand_side_by_side(tmp_path: Path, capsys):
     assert "| constant | 0.700 (0.000) | 0.700 (0.000) |" in printed
     assert "| recoveries | 1.000 (0.000) | 1.000 (0.000) |" in printed
     origin = next(line for line in printed if line.startswith("| dat |"))
-    assert "`python experiments/jem.py --recipe dat" in origin
+    assert "`jaxebm train --recipe dat" in origin
     assert "--seed S` | 0, 2 | 2026-11-28 |" in origin
     assert origin.endswith("| 60 (0) | 40 (0) |")
 
@@ -101,7 +101,10 @@ def test_chains_of_each_kind_are_drawn_a_column_a_class(tmp_path: Path, monkeypa
     picture = tmp_path / "chains.png"
     summarise.main(summarise.Config((tmp_path / "jem", tmp_path / "dat"), compare=True, picture=picture))
     assert [name for name in seen if "steps" in name] == [
-        *("jem, 10 steps", "jem, 100 steps", "dat, 10 steps", "dat, 100 steps")
+        "jem, 10 steps",
+        "jem, 100 steps",
+        "dat, 10 steps",
+        "dat, 100 steps",
     ]
     assert (seen["columns"], seen["per_row"]) == (3, 2)
     first_row = seen["dat, 100 steps"][:3, 0, 0, 0]

@@ -6,10 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import plots
 import survival
-from survival import Config
-from survival_run import survive
+from jaxebm.recipes import replace_settings
+from survival import Config, survive
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation", "kept_programs")
 
@@ -58,20 +57,20 @@ def test_what_is_counted():
 
 
 def test_the_picture(tmp_path):
-    plots.survival(tmp_path / "survival.png", RECORDS, 100.0)
+    survival.draw(tmp_path / "survival.png", RECORDS)
     assert (tmp_path / "survival.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("step_size", "diverges"), [(1.0, False), (1e6, True)])
 def test_a_run_is_judged_or_says_why_not(step_size, diverges):
     """A step of a million leaves no chain near the data: the run without recovery ends beyond 100 nats."""
-    flags = replace(
-        survival.setting(Config(epochs=1), seed=0, recovery=False),
-        sampler_step_size=step_size,
-        widths=(16,),
-        sampler_steps=2,
-        buffer_size=100,
-    )
+    changes = {
+        "sampler.step_size": step_size,
+        "sampler.num_steps": 2,
+        "sampler.buffer_size": 100,
+        "architecture.widths": (16,),
+    }
+    flags = replace_settings(survival.setting(Config(epochs=1), seed=0, recovery=False), changes)
     found = survive(flags, samples_per_class=7)
     json.dumps(found)
     assert found["diverged"] is diverges

@@ -1,0 +1,287 @@
+"""What a JEM run is made of, from its configuration: data, network, objective, learner, recovery."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxebm import checks
+from jaxebm.data import Dataset, Examples, random_crop, random_flip, random_translation, stratified_subset
+from jaxebm.energies import (
+    MLP,
+    ConvNet,
+    WideResNet,
+    marginal_energy,
+    refresh_statistics,
+    trainable,
+    training_apply,
+)
+from jaxebm.objectives import (
+    Objective,
+    classifier,
+    jem,
+    likelihood,
+    with_adversarial_examples,
+    with_last_step,
+)
+from jaxebm.recipes.config import Config
+from jaxebm.recipes.devices import place
+from jaxebm.recipes.observe import make_observe
+from jaxebm.recipes.recovery import recovery_for
+from jaxebm.recipes.sampler import PIXELS, make_chain_energy, make_initial, make_kernel, make_negatives
+from jaxebm.training import AugmentExample, Learner, Observe, Recovery, Sharpness, fingerprint, learner
+from jaxebm.types import Array, LogitsFn, Params
+
+__all__ = ["Training", "build", "make_network", "make_optimizer", "num_outputs"]
+
+
+class Training(NamedTuple):
+    """Everything that a run needs; made, and so checked, before anything is compiled or written.
+
+    Attributes:
+      config: of the run.
+      network: the Flax module, from one image to its logits.
+      learner: what `jaxebm.training.fit` runs.
+      params: where it starts from: parameters, or the network's ``init``.
+      data: the training images, on this host.
+      num_steps: updates in all.
+      observe: what looks at the run now and then, or None.
+      recovery: what is done when it diverges, or None.
+      fingerprint: of the data.
+    """
+
+    config: Config
+    network: Any
+    learner: Learner
+    params: Params
+    data: Examples
+    num_steps: int
+    observe: Observe | None
+    recovery: Recovery | None
+    fingerprint: str
+
+
+def num_outputs(config: Config, num_classes: int) -> int:
+    """Returns how many logits the network has: one a class, or a single one, minus the energy itself."""
+    return 1 if config.task == "unconditional" else num_classes
+
+
+def make_network(config: Config, num_classes: int) -> Any:
+    """Returns the Flax module that maps one image to its logits."""
+    parts = config.architecture
+    dtype = None if parts.precision == "float32" else jnp.dtype(parts.precision)
+    common: dict[str, Any] = {"activation": parts.activation, "dtype": dtype}
+    outputs = num_outputs(config, num_classes)
+    if config.network == "mlp":
+        return MLP(outputs, widths=parts.widths, **common)
+    common |= {"norm": None if parts.norm == "none" else parts.norm, "spectral_norm": parts.spectral_norm}
+    if config.network == "convnet":
+        return ConvNet(outputs, channels=parts.channels, **common)
+    return WideResNet(outputs, depth=parts.depth, width=parts.width, remat=parts.remat, **common)
+
+
+def make_data(config: Config, dataset: Dataset) -> Examples:
+    """Returns the training split, on this host, with as many labels as the configuration asks for."""
+    images, labels = dataset.train
+    batch_size = config.data.batch_size
+    checks.positive_integer("data.batch_size", batch_size)
+    if batch_size > len(images):
+        raise ValueError(f"data.batch_size={batch_size} exceeds the {len(images)} training images.")
+    if config.task == "unconditional":
+        return Examples(images)
+    wanted = config.data.labels_per_class
+    if wanted is None:
+        return Examples(images, labels)
+    rows = stratified_subset(labels, wanted, config.seed)
+    if batch_size > len(rows):
+        raise ValueError(
+            f"data.batch_size={batch_size} exceeds the {len(rows)} labelled images: use at most {len(rows)}."
+        )
+    return Examples(images[rows], labels[rows], images)
+
+
+def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
+    """The optimiser and its schedule, on the parameters but not on running statistics."""
+    settings = config.optimizer
+    peak = settings.learning_rate
+    warmup = min(settings.warmup_steps, max(num_steps // 10, 1))
+    if settings.schedule == "cosine":
+        floor = peak * settings.learning_rate_floor
+        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps, end_value=floor)
+    else:
+        epochs = settings.decay_epochs if settings.schedule == "steps" else ()
+        falls = {num_steps * epoch // config.epochs - warmup: settings.decay_factor for epoch in epochs}
+        schedule = optax.join_schedules(
+            [optax.linear_schedule(0.0, peak, warmup), optax.piecewise_constant_schedule(peak, falls)],
+            [warmup],
+        )
+    decay = settings.weight_decay
+    if settings.kind == "adamw":
+        optimizer = optax.adamw(schedule, b1=settings.adam_b1, weight_decay=decay)
+    elif settings.kind == "adam":
+        optimizer = optax.chain(optax.add_decayed_weights(decay), optax.adam(schedule, b1=settings.adam_b1))
+    else:
+        optimizer = optax.chain(
+            optax.add_decayed_weights(decay), optax.sgd(schedule, momentum=settings.momentum)
+        )
+    if settings.gradient_clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(settings.gradient_clip_norm), optimizer)
+    return trainable(optimizer)
+
+
+def make_augment(config: Config, max_shift: float) -> AugmentExample | None:
+    """Returns how one image is moved, cropped and mirrored; None where it stays as it is."""
+    data = config.data
+    if not data.crop_padding and not data.flip:
+        return partial(random_translation, max_shift=max_shift) if max_shift else None
+
+    def augment(rng_key: Array, image: Array) -> Array:
+        keys = jax.random.split(rng_key, 3)
+        if max_shift:
+            image = random_translation(keys[0], image, max_shift)
+        if data.crop_padding:
+            image = random_crop(keys[1], image, data.crop_padding)
+        return random_flip(keys[2], image) if data.flip else image
+
+    return augment
+
+
+def make_objective(config: Config, network: Any, image_shape: tuple[int, ...]) -> Objective:
+    """Returns what is minimised."""
+    settings, architecture = config.objective, config.architecture
+    logits: LogitsFn = network.apply
+    # Batch normalisation learns with the statistics of the batch at hand; chains run on the running ones.
+    learns_statistics = architecture.norm == "batch" and not architecture.freeze_statistics
+    training_logits = training_apply(network) if learns_statistics else None
+    chain_energy = make_chain_energy(config, network, image_shape)
+    if not config.generative:
+        objective = classifier(
+            logits, label_smoothing=settings.label_smoothing, training_logits=training_logits
+        )
+    elif config.task == "unconditional":
+        objective = likelihood(
+            marginal_energy(logits),
+            energy_l2=settings.energy_l2,
+            contrast=settings.contrast,
+            weight=settings.p_x_weight,
+            training_energy=None if training_logits is None else marginal_energy(training_logits),
+        )
+        if chain_energy is not None:
+            objective = objective._replace(energy=chain_energy)
+    else:
+        objective = jem(
+            logits,
+            p_y_given_x_weight=settings.p_y_given_x_weight,
+            p_x_weight=settings.p_x_weight,
+            p_xy_weight=settings.p_xy_weight,
+            chains=config.sampler.chains,
+            contrast=settings.contrast,
+            energy_l2=settings.energy_l2,
+            label_smoothing=settings.label_smoothing,
+            training_logits=training_logits,
+            chain_energy=chain_energy,
+        )
+    if settings.adversarial_radius > 0:
+        objective = with_adversarial_examples(
+            objective,
+            logits,
+            radius=settings.adversarial_radius,
+            num_steps=settings.adversarial_steps,
+            state_clamp=PIXELS,
+        )
+    if settings.last_step_weight > 0:
+        objective = with_last_step(
+            objective,
+            make_kernel(config),
+            weight=settings.last_step_weight,
+            entropy_weight=settings.neighbour_entropy_weight,
+        )
+    return objective
+
+
+def build(config: Config, dataset: Dataset, params: Params | None = None) -> Training:
+    """Makes every part of a run; bad settings are told here, before a folder is made or anything is compiled.
+
+    Args:
+      config: of the run.
+      dataset: the images.
+      params: where to start from, such as those of a pretraining; None draws them.
+
+    Returns:
+      What a run needs.
+
+    Raises:
+      ValueError: for settings that do not fit the data or each other.
+
+    Example:
+      >>> from jaxebm.data import load_dataset
+      >>> build(Config(), load_dataset("digits")).num_steps
+      1900
+    """
+    config.check()
+    data = make_data(config, dataset)
+    batch_size = config.data.batch_size
+    num_steps = config.epochs * (len(dataset.train.image) // batch_size)
+    network = make_network(config, dataset.num_classes)
+    jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(dataset.image_shape))  # for what it refuses
+    placement = place(config.devices, config.parallel)
+    strata = 1 if placement is None else placement.num_strata
+    for name, size in (
+        ("data.batch_size", batch_size),
+        ("sampler.num_chains", config.sampler.num_chains),
+        ("sampler.buffer_size", config.sampler.buffer_size),
+    ):
+        if size % strata:
+            raise ValueError(f"{name}={size} must be a multiple of parallel.strata={strata}.")
+    num_classes = num_outputs(config, dataset.num_classes)
+    if config.generative and config.sampler.negatives == "persistent":
+        slots, unit = config.sampler.buffer_size, num_classes * strata
+        if slots % unit:
+            raise ValueError(
+                f"sampler.buffer_size={slots} must be a multiple of num_classes={num_classes} times "
+                f"parallel.strata={strata}; {-(-slots // unit) * unit} is the next one."
+            )
+    starts_anew = config.generative and config.sampler.negatives != "contrastive-divergence"
+    initial = make_initial(config, dataset) if starts_anew else None
+    optimizer = make_optimizer(config, num_steps)
+    augment = make_augment(config, config.data.max_shift)
+    augment_x_data = make_augment(config, config.data.max_shift_p_x) if config.data.augment_p_x else None
+    frozen = config.architecture.freeze_statistics
+    rho = config.optimizer.sharpness_rho
+
+    def make_learner(config: Config) -> Learner:
+        return learner(
+            make_objective(config, network, dataset.image_shape),
+            optimizer=optimizer,
+            negatives=make_negatives(config, initial, num_classes, placement),
+            batch_size=batch_size,
+            noise=config.data.noise,
+            augment=augment_x_data if config.task == "unconditional" else augment,
+            augment_x_data=augment_x_data,
+            rescale=dataset.rescale,
+            ema_decay=config.optimizer.ema_decay,
+            refresh=None if frozen else partial(refresh_statistics, network),
+            sharpness=Sharpness(rho, config.optimizer.sharpness_adaptive) if rho else None,
+            placement=placement,
+        )
+
+    return Training(
+        config,
+        network,
+        make_learner(config),
+        network.init if params is None else params,
+        data,
+        num_steps,
+        make_observe(
+            config,
+            dataset,
+            network.apply,
+            make_objective(config, network, dataset.image_shape).energy,
+            make_negatives(config, initial, num_classes, placement),
+        ),
+        recovery_for(config, make_learner, config.run.snapshots),
+        fingerprint(jax.tree.map(np.asarray, data)),
+    )

@@ -1,0 +1,96 @@
+"""Over how many devices and processes a run goes: its settings, and what follows from them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxebm.training import Placement, RunFolder, initialize_distributed, make_placement, open_run
+
+__all__ = ["ParallelConfig", "choose_generator", "join_processes", "open_shared_run", "place"]
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Of many devices and processes; a run's numbers depend on ``strata`` alone."""
+
+    strata: int | None = None
+    """Blocks into which buffer, data and batches are divided, a multiple of the devices; as many by default.
+    Runs of as many strata compute the same on any number of devices."""
+    shard_parameters: bool = False
+    """Split parameters, their average and the optimiser's state over the devices, too."""
+    distributed: bool = False
+    """Be one of several processes that train together, found by JAX itself (SLURM, TPU pods, Open MPI)."""
+    coordinator: str | None = None
+    """host:port of process 0, where nothing is found; with processes and process-id."""
+    processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    generator: str = "auto"
+    """Of random numbers: threefry2x32, rbg (fast on TPUs), or auto, which takes rbg on TPUs only."""
+
+
+def join_processes(parallel: ParallelConfig) -> None:
+    """Makes this process one of several, where the settings say so; before anything else of JAX.
+
+    Raises:
+      ValueError: if the settings about processes do not fit each other, or none are found.
+    """
+    named = (parallel.coordinator, parallel.processes, parallel.process_id)
+    if not parallel.distributed:
+        if any(value is not None for value in named):
+            raise ValueError(
+                "parallel.coordinator, processes and process_id are for parallel.distributed=True."
+            )
+        return
+    initialize_distributed(*named)
+
+
+def open_shared_run(
+    output: Path,
+    config: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    uncompared: frozenset[str] = frozenset(),
+) -> RunFolder:
+    """Opens a run's folder as `jaxebm.training.open_run` does, once, for all processes; it must be shared."""
+    open_folder = partial(open_run, output, config, uncompared=uncompared)
+    if jax.process_index() == 0:
+        run = open_folder(resume=resume, overwrite=overwrite)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the run's folder is open")
+        return run
+    multihost_utils.sync_global_devices("the run's folder is open")
+    return open_folder(resume=True)
+
+
+def place(devices: int | None, parallel: ParallelConfig) -> Placement | None:
+    """Returns where the run's arrays live, or None for the one device that is the default.
+
+    Raises:
+      ValueError: if there are fewer devices, or the strata are no multiple of them.
+    """
+    devices = devices if parallel.distributed else devices or 1
+    if devices == 1 and parallel.strata in (None, 1):
+        return None
+    return make_placement(devices, num_strata=parallel.strata, shard_parameters=parallel.shard_parameters)
+
+
+def choose_generator(parallel: ParallelConfig) -> str:
+    """Returns the implementation of `jax.random.key` that the settings ask for.
+
+    Raises:
+      ValueError: if there is none of that name.
+    """
+    known = ("auto", "threefry2x32", "rbg")
+    if parallel.generator not in known:
+        raise ValueError(f"parallel.generator={parallel.generator!r}: choose among {', '.join(known)}.")
+    if parallel.generator != "auto":
+        return parallel.generator
+    return "rbg" if jax.default_backend() == "tpu" else "threefry2x32"

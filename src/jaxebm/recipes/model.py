@@ -1,0 +1,405 @@
+"""A trained model as an object: its densities, classes and samples, in the pixels that its user gave."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxebm import checks
+from jaxebm.data import Dataset, ImageSpace
+from jaxebm.energies import joint_energy, marginal_energy
+from jaxebm.objectives import SamplerState, ignore_label, run_labelled_chains
+from jaxebm.recipes.build import make_network
+from jaxebm.recipes.config import Config
+from jaxebm.recipes.judge import open_finished
+from jaxebm.recipes.observe import BEST_METRIC
+from jaxebm.recipes.sampler import PIXELS, make_kernel
+from jaxebm.samplers import (
+    ClassGaussianInitial,
+    GaussianInitial,
+    Initial,
+    UniformInitial,
+)
+from jaxebm.training import Checkpoints, RunFolder, TrainState
+from jaxebm.types import Array, EnergyFn, LogitsFn, MakeKernel, Params
+
+__all__ = ["DESCRIPTION", "LogDensityBounds", "Model", "describe", "load", "model_of"]
+
+DESCRIPTION = "model.json"
+"""What a model must know of its images without the data set."""
+AVERAGE, STARTS = ".ema_params", ".sampler_state.initial"
+"""Where a checkpoint has the averaged weights, and the distribution that chains start from."""
+BATCH = 1024
+"""Images a compiled call."""
+
+
+class LogDensityBounds(NamedTuple):
+    """Bounds of log p(x) in nats, ``(n,)`` each, from the interval that the evaluation found for log Z.
+
+    Attributes:
+      low: with the upper bound of log Z.
+      high: with its lower bound.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A trained JEM: a classifier and an energy of images, E(x) = -logsumexp f(x), E(x, y) = -f(x)[y].
+
+    Its methods take and return images in raw pixels, as the data set holds them (``space.value_range``);
+    ``energy`` and ``logits`` are the functions of one image in [-1, 1] that the rest of the package takes.
+
+    Attributes:
+      config: of the run.
+      params: the averaged weights.
+      space: shape, pixel range and class names of its images.
+      initial: where fresh chains start, in [-1, 1].
+      step: updates that it was trained for.
+      log_partition: bounds of log Z (low, high) over the box of the pixels, from the run's evaluation; None
+        where there was none.
+
+    Example:
+      See `load`.
+    """
+
+    config: Config
+    params: Params
+    space: ImageSpace
+    initial: Initial
+    step: int
+    log_partition: tuple[float, float] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Model(recipe={self.config.recipe!r}, network={self.config.network!r}, "
+            f"dataset={self.config.dataset!r}, step={self.step})"
+        )
+
+    @cached_property
+    def network(self) -> Any:
+        """The Flax module, from one image in [-1, 1] to its logits."""
+        return make_network(self.config, self.space.num_classes)
+
+    @property
+    def logits(self) -> LogitsFn:
+        """f(params, x) of one image in [-1, 1], ``(K,)``; one logit where the model knows no classes."""
+        return self.network.apply
+
+    @property
+    def energy(self) -> EnergyFn:
+        """E(params, x) = -logsumexp f(x) of one image in [-1, 1]."""
+        return marginal_energy(self.logits)
+
+    @property
+    def kernel(self) -> MakeKernel:
+        """The sampler that trained it, for any target."""
+        return make_kernel(self.config)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes' names, in the order of their numbers."""
+        return self.space.class_names
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether it tells classes apart."""
+        return self.config.task != "unconditional"
+
+    @overload
+    def log_density(self, images: Any, *, normalised: Literal[False] = False) -> np.ndarray: ...
+
+    @overload
+    def log_density(self, images: Any, *, normalised: Literal[True]) -> LogDensityBounds: ...
+
+    def log_density(self, images: Any, *, normalised: bool = False) -> np.ndarray | LogDensityBounds:
+        """Returns log p(x) of images, up to a constant or within bounds.
+
+        log p(x) = -E(r(x)) - log Z + d log(2 / (high - low)), r(x) the pixels rescaled to [-1, 1], d their
+        number; without ``normalised`` -E(r(x)) alone.
+
+        Args:
+          images: raw pixels, ``(n, H, W, C)``, or ``(n, H, W)`` where C is 1.
+          normalised: whether to normalise, by the interval for log Z that the run's evaluation stored.
+
+        Returns:
+          Nats, ``(n,)``; with ``normalised`` a `LogDensityBounds`, a density in raw pixels over the box of
+          their range.
+
+        Raises:
+          ValueError: if the images do not fit, or no interval was stored.
+        """
+        found = self._over_batches(self._log_densities, images)
+        if not normalised:
+            return found
+        if self.log_partition is None:
+            raise ValueError(
+                "normalised=True needs bounds of log Z, and the run has none: evaluate it with "
+                "evaluation.likelihood_steps of at least 2."
+            )
+        low, high = self.space.value_range
+        scale = math.prod(self.space.image_shape) * math.log(2.0 / (high - low))
+        least, greatest = self.log_partition
+        return LogDensityBounds(found - greatest + scale, found - least + scale)
+
+    def class_probabilities(self, images: Any) -> np.ndarray:
+        """Returns p(y | x) = softmax f(x) of images, ``(n, K)``.
+
+        Args:
+          images: raw pixels, ``(n, H, W, C)``, or ``(n, H, W)`` where C is 1.
+
+        Raises:
+          ValueError: if the images do not fit, or the model knows no classes.
+        """
+        self._need_classes("class_probabilities")
+        return self._over_batches(self._probabilities, images)
+
+    def score(self, images: Any) -> np.ndarray:
+        """Returns d log p(x) / dx in raw pixels, of the shape of ``images`` with its channels.
+
+        Args:
+          images: raw pixels, ``(n, H, W, C)``, or ``(n, H, W)`` where C is 1.
+
+        Raises:
+          ValueError: if the images do not fit.
+        """
+        low, high = self.space.value_range
+        return self._over_batches(self._scores, images) * np.float32(2.0 / (high - low))
+
+    def sample(
+        self,
+        rng_key: Array,
+        num_samples: int,
+        *,
+        label: int | Any = None,
+        num_steps: int = 100,
+    ) -> np.ndarray:
+        """Draws images: fresh chains from the initial distribution, by the sampler that trained the model.
+
+        Chains run on E(x), or on E(x, y) of the class asked for. Chains of finite length are approximate
+        samples; the run's card says how good they are after which number of steps.
+
+        Args:
+          rng_key: one key.
+          num_samples: n.
+          label: a class number for all, or ``(n,)`` of them; None draws from p(x).
+          num_steps: of the sampler.
+
+        Returns:
+          Raw pixels, float32 ``(n, H, W, C)``.
+
+        Raises:
+          ValueError: for a class that there is not, or a number that is no integer of at least 1.
+        """
+        checks.positive_integer("num_samples", num_samples)
+        checks.positive_integer("num_steps", num_steps)
+        key_label, key_start, key_chain = jax.random.split(rng_key, 3)
+        if label is None:
+            num_classes = self.space.num_classes if self.knows_classes else 1
+            labels = jax.random.randint(key_label, (num_samples,), 0, num_classes)
+        else:
+            self._need_classes("label")
+            if np.shape(label) not in ((), (num_samples,)):
+                raise ValueError(f"label has shape {np.shape(label)}: () or ({num_samples},) is needed.")
+            checks.integer_labels("label", label, self.space.num_classes)
+            labels = jnp.broadcast_to(jnp.asarray(label, jnp.int32), (num_samples,))
+        starts = jax.vmap(self.initial)(jax.random.split(key_start, num_samples), labels)
+        run = self._joint_chains if label is not None else self._marginal_chains
+        drawn = run(key_chain, params=self.params, positions=starts, labels=labels, num_steps=num_steps)
+        return np.asarray(self.space.unscale(drawn))
+
+    # --- compiled once a model ---
+
+    @cached_property
+    def _log_densities(self) -> Any:
+        return jax.jit(jax.vmap(lambda params, x: -self.energy(params, x), (None, 0)))
+
+    @cached_property
+    def _probabilities(self) -> Any:
+        return jax.jit(jax.vmap(lambda params, x: jax.nn.softmax(self.logits(params, x)), (None, 0)))
+
+    @cached_property
+    def _scores(self) -> Any:
+        score = jax.grad(lambda params, x: -self.energy(params, x), argnums=1)
+        return jax.jit(jax.vmap(score, (None, 0)))
+
+    @cached_property
+    def _marginal_chains(self) -> Any:
+        chains = partial(run_labelled_chains, make_kernel=self.kernel, energy=ignore_label(self.energy))
+        return jax.jit(chains, static_argnames="num_steps")
+
+    @cached_property
+    def _joint_chains(self) -> Any:
+        chains = partial(run_labelled_chains, make_kernel=self.kernel, energy=joint_energy(self.logits))
+        return jax.jit(chains, static_argnames="num_steps")
+
+    def _over_batches(self, function: Any, images: Any) -> np.ndarray:
+        xs = self._rescaled(images)
+        return np.concatenate(
+            [np.asarray(function(self.params, xs[at : at + BATCH])) for at in range(0, len(xs), BATCH)]
+        )
+
+    def _rescaled(self, images: Any) -> np.ndarray:
+        images, shape = np.asarray(images), self.space.image_shape
+        if shape[2] == 1 and images.shape[1:] == shape[:2]:
+            images = images[..., None]
+        if images.shape[1:] != shape or not len(images):
+            raise ValueError(
+                f"images has shape {images.shape}: (n, {', '.join(map(str, shape))}) with at least one image "
+                "is needed."
+            )
+        low, high = self.space.value_range
+        if not (np.issubdtype(images.dtype, np.number) and np.isfinite(images).all()):
+            raise ValueError(f"images must be finite numbers in {low:g} to {high:g}, raw pixels.")
+        return np.asarray(self.space.rescale(images), np.float32)
+
+    def _need_classes(self, name: str) -> None:
+        if not self.knows_classes:
+            raise ValueError(f"{name}: the model was trained with task=unconditional and knows no classes.")
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Returns what a run stores about its images, as plain JSON values."""
+    return {"format": 1, "space": dataset.space.as_json()}
+
+
+def model_of(config: Config, dataset: Dataset, state: TrainState) -> Model:
+    """Returns the model of a state, on this host, right after training."""
+    kept = state.sampler_state if isinstance(state.sampler_state, SamplerState) else SamplerState()
+    initial = _uniform(dataset.space) if kept.initial is None else kept.initial
+    params, initial = jax.tree.map(jnp.asarray, (state.ema_params, initial))
+    return Model(config, params, dataset.space, initial, int(state.step))
+
+
+def load(
+    path: str | Path, *, select: Literal["last", "best"] | None = None, step: int | None = None
+) -> Model:
+    """Loads a trained model from the folder of its run; the data set is not needed, and nothing is unpickled.
+
+    Works for every recipe, network and data set, and for a run that was stopped midway or is still training:
+    its newest checkpoint is read, and nothing in the folder is changed.
+
+    Args:
+      path: the folder of a run of ``jaxebm train`` or `jaxebm.recipes.train`.
+      select: ``"last"``, the newest checkpoint, or ``"best"``, that of the least validation NLL; None does as
+        the run's configuration says.
+      step: one checkpoint by its number of updates, instead.
+
+    Returns:
+      A `Model`.
+
+    Raises:
+      FileNotFoundError: if there is no run, or no such checkpoint.
+      ValueError: if what is there cannot be read.
+      CheckpointCorruptError: if the checkpoint is damaged.
+
+    Example:
+      >>> import tempfile
+      >>> from jaxebm.data import dataset_from_arrays
+      >>> from jaxebm.recipes import base_config, replace_settings, train
+      >>> images = np.random.default_rng(0).integers(0, 256, (60, 4, 4), np.uint8)
+      >>> folder = tempfile.mkdtemp()
+      >>> small = replace_settings(base_config(), {
+      ...     "output": folder, "epochs": 1, "data.batch_size": 16, "architecture.widths": (8,),
+      ...     "sampler.num_steps": 1, "run.telemetry_every": 0, "run.progress": False, "report": False})
+      >>> trained = train(small, dataset_from_arrays(images, np.arange(60) % 2))
+      >>> model = load(folder)
+      >>> model
+      Model(recipe='tuned', network='mlp', dataset='mine', step=2)
+      >>> model.class_probabilities(images[:5]).shape, model.log_density(images[:5]).shape
+      ((5, 2), (5,))
+      >>> model.sample(jax.random.key(0), 3, label=1, num_steps=2).shape
+      (3, 4, 4, 1)
+    """
+    run, config = open_finished(Path(path))
+    space = _read_space(run)
+    choice = config.run.select if select is None else select
+    if choice not in ("last", "best"):
+        raise ValueError(f"select={select!r}: 'last', 'best' or None is needed.")
+    with Checkpoints(run.checkpoints, best_metric=BEST_METRIC) as checkpoints:
+        if step is None and choice == "best":
+            step = checkpoints.best_step()
+            if step is None:
+                raise FileNotFoundError(
+                    f"no checkpoint in {run.checkpoints} has a {BEST_METRIC}: use select='last'."
+                )
+        step = checkpoints.latest_step() if step is None else step
+        arrays = checkpoints.read(step, prefix=AVERAGE)
+        starts = checkpoints.read(step, prefix=STARTS)
+    params = _restored(_params_template(config, space), AVERAGE, arrays)
+    initial = _restored(_initial_template(config, space), STARTS, starts) if starts else _uniform(space)
+    return Model(config, params, space, initial, int(step or 0), _read_log_partition(run, int(step or 0)))
+
+
+def _read_space(run: RunFolder) -> ImageSpace:
+    path = run.path / DESCRIPTION
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return ImageSpace.from_json(saved["space"])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing: it describes the images of the run.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}).") from None
+
+
+def _read_log_partition(run: RunFolder, step: int) -> tuple[float, float] | None:
+    """The interval of the run's own card, or of a later evaluation, if it is of this checkpoint."""
+    for path in (run.path / "card.json", run.path / "evaluation" / "card.json"):
+        try:
+            card = json.loads(path.read_text(encoding="utf-8"))
+            if card["evaluated_update"] == step:
+                bounds = card["likelihood"]["by_temperature"]["1"]["log_partition"]
+                return float(bounds["low"]), float(bounds["high"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # no card, none of the likelihood, or a file that something else wrote
+    return None
+
+
+def _uniform(space: ImageSpace) -> Initial:
+    return UniformInitial(PIXELS[0], PIXELS[1], shape=space.image_shape)
+
+
+def _params_template(config: Config, space: ImageSpace) -> Any:
+    network = make_network(config, space.num_classes)
+    return jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(space.image_shape))
+
+
+def _initial_template(config: Config, space: ImageSpace) -> Any:
+    size = math.prod(space.image_shape)
+
+    def array(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    ends: tuple[Any, Any] = (array(), array())
+    if config.sampler.initial == "uniform":
+        return UniformInitial(*ends, shape=space.image_shape)
+    if config.sampler.initial == "gaussian":
+        return GaussianInitial(array(*space.image_shape), array(size, size), *ends)  # type: ignore[arg-type]
+    return ClassGaussianInitial(
+        array(space.num_classes, *space.image_shape),  # type: ignore[arg-type]
+        array(space.num_classes, size, size),  # type: ignore[arg-type]
+        *ends,
+    )
+
+
+def _restored(template: Any, prefix: str, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Puts arrays, by their path under a prefix, where the leaves of a template are."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    found = []
+    for path, leaf in leaves:
+        name = prefix + jax.tree_util.keystr(path)
+        if name not in arrays or arrays[name].shape != leaf.shape:
+            raise ValueError(
+                f"the checkpoint does not fit the configuration: {name} of shape {leaf.shape} is needed."
+            )
+        found.append(jnp.asarray(arrays[name]))
+    return jax.tree.unflatten(structure, found)

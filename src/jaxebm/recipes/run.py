@@ -1,0 +1,164 @@
+"""Train a JEM from its configuration, in a run's folder that can be resumed, reloaded and judged."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxebm.data import Dataset, load_dataset
+from jaxebm.recipes.build import Training, build
+from jaxebm.recipes.config import UNCOMPARED, Config
+from jaxebm.recipes.devices import choose_generator, join_processes, open_shared_run
+from jaxebm.recipes.judge import judge_run, publish
+from jaxebm.recipes.model import DESCRIPTION, Model, describe, model_of
+from jaxebm.recipes.observe import BEST_METRIC
+from jaxebm.recipes.serialisation import as_json, from_json
+from jaxebm.recipes.twin import pretraining_config, save_twin, twin_config
+from jaxebm.report import find_outliers
+from jaxebm.training import Checkpointing, FitResult, RunFolder, fetch, fit
+from jaxebm.types import Params
+
+__all__ = ["TrainedRun", "run_training", "train"]
+
+
+class TrainedRun(NamedTuple):
+    """What `train` returns.
+
+    Attributes:
+      model: the trained model, of the averaged weights.
+      result: what `jaxebm.training.fit` returned.
+      card: the evaluation (docs/card.md); None without a report, and on all processes but the first.
+      folder: of the run.
+    """
+
+    model: Model
+    result: FitResult
+    card: dict[str, Any] | None
+    folder: Path
+
+
+def train(config: Config, dataset: Dataset | None = None) -> TrainedRun:
+    """Trains, evaluates and writes the run's folder: all that the command ``jaxebm train`` does.
+
+    Args:
+      config: such as ``base_config("jem", network="convnet")``, changed by `replace_settings`.
+      dataset: your own images (`jaxebm.data.dataset_from_arrays`); None loads ``config.dataset``. Of your own
+        images ``config.dataset`` is their name.
+
+    Returns:
+      A `TrainedRun`.
+
+    Raises:
+      ValueError: for settings that are out of range or do not fit the data or each other.
+      FileExistsError: if the folder holds anything and the configuration neither resumes nor overwrites it.
+      DatasetNotAvailableError: if a data set is not there.
+      DivergenceError: if the run diverges and no remedy helps.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from jaxebm.data import dataset_from_arrays
+      >>> from jaxebm.recipes import replace_settings
+      >>> images = np.random.default_rng(0).integers(0, 256, (60, 4, 4), np.uint8)
+      >>> small = replace_settings(Config(), {
+      ...     "output": tempfile.mkdtemp(), "epochs": 1, "data.batch_size": 16, "architecture.widths": (8,),
+      ...     "sampler.num_steps": 1, "run.telemetry_every": 0, "run.progress": False, "report": False})
+      >>> trained = train(small, dataset_from_arrays(images, np.arange(60) % 2))
+      >>> trained.model.step, trained.card is None
+      (2, True)
+    """
+    started = time.monotonic()
+    config = from_json(Config, as_json(config))  # a path given as text becomes one, a list a tuple
+    config.check()
+    join_processes(config.parallel)
+    if dataset is None:
+        dataset = load_dataset(config.dataset, exclude_classes=config.data.exclude_classes)
+    else:
+        if config.data.exclude_classes:
+            raise ValueError("data.exclude_classes is for data sets that are loaded by name.")
+        config = replace(config, dataset=dataset.name)
+    if config.report:
+        find_outliers(config.evaluation, dataset.image_shape)  # what is missing is told now, not at the end
+    training = build(config, dataset)  # before the folder is made, for what it refuses
+    run = open_shared_run(
+        config.output,
+        as_json(config),
+        resume=config.resume,
+        overwrite=config.overwrite,
+        uncompared=UNCOMPARED,
+    )
+    first = jax.process_index() == 0
+    if first:
+        run.write_json(DESCRIPTION, describe(dataset))
+    if config.run.pretrain_epochs:
+        training = training._replace(params=_pretrain(config, dataset, run))
+    result = run_training(training, run)
+    state = fetch(result.state if result.best_state is None else result.best_state)
+    model = model_of(config, dataset, state)
+    if not config.report:
+        return TrainedRun(model, result, None, config.output)
+    twin_params = None
+    if config.run.twin and config.generative:
+        twin_params = fetch(run_training(build(twin_config(config), dataset)).params)
+    if not first:
+        return TrainedRun(model, result, None, config.output)  # one process evaluates
+    if twin_params is not None:
+        save_twin(run, twin_params)
+    card = judge_run(run, training, dataset, state, twin_params, config.evaluation)
+    card |= {
+        "seconds": time.monotonic() - started,
+        "seconds_training": result.seconds,
+        "seconds_compiling": result.compile_seconds,
+        "device_memory": result.device_memory._asdict() if result.device_memory else None,
+    }
+    publish(run, card, shown=config.run.progress)
+    return TrainedRun(model, result, card, config.output)
+
+
+def run_training(training: Training, run: RunFolder | None = None) -> FitResult:
+    """Runs the updates of a training, in a run's folder or without one.
+
+    Args:
+      training: from `jaxebm.recipes.build`.
+      run: the folder, or None to keep nothing.
+    """
+    config, settings = training.config, training.config.run
+    checkpointing = None
+    if run is not None:
+        checkpointing = Checkpointing(
+            run,
+            every=settings.checkpoint_every,
+            resume_step=settings.resume_step,
+            best_metric=BEST_METRIC if settings.select == "best" else None,
+            fingerprint=training.fingerprint,
+        )
+    return fit(
+        jax.random.key(config.seed, impl=choose_generator(config.parallel)),
+        training.learner,
+        training.params,
+        training.data,
+        num_steps=training.num_steps,
+        steps_per_dispatch=settings.steps_per_dispatch,
+        checkpointing=checkpointing,
+        recovery=training.recovery,
+        observe=training.observe,
+        observe_every=settings.telemetry_every or training.num_steps,
+        progress=settings.progress and run is not None,
+    )
+
+
+def _pretrain(config: Config, dataset: Dataset, run: RunFolder) -> Params:
+    """Returns the averaged weights after cross-entropy alone, in a run of its own in the folder."""
+    first = pretraining_config(config)
+    run.claim(first.output.name)
+    training = build(first, dataset)
+    folder = open_shared_run(
+        first.output,
+        as_json(first),
+        resume=config.resume,
+        overwrite=config.overwrite,
+        uncompared=UNCOMPARED,
+    )
+    return fetch(run_training(training, folder).params)

@@ -1,0 +1,87 @@
+"""Whole processes of the command that are killed or interrupted, and resumed: nothing is lost or changed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxebm
+from jaxebm.training import Checkpoints
+
+pytestmark = pytest.mark.slow  # tests/training/test_loop.py kills and interrupts `fit` itself
+COMMAND = [sys.executable, "-c", "from jaxebm.recipes.command import main; main()", "train"]
+TOY_FLAGS = [
+    "--run.no-progress",
+    "--no-report",
+    "--architecture.widths=16",
+    "--sampler.num-chains=20",
+    "--sampler.num-steps=3",
+    "--sampler.buffer-size=200",
+    "--run.steps-per-dispatch=8",
+    "--run.checkpoint-every=16",
+]
+
+
+def arrays_of(output: Path) -> dict[str, np.ndarray]:
+    with Checkpoints(output / "checkpoints") as checkpoints:
+        return checkpoints.read()
+
+
+def start(output: Path, *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, "--output", str(output), *TOY_FLAGS, *flags],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def stop_after(process: subprocess.Popen[str], output: Path, lines: int, number: int) -> None:
+    """Sends a signal once ``lines`` metrics lines are written."""
+    metrics, deadline = output / "metrics.jsonl", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_text().count("\n") >= lines:
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+    process.wait(timeout=60)
+
+
+def killed_and_resumed(tmp_path: Path, epochs: str, stops: list[tuple[int, int]]) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = start(whole, "--epochs", epochs)
+    assert process.wait(timeout=180) == 0, process.stderr and process.stderr.read()
+    for lines, number in stops:
+        process = start(broken, "--epochs", epochs, "--resume")
+        stop_after(process, broken, lines, number)
+        assert process.returncode in (-number, 130), "the run ended before it was stopped"
+        if number == signal.SIGINT:
+            assert process.stderr is not None
+            assert "--resume" in process.stderr.read()
+        if any((broken / "checkpoints").glob("[0-9]*")):
+            assert jaxebm.load(broken).step > 0
+    process = start(broken, "--epochs", epochs, "--resume")
+    assert process.wait(timeout=180) == 0, process.stderr and process.stderr.read()
+    assert set(arrays_of(broken)) == set(arrays_of(whole))
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(broken), arrays_of(whole))
+    steps = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_a_killed_and_an_interrupted_run_resume_bit_for_bit(tmp_path: Path):
+    # 30 epochs are 570 updates, 72 lines: enough that neither signal can come too late.
+    killed_and_resumed(tmp_path, "30", [(5, signal.SIGKILL), (20, signal.SIGINT)])
+
+
+def test_many_kills_resume_bit_for_bit(tmp_path: Path):
+    lines = (1, 3, 9, 17, 40)
+    signals = (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)
+    killed_and_resumed(tmp_path, "60", list(zip(lines, signals, strict=True)))
