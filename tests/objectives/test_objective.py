@@ -301,9 +301,9 @@ ROBUST, STEPPED = with_adversarial_examples(KEYED, logits, radius=0.1), with_las
     [
         (likelihood(energy), BATCH, NONE, "likelihood compares data with samples.*negatives=.*persistent"),
         (jem(logits), BATCH, NONE, "jem compares data with samples"),
-        (jem(logits), UNLABELLED, NEGATIVES, r"jem learns classes, .*no labels: give data=\(x, labels\)"),
-        (classifier(logits), UNLABELLED, NONE, "classifier learns classes"),
-        (ROBUST, UNLABELLED, NEGATIVES, "with_adversarial_examples learns classes"),
+        (jem(logits), UNLABELLED, NEGATIVES, r"jem needs labels, .*have none: give data=\(x, labels\)"),
+        (classifier(logits), UNLABELLED, NONE, "classifier needs labels"),
+        (ROBUST, UNLABELLED, NEGATIVES, "with_adversarial_examples needs labels"),
         (STEPPED, BATCH, NONE, "with_last_step compares data with samples"),
     ],
 )

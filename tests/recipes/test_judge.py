@@ -124,7 +124,7 @@ def test_what_cannot_be_evaluated_is_refused(copied: Path, tmp_path: Path):
     saved = json.loads((copied / "config.json").read_text())
     for content, kind, message in (
         (json.dumps(saved | {"number_of_spins": 3}), ValueError, "number_of_spins"),
-        ("[1, 2", ValueError, "no readable configuration"),
+        ("[1, 2", ValueError, "not a readable configuration"),
         (json.dumps(saved | {"seed": 5}), CheckpointMismatchError, "seed: saved 0, now 5"),
     ):
         (copied / "config.json").write_text(content)

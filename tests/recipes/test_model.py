@@ -295,7 +295,7 @@ class TestDamage:
         with pytest.raises(ValueError, match=r"config\.json: there is no setting sede"):
             jaxebm.load(copied)
         (copied / "config.json").write_text(saved[:40])
-        with pytest.raises(ValueError, match="no readable configuration"):
+        with pytest.raises(ValueError, match="not a readable configuration"):
             jaxebm.load(copied)
         (copied / "config.json").unlink()
         with pytest.raises(FileNotFoundError, match="holds no run"):

@@ -120,7 +120,7 @@ class TestDamage:
         way_out = {
             30: "of step 20: .*resume_step=20",
             20: "of step 10",
-            10: "No older one is whole.*overwrite=True",
+            10: "No older one is intact.*overwrite=True",
         }
         for step, expected in way_out.items():
             (tmp_path / str(step) / "default" / "manifest.ocdbt").unlink()

@@ -54,7 +54,7 @@ class TestOpening:
         before = {entry: entry.stat().st_mtime_ns for entry in tmp_path.rglob("*")}
         with pytest.raises(
             FileExistsError,
-            match=r"output=.* is not empty\. Go on with resume=True, replace .*overwrite=True",
+            match=r"output=.* is not empty\. Continue with resume=True, replace .*overwrite=True",
         ):
             open_run(tmp_path, SETTINGS)
         with pytest.raises(FileExistsError, match=r"not empty\. Replace the run with overwrite=True"):
@@ -126,7 +126,7 @@ class TestResuming:
     def test_corrupted_settings(self, tmp_path, content):
         finished_run(tmp_path)
         (tmp_path / CONFIG).write_bytes(content)
-        with pytest.raises(CheckpointMismatchError, match=r"config.json is no readable configuration"):
+        with pytest.raises(CheckpointMismatchError, match=r"config.json is not a readable configuration"):
             open_run(tmp_path, SETTINGS, resume=True)
         assert (tmp_path / "card.json").exists()
         open_run(tmp_path, SETTINGS, overwrite=True)  # the way out that the message names
@@ -312,7 +312,7 @@ class TestReading:
     def test_corrupted_settings(self, tmp_path, content):
         finished_run(tmp_path)
         (tmp_path / CONFIG).write_bytes(content)
-        with pytest.raises(ValueError, match=r"config\.json is no readable configuration"):
+        with pytest.raises(ValueError, match=r"config\.json is not a readable configuration"):
             read_run(tmp_path)
 
 

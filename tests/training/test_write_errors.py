@@ -158,7 +158,7 @@ def test_the_folder_has_gone(tmp_path):
         checkpoints.save(small(10))
         checkpoints.wait()
         shutil.rmtree(tmp_path / "run")
-        match = r"step 20 could not .*No such file.*no checkpoint is there that could be read back: put the"
+        match = r"step 20 could not .*No such file.*there is no checkpoint that could be read back: put the"
         with pytest.raises(CheckpointWriteError, match=match):
             checkpoints.save(small(20))
     assert not (tmp_path / "run").exists()  # nor is it made anew, as if nothing had happened
@@ -221,4 +221,4 @@ def test_permission_and_limits_of_a_common_user():
     lost, large, gone = ended.stdout.splitlines()
     assert re.search(r"step 20 .*Permission denied \(EACCES\); .*step 10 is intact.*give back the perm", lost)
     assert re.search(r"step 30 .*File too large \(EFBIG\); .*step 20 is intact.*raise the limit", large)
-    assert re.search(r"step 30 .*Permission denied \(EACCES\); no checkpoint .* could be read back", gone)
+    assert re.search(r"step 30 .*Permission denied \(EACCES\); there is no checkpoint that could be read back", gone)

@@ -1,4 +1,4 @@
-"""How parameters learn: losses that return (loss, metrics), and where their negatives come from."""
+"""Training objectives: losses that return (loss, metrics), and the samplers of their negatives."""
 
 from jaxebm.objectives.adversarial import adversarial_examples
 from jaxebm.objectives.contrastive import (

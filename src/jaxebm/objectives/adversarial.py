@@ -1,4 +1,4 @@
-"""Adversarial examples to learn from: the worst images near the data, found by the chain that descends."""
+"""Adversarial examples for training: the images near the data with the highest loss, found by PGD."""
 
 import jax
 import jax.numpy as jnp
@@ -24,30 +24,30 @@ def adversarial_examples(
     step_size: float | Array | None = None,
     state_clamp: tuple[float, float] | None = (-1.0, 1.0),
 ) -> Array:
-    r"""Moves each example to where its class is least likely, within a ball about it: adversarial training.
+    r"""Moves each example to where its class is least likely, within a ball around it (adversarial training).
 
     .. math:: x_i^* = \arg\max_{\|x - x_i\| \le r} -\log p(y_i | x)
 
     approximated by projected gradient ascent from a random place in the ball. Nothing here is differentiated
-    with respect to the parameters (Danskin's theorem): the loss at x* is what is learnt from.
+    with respect to the parameters (Danskin's theorem): training minimises the loss at x*.
 
     Args:
-      rng_key: one key, split into one an example.
+      rng_key: one key, split into one key per example.
       logits: f(params, x) of one example, shape ``(K,)``.
-      params: its parameters; gradients through them are stopped.
+      params: parameters of the logits; gradients through them are stopped.
       x: examples, ``(n, ...)``.
       labels: their classes, integers ``(n,)``.
       radius: r >= 0, in units of x.
       num_steps: gradient steps, at least 1.
-      norm: of the ball and of the steps, ``"l2"`` or ``"linf"``.
+      norm: norm of the ball and of the steps, ``"l2"`` or ``"linf"``.
       step_size: length of a step; by default 2 r / num_steps, which can cross the ball.
       state_clamp: ``(low, high)`` that every entry stays in, or None.
 
     Returns:
-      The adversarial examples, of the shape and dtype of ``x``, outside of any gradient.
+      The adversarial examples, with the shape and dtype of ``x``; no gradient flows through them.
 
     Raises:
-      ValueError: if ``radius`` is negative, ``num_steps`` no integer of at least 1, or lengths differ.
+      ValueError: if ``radius`` is negative, ``num_steps`` not an integer of at least 1, or lengths differ.
       TypeError: if ``x`` is not floating-point.
 
     Example:

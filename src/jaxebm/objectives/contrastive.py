@@ -1,8 +1,8 @@
-"""Maximum likelihood by contrast: push the energy of data down and the energy of the model's samples up.
+"""Maximum likelihood by contrast: the loss lowers the energy of data and raises that of the model's samples.
 
 d log p(x) / d theta = -dE(x)/d theta + E_{x'~p}[dE(x')/d theta], so descending
 ``mean E(x_data) - mean E(x_model)`` in theta ascends the log-likelihood when ``x_model`` are samples of the
-model. Where those samples come from (data, noise, a buffer) is the business of `jaxebm.objectives.negatives`.
+model. `jaxebm.objectives.negatives` defines where those samples come from (data, noise, a buffer).
 """
 
 from typing import Literal, TypeAlias, get_args
@@ -77,7 +77,7 @@ def check_contrast(contrast: Contrast) -> None:
 
 
 def compare(energy_data: Array, energy_model: Array, contrast: Contrast) -> tuple[Array, Metrics]:
-    """How well energies tell data from samples, less being better, and the metrics that tell of it."""
+    """Returns the loss of the comparison of data with samples (lower is better), and its metrics."""
     mean_data, mean_model = jnp.mean(energy_data), jnp.mean(energy_model)
     gap = mean_data - mean_model
     metrics = {"energy_data": mean_data, "energy_model": mean_model, "energy_gap": gap}
@@ -109,7 +109,7 @@ def contrastive_loss(
 
     Args:
       energy: E(params, x) of one example.
-      params: what is differentiated.
+      params: the parameters, with respect to which the loss is differentiated.
       x_data: examples, each leaf ``(n, ...)``.
       x_model: samples of the model, each leaf ``(m, ...)``; gradients through them are stopped here.
       energy_l2: alpha >= 0, which keeps energies near zero; about 0.1 to 1 where training drifts.
@@ -145,27 +145,27 @@ def binary_energy_loss(
     *,
     energy_l2: float | Array = 0.0,
 ) -> tuple[Array, Metrics]:
-    """Cross-entropy of telling data from samples by their energy alone, D(x) = sigmoid(-E(x)).
+    """Cross-entropy of classifying data against samples by their energy alone, D(x) = sigmoid(-E(x)).
 
     loss = mean_i softplus(E(x_i)) + mean_j softplus(-E(stop_gradient(x'_j)))
          + alpha (mean_i E(x_i)^2 + mean_j E(x'_j)^2)
 
     Against negatives of a fixed density q the minimiser is E(x) = log q(x) - log p_data(x): a density ratio,
-    and not the energy of the data unless q is uniform. The loss is bounded below, and its gradient fades on
-    examples that are told apart already, so that energies do not run away as under `contrastive_loss`. That
-    suits negatives which descend E far from the data, as in adversarial training. Where E is 0 it is 2 log 2,
-    and its gradient half of that of `contrastive_loss`.
+    and not the energy of the data unless q is uniform. The loss is bounded below. Its gradient is small on
+    examples that are already classified correctly, so energies do not diverge as under `contrastive_loss`.
+    That suits negatives which descend E far from the data, as in adversarial training. Where E is 0 the loss
+    is 2 log 2, and its gradient half of that of `contrastive_loss`.
 
     Args:
       energy: E(params, x) of one example.
-      params: what is differentiated.
+      params: the parameters, with respect to which the loss is differentiated.
       x_data: examples, each leaf ``(n, ...)``.
       x_model: negatives, each leaf ``(m, ...)``; gradients through them are stopped here.
       energy_l2: alpha >= 0.
 
     Returns:
       ``(loss, metrics)``: the scalar loss, the metrics of `contrastive_loss`, and ``binary_cross_entropy`` in
-      nats, 2 log 2 = 1.386 for energies that tell nothing apart.
+      nats, which is 2 log 2 = 1.386 where all energies are 0.
 
     Raises:
       TypeError: if ``x_data`` or ``x_model`` is not floating-point.

@@ -40,7 +40,7 @@ def _check_labels_shape(name: str, labels: Array, num_examples: int, examples: s
 
 
 def _of_labels(values: Array, name: str, labels: Array) -> Array:
-    """The entry of each row of ``values (n, K)`` that its label names; NaN for a traced one out of range."""
+    """The entry of each row of ``values (n, K)`` at its label; NaN for a traced label out of range."""
     checks.integer_labels(name, labels, values.shape[1])
 
     def entry(row: Array, label: Array) -> Array:
@@ -52,7 +52,7 @@ def _of_labels(values: Array, name: str, labels: Array) -> Array:
 
 
 def may_learn(*weights: float | Array) -> bool:
-    """Whether any weight may differ from 0; a traced one cannot be looked at."""
+    """Whether any weight may differ from 0; the value of a traced weight is not known."""
     return any(checks.is_traced(weight) or float(weight) != 0 for weight in weights)
 
 
@@ -72,7 +72,7 @@ def classification_loss(
 
     Args:
       logits: f(params, x) of one example, shape ``(K,)``.
-      params: what is differentiated.
+      params: the parameters, with respect to which the loss is differentiated.
       x: labelled examples, each leaf ``(n, ...)``.
       labels: their classes, integers ``(n,)`` in 0..K-1.
       label_smoothing: share of the target that is spread evenly over the classes, in [0, 1].
@@ -83,7 +83,7 @@ def classification_loss(
     Raises:
       TypeError: if ``x`` is not floating-point or ``labels`` not integer.
       ValueError: if ``labels`` lie outside 0..K-1, lengths differ, there is no example or logits are not of
-        rank one. A traced label that is out of range makes the loss NaN, since it cannot be looked at.
+        rank one. A traced label that is out of range makes the loss NaN, because it cannot be checked.
 
     Example:
       >>> import jax.numpy as jnp
@@ -124,12 +124,12 @@ def joint_loss(
     With ``contrast="binary"`` the two brackets become mean softplus(E) over the data + mean softplus(-E)
     over the samples, as in `jaxebm.objectives.binary_energy_loss` (dual adversarial training).
 
-    Labelled and unlabelled batches come apart, so that semi-supervised learning is the same call with more
-    unlabelled examples; fully supervised learning may pass the same batch twice, or two noisy copies of it.
+    Labelled and unlabelled batches are separate arguments, so that semi-supervised learning is the same call
+    with more unlabelled examples. Supervised learning may pass the same batch twice, or two noisy copies.
 
     Args:
       logits: f(params, x) of one example, shape ``(K,)``.
-      params: what is differentiated.
+      params: the parameters, with respect to which the loss is differentiated.
       x_labelled: labelled examples, each leaf ``(n, ...)``.
       labels: their classes, integers ``(n,)`` in 0..K-1.
       x_data: examples for log p(x), labelled or not, each leaf ``(m, ...)``.
@@ -140,7 +140,7 @@ def joint_loss(
       p_xy_weight: w_xy >= 0, a number known before tracing.
       energy_l2: alpha >= 0, for E(x, y) where w_xy is not 0, and for E(x) unless w_x is 0 and w_xy is not.
       label_smoothing: for the cross-entropy only.
-      contrast: ``"likelihood"`` or ``"binary"``, how data are told from samples in both terms.
+      contrast: ``"likelihood"`` or ``"binary"``, how both terms compare data with samples.
 
     Returns:
       ``(loss, metrics)``: ``cross_entropy``, ``train_accuracy``, ``energy_data``, ``energy_model``,
@@ -183,7 +183,7 @@ def joint_loss(
     _check_labels_shape("labels", labels, checks.batch_length("x_labelled", x_labelled), "x_labelled")
 
     def learns(*weights: float | Array) -> Params:
-        """The parameters, but outside of any gradient where every weight is 0: only metrics are left then."""
+        """The parameters, without gradients where every weight is 0, because only metrics are needed then."""
         return params if may_learn(*weights) else jax.lax.stop_gradient(params)
 
     # A bracket of p(x, y) alone bounds its own energies: E(x) starts at -log K, which is no error.

@@ -1,6 +1,6 @@
-"""Many chains at once, each on the energy of a class of its own: what negatives and the last step run on.
+"""Many chains at once, each on the energy of its own class, for the negatives and the last-step loss.
 
-A chain is told its target here: an energy with its parameters and one class bound to it.
+The target of a chain is the energy with its parameters and one class bound to it.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ __all__ = ["run_labelled_chains"]
 
 
 def bind_target(energy: JointEnergyFn, params: Params, label: Array) -> Target:
-    """Returns x -> E(x, y) as what the energy makes of it, ``energy.bind(params, label)``, or as a closure.
+    """Returns the target x -> E(x, y): ``energy.bind(params, label)`` where the energy has it, or a closure.
 
-    So a kernel may see more of an energy than its values, such as the network's first layer apart.
+    Through ``bind`` a kernel can use more of an energy than its values, such as the network's first layer.
     """
     bind = getattr(energy, "bind", None)
     return (lambda x: energy(params, x, label)) if bind is None else bind(params, label)
@@ -33,7 +33,7 @@ def map_chains(
     labels: Array,
     sharding: NamedSharding | None,
 ) -> Any:
-    """Maps ``(rng_key, position, label) -> pytree`` over chains, one key a chain, split over devices."""
+    """Maps ``(rng_key, position, label) -> pytree`` over chains, one key per chain, split over devices."""
     num_chains = checks.batch_length("positions", positions)
     if jnp.shape(labels) != (num_chains,):
         raise ValueError(
@@ -63,22 +63,22 @@ def run_labelled_chains(
     """Advances chain i on the target E(x, y_i), all chains at once.
 
     Args:
-      rng_key: split into one key a chain.
+      rng_key: split into one key per chain.
       make_kernel: binds a kernel to a target.
       energy: E(params, x, label), shape ``()``. Where it has a method ``bind(params, label) -> target``, the
-        kernel gets that target, and else a closure over params and label.
+        kernel gets that target, and otherwise a closure over params and label.
       params: the energy's parameters.
       positions: where the chains start, each leaf ``(n, ...)``.
-      labels: one class a chain, ``(n,)``.
+      labels: one class per chain, ``(n,)``.
       num_steps: kernel steps.
       sharding: how the chains are split over devices, ``jaxebm.training.Placement.split``; None for one.
 
     Returns:
-      Where the chains end, as ``positions``.
+      The final positions of the chains, in the structure of ``positions``.
 
     Raises:
-      ValueError: if ``positions`` hold no chain, ``labels`` are not one a chain, or the sharding's devices do
-        not divide the chains.
+      ValueError: if ``positions`` hold no chain, ``labels`` are not one per chain, or the number of devices
+        of the sharding does not divide that of the chains.
 
     Example:
       >>> from functools import partial

@@ -1,7 +1,7 @@
-"""The term that contrastive divergence forgets: samples move with the parameters, and should spread out.
+"""The KL term that contrastive divergence leaves out: how the samples depend on the parameters.
 
 `jaxebm.objectives.contrastive_loss` stops gradients at the samples. The chain that made them depends on the
-parameters too: the sampler itself can learn to end at low energies, and to end in many places.
+parameters too: this term trains the chains to end at low energies, and to spread out.
 """
 
 import jax
@@ -16,26 +16,27 @@ from jaxebm.types import Array, JointEnergyFn, MakeKernel, Metrics, Params, Posi
 __all__ = ["last_step_loss", "nearest_neighbour_entropy"]
 
 _SMALLEST_DISTANCE = 1e-6
-"""Nearer neighbours count as this near, and are not pushed apart: log 0 has no gradient."""
+"""The least distance between neighbours; closer ones get no gradient, because log 0 has none."""
 
 
 def nearest_neighbour_entropy(xs: Position, references: Position | None = None) -> Array:
-    r"""Entropy of what ``xs`` were drawn from, per dimension and up to a constant, from nearest neighbours.
+    r"""Nearest-neighbour estimate of the entropy of the distribution of ``xs``, per dimension, up to a
+    constant.
 
     .. math:: \hat H = \frac{1}{n} \sum_i \log \min_j \|x_i - r_j\|
 
     Kozachenko and Leonenko's estimator is d times this, plus log(m) + log V_d + 0.577, where m is the number
-    of neighbours that one was chosen from, V_d the volume of the unit ball in d dimensions and 0.577 Euler's
-    constant. So ascending it spreads samples out, each away from its nearest neighbour.
+    of candidate neighbours, V_d the volume of the unit ball in d dimensions and 0.577 Euler's constant.
+    Maximising it moves each sample away from its nearest neighbour.
 
     Args:
       xs: n examples, each leaf ``(n, ...)``; an example is flattened, its leaves joined. The gradient flows
         into these.
-      references: m >= 1 examples of the same shapes whose nearest is sought, such as slots of the replay
-        buffer that these chains were not drawn from; the gradient through them is stopped. A copy of x_i
-        among them counts as a neighbour at distance 1e-6, and does not move x_i. None takes the other
-        members of ``xs``, of which there must be one: x_i itself is left out, and both ends of a pair feel
-        the gradient.
+      references: m >= 1 examples of the same shapes among which the nearest is found, such as slots of the
+        replay buffer that these chains were not drawn from; the gradient through them is stopped. A copy of
+        x_i among them counts as a neighbour at distance 1e-6, and does not move x_i. None takes the other
+        members of ``xs``, at least one: x_i itself is left out, and the gradient flows to both members of
+        a pair.
 
     Returns:
       The estimate in nats per dimension, ``()``, float32 or wider.
@@ -43,7 +44,7 @@ def nearest_neighbour_entropy(xs: Position, references: Position | None = None) 
     Raises:
       TypeError: if ``xs`` or ``references`` is not floating-point.
       ValueError: if the two differ in the shape of an example, either holds none, or ``references`` is None
-        and ``xs`` holds one only.
+        and ``xs`` holds only one.
 
     Example:
       >>> float(nearest_neighbour_entropy(jnp.array([[0.0], [1.0], [3.0]])))  # log 1, log 1 and log 2
@@ -51,7 +52,7 @@ def nearest_neighbour_entropy(xs: Position, references: Position | None = None) 
 
     Reference:
       Kozachenko & Leonenko 1987, "Sample estimate of the entropy of a random vector"; Du et al. 2021 (arXiv
-      2012.01316), who take 100 slots of the buffer as references in the code that they released.
+      2012.01316), whose released code takes 100 slots of the buffer as references.
     """
     checks.floating("xs", xs)
     points = _flatten(xs, checks.batch_length("xs", xs))
@@ -67,9 +68,9 @@ def nearest_neighbour_entropy(xs: Position, references: Position | None = None) 
         check_same_example_shape("xs", xs, "references", references)
         others = jax.lax.stop_gradient(_flatten(references, checks.batch_length("references", references)))
     nearest = _nearest(*jax.lax.stop_gradient((points, others)), with_itself=references is not None)
-    # From the difference itself, which keeps the digits that the products below lose.
+    # Computed from the difference, which keeps the digits that the matrix product in `_nearest` loses.
     squares = jnp.sum(jnp.square(points - others[nearest]), axis=1)
-    # The logarithm of a root without the root, whose gradient at 0 is not finite.
+    # log sqrt(s) = log(s) / 2, because the gradient of the root at 0 is not finite.
     return jnp.mean(0.5 * jnp.log(jnp.maximum(squares, _SMALLEST_DISTANCE**2)))
 
 
@@ -84,7 +85,7 @@ def _nearest(points: Array, others: Array, *, with_itself: bool) -> Array:
 
     By one matrix product, |x|^2 - 2 x.r + |r|^2, instead of all n m d differences.
     """
-    # Far from the origin the three terms would cancel.
+    # Centred, because far from the origin the three terms would cancel.
     center = jnp.mean(others, axis=0, keepdims=True)
     points, others = points - center, others - center
     products = jnp.matmul(points, others.T, precision=jax.lax.Precision.HIGHEST)
@@ -116,19 +117,19 @@ def last_step_loss(
             - w \, \frac{1}{n} \sum_i \log \min_j \|\hat x_i - r_j\|
 
     Contrastive divergence descends KL(p_data || p) - KL(q || p), q being where the chains end; its usual
-    gradient leaves out how q depends on the parameters. This is that part, cut off before the last step: the
-    energy of where the step leads, less the entropy of it. Add it to `contrastive_loss`. Its gradient takes
-    second derivatives of E, in x and in the parameters: about the work of three gradients. Entries whose
-    gradient the kernel clips, or whose position it clamps, pass none on.
+    gradient leaves out how q depends on the parameters. This is that part, truncated to the last step: the
+    energy after the step, minus the entropy after it. Add it to `contrastive_loss`. Its gradient takes
+    second derivatives of E, in x and in the parameters, and costs about three gradients. No gradient flows
+    through entries whose gradient the kernel clips, or whose position it clamps.
 
     Args:
-      rng_key: one key, split into one a chain.
-      make_kernel: binds a kernel to a target; its step must be differentiable, as that of ``sgld`` is.
+      rng_key: one key, split into one key per chain.
+      make_kernel: binds a kernel to a target; its step must be differentiable, such as that of ``sgld``.
       energy: E(params, x, label), shape ``()``; bound as by `run_labelled_chains`.
-      params: what is differentiated.
+      params: the parameters, with respect to which the loss is differentiated.
       positions: where the chains ended, each leaf ``(n, ...)``; gradients through them are stopped here.
-      labels: one class a chain, ``(n,)``; zeros where there are no classes.
-      references: for `nearest_neighbour_entropy`; None takes the other chains' steps.
+      labels: one class per chain, ``(n,)``; zeros where there are no classes.
+      references: as in `nearest_neighbour_entropy`; None takes the other chains after the step.
       entropy_weight: w >= 0; 0.3 in the code that the paper's authors released.
       sharding: how the chains are split over devices, ``jaxebm.training.Placement.split``; None for one.
 
@@ -137,11 +138,11 @@ def last_step_loss(
 
     Raises:
       TypeError: if ``positions`` or ``references`` is not floating-point.
-      ValueError: if ``entropy_weight`` is negative, ``labels`` are not one a chain, or for what
-        `nearest_neighbour_entropy` refuses.
+      ValueError: if ``entropy_weight`` is negative, ``labels`` are not one per chain, or as
+        `nearest_neighbour_entropy`.
 
     Example:
-      One noiseless step on E(x) = k x^2 / 2 leads to (1 - 0.1 k) x, and a larger k leads lower:
+      One noiseless step on E(x) = k x^2 / 2 leads to (1 - 0.1 k) x, and a larger k leads closer to 0:
 
       >>> from functools import partial
       >>> from jaxebm.samplers.langevin import sgld

@@ -1,8 +1,9 @@
 """Where the model's samples come from during training: data, noise, or a buffer of persistent chains.
 
-Each constructor returns a `NegativeSampler`, two pure functions in the shape of an Optax transformation:
-``init`` makes the state that lives in the training state, ``draw`` returns samples and the new state. Where
-chains start is part of that state, so its arrays are arguments of the compiled program and not constants.
+Each constructor returns a `NegativeSampler`, two pure functions in the style of an Optax transformation:
+``init`` makes the state that is kept in the training state, ``draw`` returns samples and the new state. The
+initial distribution is part of that state, so its arrays are arguments of the compiled program and not
+constants.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class Negatives(NamedTuple):
       displacement: how far each chain moved in this draw, ``(n,)`` float32: the root of its mean squared
         displacement over the entries of a position, from where it started (restarted or not).
 
-    All are None where a sampler draws nothing (`no_negatives`).
+    All are None for a sampler that draws no samples (`no_negatives`).
     """
 
     positions: Position
@@ -55,7 +56,7 @@ class SamplerState(NamedTuple):
     """What a negative sampler keeps from one update to the next.
 
     Attributes:
-      buffer: the persistent chains, or None where chains do not outlive an update.
+      buffer: the persistent chains, or None where chains do not persist after an update.
       initial: the initial distribution, a pytree of arrays that no update changes; None where no chain starts
         from one.
     """
@@ -73,7 +74,7 @@ class NegativeSampler(NamedTuple):
       draw: ``(rng_key, energy, params, x_data, labels, sampler_state) -> (Negatives, sampler_state)``, where
         ``energy(params, x, label)`` may ignore the label (marginal chains) or use it (class-conditional
         chains).
-      num_classes: the classes that its chains belong to, 0 to one less; None where they take those of the
+      num_classes: number of classes that its chains belong to; None where they take the labels of the
         batch.
     """
 
@@ -118,8 +119,8 @@ def _no_state(rng_key: Array, example: Position) -> SamplerState:
     return SamplerState()
 
 
-# Compiled by itself, with the initial distribution as an argument: as a constant of a larger program, that of
-# JEM++ on CIFAR-10 (377 MB) takes most of a minute to compile.
+# Compiled separately, with the initial distribution as an argument: as a constant of a larger program, that
+# of JEM++ on CIFAR-10 (377 MB) takes most of a minute to compile.
 _init_buffer = jax.jit(init_buffer, static_argnames=("capacity", "num_classes", "num_strata"))
 
 
@@ -134,7 +135,7 @@ def contrastive_divergence(
       sharding: how the chains are split over devices, ``jaxebm.training.Placement.split``; None for one.
 
     Returns:
-      A sampler of as many negatives as there are data.
+      A sampler with one negative per example of the batch.
 
     Raises:
       ValueError: if ``num_steps`` is not an integer of at least 1; from ``draw``, if ``x_data`` is None.
@@ -186,12 +187,12 @@ def short_run(
     num_classes: int = 1,
     sharding: NamedSharding | None = None,
 ) -> NegativeSampler:
-    """Short-run negatives: every chain starts anew from ``initial``.
+    """Short-run negatives: every chain starts from a new draw of ``initial``.
 
     Args:
       make_kernel: binds a kernel to a target.
       num_steps: kernel steps.
-      num_chains: negatives a draw.
+      num_chains: negatives per draw.
       initial: ``(rng_key, label) -> position``; None takes uniform noise on [-1, 1) in the shape of an
         example (`jaxebm.samplers.uniform_like`).
       num_classes: chain i belongs to class i modulo this number.
@@ -257,23 +258,23 @@ def persistent(
     augment: Augment | None = None,
     sharding: NamedSharding | None = None,
 ) -> NegativeSampler:
-    """Persistent negatives (PCD): chains live on in a replay buffer and now and then start anew.
+    """Persistent negatives (PCD): chains are kept in a replay buffer, with occasional restarts.
 
     Args:
       make_kernel: binds a kernel to a target.
-      num_steps: kernel steps a draw.
-      num_chains: negatives a draw; their slots are unique, and what was read from a slot goes back to it.
+      num_steps: kernel steps per draw.
+      num_chains: negatives per draw; their slots are unique, and what was read from a slot goes back to it.
       initial: ``(rng_key, label) -> position``, for the first filling and for restarts; None takes uniform
         noise on [-1, 1) in the shape of an example (`jaxebm.samplers.uniform_like`).
       capacity: slots of the buffer, at least ``num_chains`` and a multiple of ``num_classes * num_strata``.
-      restart_probability: chance that a drawn chain starts anew, in [0, 1].
+      restart_probability: probability that a drawn chain is restarted, in [0, 1].
       num_classes: slot i belongs to class i modulo this number.
-      num_strata: contiguous blocks of slots, of which each gives ``num_chains / num_strata`` chains of every
-        draw; any number of devices that divides it draws the same negatives, each from its own slots.
+      num_strata: contiguous blocks of slots; each block gives ``num_chains / num_strata`` chains of every
+        draw. Any number of devices that divides it draws the same negatives, each from its own slots.
       augment: ``(rng_key, position) -> position`` of the same shapes, such as a random flip, crop or blur:
-        applied to every drawn chain that does not start anew, before its steps, so that chains reach modes
-        where the kernel's own steps would not take them. `Negatives.displacement` counts from there. None
-        leaves chains where they were.
+        applied to every drawn chain that is not restarted, before its steps, so that chains reach modes
+        that the kernel's own steps would not reach. `Negatives.displacement` is measured from the augmented
+        position. None does not augment.
       sharding: how slots and chains are split over devices, ``jaxebm.training.Placement.split``; None for
         one device.
 
@@ -283,8 +284,8 @@ def persistent(
     Raises:
       ValueError: if a count is not an integer of at least 1, the buffer is smaller than ``num_chains``,
         ``num_strata`` does not divide ``capacity`` and ``num_chains``, the sharding's devices do not divide
-        ``num_strata``, or ``restart_probability`` lies outside [0, 1]; from ``init``, if ``capacity`` is no
-        multiple of ``num_classes * num_strata``; from ``draw``, if ``augment`` changes a shape.
+        ``num_strata``, or ``restart_probability`` lies outside [0, 1]; from ``init``, if ``capacity`` is not
+        a multiple of ``num_classes * num_strata``; from ``draw``, if ``augment`` changes a shape.
 
     Example:
       >>> from functools import partial
@@ -314,7 +315,7 @@ def persistent(
     if capacity < num_chains:
         raise ValueError(
             f"capacity={capacity} is smaller than num_chains={num_chains}: a draw takes unique slots, so the "
-            "buffer must hold at least one slot a chain."
+            "buffer must hold at least one slot per chain."
         )
     check_strata(num_strata, capacity, num_chains, sharding)
 
@@ -327,7 +328,7 @@ def persistent(
         sampler_state: Any,
     ) -> tuple[Negatives, Any]:
         del x_data, labels
-        # Another key would change the numbers of seeds that do not augment.
+        # Splitting off another key would change the results of runs that do not augment.
         keys = jax.random.split(rng_key) if augment is None else jax.random.split(rng_key, 3)
         key_draw, key_chain = keys[0], keys[1]
         drawn = draw(
@@ -361,7 +362,7 @@ def persistent(
 def _augmented(
     rng_key: Array, augment: Augment, drawn: BufferDraw, sharding: NamedSharding | None
 ) -> BufferDraw:
-    """The draw with its chains augmented, but for those that start anew."""
+    """The draw with its chains augmented, except for restarted ones."""
 
     def change(key: Array, position: Position, restarted: Array) -> Position:
         changed = augment(key, position)

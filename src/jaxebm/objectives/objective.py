@@ -1,9 +1,9 @@
-"""What is learnt, as a pair: the energy on which chains run, and the loss that compares data with samples.
+"""Objectives: a pair of the energy on which chains run and the loss that compares data with samples.
 
-One update is then: the learner (`jaxebm.training.learner`) draws a batch, the negative sampler runs chains on
-``objective.energy``, ``objective.loss`` is differentiated. `likelihood`, `jem` and `classifier` make
-objectives of an energy or of a classifier's logits; `with_adversarial_examples` and `with_last_step` add to
-one; and a pair of your own functions is an objective, too.
+In one update the learner (`jaxebm.training.learner`) draws a batch, the negative sampler runs chains on
+``objective.energy``, and ``objective.loss`` is differentiated. `likelihood`, `jem` and `classifier` make
+objectives from an energy or from a classifier's logits; `with_adversarial_examples` and `with_last_step`
+extend an objective; a pair of your own functions is an objective, too.
 """
 
 from collections.abc import Callable
@@ -35,13 +35,13 @@ __all__ = [
 
 
 class Batch(NamedTuple):
-    """The examples of one update, scaled, augmented and with their noise.
+    """The examples of one update, rescaled, augmented and with noise added.
 
     Attributes:
       x_labelled: labelled examples, each leaf ``(n, ...)``; None where the data have no labels.
       labels: their classes, integers ``(n,)``; None where the data have no labels.
       x_data: examples that log p(x) learns from, each leaf ``(n, ...)``, drawn independently of the labelled
-        ones; of the same arrays, or of unlabelled ones.
+        ones, from the same arrays or from unlabelled ones.
     """
 
     x_labelled: Position | None
@@ -54,7 +54,7 @@ Loss: TypeAlias = Callable[[Params, Array, Batch, Negatives], tuple[Array, Metri
 
 
 class Objective(NamedTuple):
-    """What a learner minimises.
+    """The training objective of a learner.
 
     Attributes:
       energy: E(params, x, label) of one example, on which chains run; it may ignore the label.
@@ -62,7 +62,7 @@ class Objective(NamedTuple):
         sampler, ``negatives.positions`` is None.
 
     Example:
-      An objective of one's own: E at the data, kept in bounds without any chains.
+      A custom objective, which keeps E at the data close to 1 and needs no chains:
 
       >>> import jax.numpy as jnp
       >>> def energy(params, x):
@@ -89,8 +89,7 @@ class _IgnoreLabel:
 
 
 def is_conditional(energy: Any) -> bool:
-    """Returns whether an energy made by this package depends on the class; one of a user's own is not known
-    to."""
+    """Returns whether an energy of this package depends on the class; False for the energies of a user."""
     return isinstance(energy, JointEnergy) or getattr(energy, "kind", None) == "joint"
 
 
@@ -101,8 +100,8 @@ def ignore_label(energy: EnergyFn) -> JointEnergyFn:
       energy: E(params, x) of one example.
 
     Returns:
-      ``energy(params, x, label) -> ()``; the energy itself where it can bind a label to a target of its own
-      (`jaxebm.energies.split_energy`).
+      ``energy(params, x, label) -> ()``; the energy itself where it has a method ``bind``, which makes its
+      own targets (`jaxebm.energies.split_energy`).
 
     Example:
       >>> ignore_label(len) == ignore_label(len)
@@ -128,7 +127,7 @@ def likelihood(
     Args:
       energy: E(params, x) of one example, such as the ``apply`` of a Flax module with a scalar output.
       energy_l2: alpha >= 0, which keeps energies near zero; about 0.1 to 1 where training drifts.
-      contrast: ``"likelihood"``, or ``"binary"``: the cross-entropy of telling data from samples by
+      contrast: ``"likelihood"``, or ``"binary"``: the cross-entropy of classifying data against samples by
         sigmoid(-E) (`jaxebm.objectives.binary_energy_loss`).
       weight: w >= 0.
       training_energy: what is differentiated instead of ``energy``, for a network that normalises by the
@@ -187,21 +186,21 @@ def jem(
 
     Args:
       logits: f(params, x) of one example, shape ``(K,)``.
-      p_y_given_x_weight: w_{y|x} >= 0, of the cross-entropy.
+      p_y_given_x_weight: w_{y|x} >= 0, the weight of the cross-entropy.
       p_x_weight: w_x >= 0.
       p_xy_weight: w_xy >= 0; needs ``chains="conditional"``.
       chains: the energy on which chains run: ``"marginal"``, E(x), or ``"conditional"``, E(x, y) of the
-        chain's own class. By default conditional if ``p_xy_weight`` is above 0.
+        class of each chain. By default conditional if ``p_xy_weight`` is above 0.
       contrast: ``"likelihood"`` or ``"binary"``, as in `likelihood`.
       energy_l2: alpha >= 0, weight of the squared energies.
-      label_smoothing: of the cross-entropy, in [0, 1].
+      label_smoothing: label smoothing of the cross-entropy, in [0, 1].
       training_logits: what is differentiated instead of ``logits``, for a network that normalises by the
         batch while it learns (`jaxebm.energies.training_apply`); chains always run on ``logits``.
       chain_energy: E(params, x, label) on which chains run instead, such as
         `jaxebm.energies.split_energy` of the same network.
 
     Returns:
-      An objective for labelled data, with or without more unlabelled ones.
+      An objective for labelled data, with or without additional unlabelled data.
 
     Raises:
       ValueError: if a weight is negative, all weights are zero, ``label_smoothing`` is out of range,
@@ -268,7 +267,7 @@ def classifier(
 ) -> Objective:
     """A classifier alone: the cross-entropy -mean log p(y | x), p(y | x) = softmax f(x).
 
-    It needs no negatives. Its energy is E(x) = -logsumexp f(x), which the loss leaves free.
+    It needs no negatives. Its energy is E(x) = -logsumexp f(x), which the loss does not constrain.
 
     Args:
       logits: f(params, x) of one example, shape ``(K,)``.
@@ -312,17 +311,17 @@ def with_adversarial_examples(
     x* = argmax over the L2 ball of this radius of -log p(y | x) (`jaxebm.objectives.adversarial_examples`).
 
     Args:
-      objective: what is then minimised at x*.
+      objective: the objective that is then minimised at x*.
       logits: the classifier that is attacked, f(params, x) of one example.
-      radius: of the ball, at least 0, in units of x.
-      num_steps: of the attack, each ``2 radius / num_steps`` long.
+      radius: radius of the ball, at least 0, in units of x.
+      num_steps: steps of the attack, each of length ``2 radius / num_steps``.
       state_clamp: ``(low, high)`` that every entry stays in, or None.
 
     Returns:
       An objective with the same energy.
 
     Raises:
-      ValueError: if ``radius`` is negative or ``num_steps`` is no integer of at least 1.
+      ValueError: if ``radius`` is negative or ``num_steps`` is not an integer of at least 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -369,14 +368,14 @@ def with_last_step(
     """Improved contrastive divergence: adds the sampler's KL term, through one more step of each chain.
 
     loss + w [mean E(step(x_model)) - w_H H] (`jaxebm.objectives.last_step_loss`), H the nearest-neighbour
-    entropy of where the steps end.
+    entropy of the positions after the steps.
 
     Args:
-      objective: what it is added to.
-      make_kernel: the step, differentiable, as that of `jaxebm.samplers.sgld` is.
+      objective: the objective to which the term is added.
+      make_kernel: binds the kernel of the step, which must be differentiable, as `jaxebm.samplers.sgld` is.
       weight: w >= 0.
       entropy_weight: w_H >= 0.
-      energy: on which the step is taken; that of the objective by default.
+      energy: the energy on which the step is taken; that of the objective by default.
 
     Returns:
       An objective with the same energy.
@@ -423,8 +422,8 @@ def with_last_step(
 def _labelled(batch: Batch, name: str) -> tuple[Any, Array]:
     if batch.x_labelled is None or batch.labels is None:
         raise ValueError(
-            f"{name} learns classes, and the data have no labels: give data=(x, labels), one integer for "
-            "each example."
+            f"{name} needs labels, and the data have none: give data=(x, labels), one integer for each "
+            "example."
         )
     return batch.x_labelled, batch.labels
 

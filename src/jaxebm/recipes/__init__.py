@@ -12,8 +12,9 @@ from jaxebm.recipes.config import (
 )
 from jaxebm.recipes.devices import ParallelConfig
 from jaxebm.recipes.judge import Evaluate, evaluate_run
-from jaxebm.recipes.model import LogDensityBounds, Model, load
+from jaxebm.recipes.model import LogDensityBounds, Model
 from jaxebm.recipes.published import RECIPES, Recipe, base_config
+from jaxebm.recipes.reading import load
 from jaxebm.recipes.run import TrainedRun, train
 from jaxebm.recipes.serialisation import as_json, from_json, replace_settings
 

@@ -192,7 +192,7 @@ def _sample(flags: SampleFlags) -> None:
     import jax
     import numpy as np
 
-    from jaxebm.recipes.model import load
+    from jaxebm.recipes.reading import load
     from jaxebm.report.figures import image_grid
     from jaxebm.training import read_run, write_atomically
 

@@ -40,16 +40,16 @@ UNCOMPARED = frozenset(
 
 @dataclass(frozen=True)
 class ArchitectureConfig:
-    """Of the network."""
+    """Settings of the network."""
 
     widths: tuple[int, ...] = (384, 384, 384)
-    """Of the hidden layers of `mlp`."""
+    """Widths of the hidden layers of `mlp`."""
     channels: tuple[int, ...] = (64, 128)
-    """Of the levels of `convnet`."""
+    """Channels of each level of `convnet`."""
     depth: int = 28
-    """Of `wide-resnet`, 6 n + 4."""
+    """Depth of `wide-resnet`, 6 n + 4."""
     width: int = 10
-    """Of `wide-resnet`, the widening factor."""
+    """Widening factor of `wide-resnet`."""
     activation: str = "swish"
     """swish, gelu, softplus, elu, relu or leaky_relu; smooth ones keep Langevin dynamics stable."""
     norm: Literal["none", "group", "batch"] = "none"
@@ -57,21 +57,21 @@ class ArchitectureConfig:
     spectral_norm: bool = False
     """Bound each layer's largest singular value, in `convnet` and `wide-resnet`."""
     freeze_statistics: bool = False
-    """Keep the statistics of batch normalisation as they are after pretraining, and normalise by them."""
+    """Keep the statistics of batch normalisation fixed after pretraining, and normalise by them."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """In which the network computes; parameters, energies and chains stay float32. bfloat16 is for GPUs."""
+    """Precision of the network; parameters, energies and chains stay float32. bfloat16 is for GPUs."""
     remat: bool = False
-    """Compute a `wide-resnet`'s blocks again for its gradients, instead of keeping them in memory."""
+    """Recompute the blocks of `wide-resnet` for its gradients, to save memory."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Of the optimiser, and of the average of the weights."""
+    """Settings of the optimiser and of the average of the weights."""
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
     """AdamW, Adam, or SGD with momentum."""
     momentum: float = 0.9
-    """Of `sgd`."""
+    """Momentum of `sgd`."""
     adam_b1: float = 0.9
     """Decay of the first moment, in `adam` and `adamw`."""
     learning_rate: float = 1.5e-3
@@ -79,13 +79,13 @@ class OptimizerConfig:
     warmup_steps: int = 100
     """Updates of warm-up, at most a tenth of all."""
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    """After warm-up: down to the floor, times decay-factor after decay-epochs, or flat."""
+    """After warm-up: cosine decay to the floor, steps by decay-factor at decay-epochs, or constant."""
     learning_rate_floor: float = 0.01
-    """Where `cosine` ends, as a part of the peak."""
+    """Final rate of `cosine`, as a fraction of the peak."""
     decay_epochs: tuple[int, ...] = ()
     """Epochs at which `steps` lowers the rate."""
     decay_factor: float = 0.2
-    """By which it does."""
+    """Factor by which `steps` lowers the rate."""
     weight_decay: float = 0.1
     """Decoupled and times the learning rate in `adamw`, added to the gradient in `adam` and `sgd`."""
     sharpness_rho: float = 0.0
@@ -95,36 +95,36 @@ class OptimizerConfig:
     gradient_clip_norm: float | None = None
     """Clip the global norm of the parameters' gradient."""
     ema_decay: float = 0.999
-    """Of the average of the weights, which the evaluation uses."""
+    """Decay of the average of the weights, which the evaluation uses."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Of the training images and how they are augmented."""
+    """Settings of the training images and their augmentation."""
 
     exclude_classes: tuple[int, ...] = ()
     """Classes left out of training and kept as an out-of-distribution set."""
     labels_per_class: int | None = None
-    """Semi-supervised: labelled training images each class keeps; log p(x) still learns from all images."""
+    """Semi-supervised: labelled images of each class; log p(x) still learns from all images."""
     batch_size: int = 64
-    """Images a batch, labelled and unlabelled alike."""
+    """Images in a batch, of labelled and of unlabelled images."""
     noise: float = 0.03
     """Standard deviation of the Gaussian noise on training images, pixels in [-1, 1]."""
     max_shift: float = 0.25
-    """Random translation of labelled images by up to this many pixels, bilinear, for the cross-entropy."""
+    """Random translation of labelled images by up to this many pixels (bilinear)."""
     max_shift_p_x: float = 0.25
-    """The same for the images that log p(x) learns from; much more makes it learn blur, and may diverge."""
+    """The same for the images of log p(x); large values teach it blur, and may make it diverge."""
     crop_padding: int = 0
-    """Pixels that are reflected beyond each edge before a window of the old size is cut out at random."""
+    """Random crop: pixels of reflection padding at each edge; 0 crops nothing."""
     flip: bool = False
     """Mirror half of the images; not for digits."""
     augment_p_x: bool = True
-    """Whether the images that log p(x) learns from are moved, cropped and mirrored, too."""
+    """Whether the images of log p(x) are augmented too."""
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Of what is minimised."""
+    """Settings of the loss."""
 
     p_y_given_x_weight: float = 1.0
     """Weight of log p(y|x), the cross-entropy."""
@@ -133,26 +133,24 @@ class ObjectiveConfig:
     p_xy_weight: float = 0.0
     """Weight of log p(x, y) through class-conditional samples; needs sampler.chains conditional."""
     contrast: Literal["likelihood", "binary"] = "likelihood"
-    """How energies learn from data and samples: as maximum likelihood, or by telling the two apart with
-    sigmoid(-E)."""
+    """Maximum likelihood, or the binary cross-entropy of data against samples, sigmoid(-E)."""
     adversarial_radius: float = 0.0
-    """Learn classes from adversarial images within this L2 distance, pixels in [-1, 1]; 0 takes them as they
-    are."""
+    """Adversarial training: L2 radius of the attack, pixels in [-1, 1]; 0 trains on clean images."""
     adversarial_steps: int = 10
-    """Steps of that attack, each two radii by their number long."""
+    """Steps of the attack; each has the length 2 radius / steps."""
     last_step_weight: float = 0.0
-    """Weight of the sampler's own KL term, the gradient through one more step (improved CD)."""
+    """Weight of the sampler's KL term, the gradient through one more step (improved CD)."""
     neighbour_entropy_weight: float = 0.3
-    """Times that, the weight of the samples' nearest-neighbour entropy in it."""
+    """Weight of the nearest-neighbour entropy of the samples within the KL term."""
     energy_l2: float = 0.0
     """Weight of E(x)^2 on data and samples, against drift."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """Share of the target that is spread over all classes."""
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Of the chains that training draws its negatives from."""
+    """Settings of the chains that draw the negatives of training."""
 
     negatives: Literal["persistent", "short-run", "contrastive-divergence"] = "persistent"
     """Where chains start: a replay buffer, the initial distribution, or the data."""
@@ -161,10 +159,9 @@ class SamplerConfig:
     num_chains: int = 64
     """Negatives an update (contrastive divergence: the batch size)."""
     kernel: Literal["sgld", "first-layer", "descent"] = "sgld"
-    """Langevin dynamics; JEM++'s inner steps through the first layer a full gradient; or steps of one length
-    down the energy (PGD), step-size long."""
+    """Langevin dynamics, JEM++'s inner steps through the first layer, or steps of fixed length (PGD)."""
     inner_steps: int = 5
-    """Of `first-layer`."""
+    """Inner steps of `first-layer` for each full gradient."""
     num_steps: int = 20
     """Sampler steps an update."""
     step_size: float = 0.2
@@ -176,40 +173,39 @@ class SamplerConfig:
     clamp: bool = True
     """Keep pixels inside [-1, 1]."""
     initial: Literal["uniform", "gaussian", "class-gaussian"] = "uniform"
-    """Where new chains start: uniform noise, or a Gaussian of the training images, as a whole or by class."""
+    """Where new chains start: uniform noise, or a Gaussian fitted to all images or to each class."""
     buffer_size: int = 2000
     """Slots of the replay buffer, a multiple of the number of classes."""
     restart_probability: float = 0.05
-    """Chance that a chain drawn from the buffer starts anew."""
+    """Probability that a chain drawn from the buffer is restarted."""
     augment_buffer: bool = False
-    """Mirror (with data.flip), recolour and blur what is drawn from the buffer, so that chains mix."""
+    """Mirror (with data.flip), recolour and blur chains drawn from the buffer, so that they mix."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Of how the run goes, and what it keeps."""
+    """Settings of the run and of what it stores."""
 
     pretrain_epochs: int = 0
-    """Passes of cross-entropy alone before the first epoch, in a run of its own, folder `pretraining`."""
+    """Epochs of cross-entropy alone before training, stored in the folder `pretraining`."""
     steps_per_dispatch: int = 100
-    """Updates a compiled call; metrics are means over them."""
+    """Updates in one compiled call; metrics are means over them."""
     checkpoint_every: int = 1000
     """Updates between checkpoints."""
     resume_step: int | None = None
-    """The checkpoint to go on from when a run is resumed, instead of the newest; newer ones are removed."""
+    """Resume from this checkpoint instead of the newest; newer ones are removed."""
     select: Literal["last", "best"] = "last"
-    """What is evaluated: the last weights, or those of the checkpoint with the least validation NLL."""
+    """Which weights are evaluated: the last, or those of the checkpoint with the least validation NLL."""
     recovery: bool = True
-    """Take a run that diverges back to its last healthy state, with a remedy, and tell; or let it end."""
+    """If training diverges, return to the last healthy state with a remedy; else stop."""
     snapshots: Literal["device", "host"] = "device"
-    """Where the states are kept that recovery goes back to."""
+    """Where the states that recovery returns to are stored."""
     telemetry_every: int = 200
-    """Updates between looks at the chains: energy gap on validation data, drift at ten times the length, MMD,
-    KSD, buffer age; 0 takes none."""
+    """Updates between measurements of the chains (energy gap, drift, MMD, KSD, buffer age); 0 for none."""
     twin: bool = True
     """Also train the same network by cross-entropy alone, for comparison."""
     progress: bool = True
-    """Show how far it is (lines of text where there is no terminal)."""
+    """Show a progress bar (lines of text without a terminal), and print the card."""
 
 
 @dataclass(frozen=True)
@@ -217,27 +213,25 @@ class Config:
     """Train a joint energy-based model (JEM) on images, and evaluate it."""
 
     recipe: Literal["tuned", "jem", "jempp", "sadajem", "dat", "igebm", "improved_cd"] = "tuned"
-    """A paper's method, and with wide-resnet its network, optimiser and epochs (jaxebm.recipes.published has
-    the numbers and where they stand); settings that are given override it."""
+    """Method of a paper; with `wide-resnet` also its network, optimiser and epochs. Flags override it."""
     task: Literal["supervised", "unconditional"] = "supervised"
     """Learn classes and images, or images alone with an energy of one output."""
     dataset: str = "digits"
-    """digits (embedded), mnist, fashion_mnist, cifar10, cifar100, svhn_cropped, or npz:PATH, your own file
-    with arrays `image` and `label`."""
+    """digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped, or npz:PATH with `image` and `label`."""
     network: Literal["mlp", "convnet", "wide-resnet"] = "mlp"
-    """Architecture; its sizes are in the group `architecture`."""
+    """Kind of network; its sizes are in the group `architecture`."""
     epochs: int = 100
     """Passes over the training images."""
     seed: int = 0
-    """Of everything that is drawn: weights, batches, chains. The splits of data sets never change."""
+    """Seed of all random numbers: weights, batches, chains. The splits of data sets are fixed."""
     output: Path = Path("runs/jem")
     """Folder of this run."""
     resume: bool = False
-    """Go on with the run in the folder, bit for bit as if it had never stopped."""
+    """Continue the run in the folder, bit for bit as if it had not stopped."""
     overwrite: bool = False
     """Replace the run in the folder."""
     devices: int | None = None
-    """Devices that share the chains, batches and buffer; 1, or of a distributed run all of all processes."""
+    """Devices that share the chains, batches and buffer; 1 by default, all in a distributed run."""
     report: bool = True
     """Evaluate the run at its end: card.json, card.md, report.html and pictures."""
 

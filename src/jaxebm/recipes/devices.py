@@ -16,23 +16,22 @@ __all__ = ["ParallelConfig", "choose_generator", "join_processes", "open_shared_
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Of many devices and processes; a run's numbers depend on ``strata`` alone."""
+    """Settings for many devices and processes; the numbers of a run depend on ``strata`` alone."""
 
     strata: int | None = None
-    """Blocks into which buffer, data and batches are divided, a multiple of the devices; as many by default.
-    Runs of as many strata compute the same on any number of devices."""
+    """Blocks of buffer, data and batches, a multiple of the devices; fixes the numbers of a run."""
     shard_parameters: bool = False
-    """Split parameters, their average and the optimiser's state over the devices, too."""
+    """Also split parameters, their average and the optimiser state over the devices."""
     distributed: bool = False
-    """Be one of several processes that train together, found by JAX itself (SLURM, TPU pods, Open MPI)."""
+    """Train with several processes, which JAX detects (SLURM, TPU pods, Open MPI)."""
     coordinator: str | None = None
-    """host:port of process 0, where nothing is found; with processes and process-id."""
+    """host:port of process 0, if JAX detects no cluster; needs processes and process-id."""
     processes: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     process_id: int | None = None
-    """Which of them this is, from 0."""
+    """Number of this process, from 0."""
     generator: str = "auto"
-    """Of random numbers: threefry2x32, rbg (fast on TPUs), or auto, which takes rbg on TPUs only."""
+    """Random number generator: threefry2x32, rbg (fast on TPUs), or auto (rbg on TPUs only)."""
 
 
 def join_processes(parallel: ParallelConfig) -> None:

@@ -161,4 +161,6 @@ def _pretrain(config: Config, dataset: Dataset, run: RunFolder) -> Params:
         overwrite=config.overwrite,
         uncompared=UNCOMPARED,
     )
+    if jax.process_index() == 0:
+        folder.write_json(DESCRIPTION, describe(dataset))
     return fetch(run_training(training, folder).params)

@@ -1,4 +1,4 @@
-"""How training runs: the learner, its state, and the loop that survives."""
+"""Training: the learner, its state, and a loop that detects divergence, recovers, and can be resumed."""
 
 from jaxebm.training.batches import AugmentExample, Streams
 from jaxebm.training.checkpoint import Checkpoints, CheckpointWriteError

@@ -1,5 +1,4 @@
-"""Batches as the model sees them: drawn inside the compiled update, rescaled, augmented and with their
-noise."""
+"""Batches for the model: drawn inside the compiled update, rescaled, augmented and with noise added."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -20,11 +19,11 @@ AugmentExample: TypeAlias = Callable[[Array, Position], Position]
 
 
 class Streams(NamedTuple):
-    """Places in the data, a part of the training state.
+    """Positions in the data, a part of the training state.
 
     Attributes:
-      labelled: in the labelled examples; None where there are none.
-      x_data: in the examples that log p(x) learns from.
+      labelled: position in the labelled examples; None if there are none.
+      x_data: position in the examples that log p(x) learns from.
     """
 
     labelled: StreamState | None
@@ -32,7 +31,7 @@ class Streams(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """How a batch is drawn and made into what the model sees."""
+    """Draws batches and prepares them for the model."""
 
     batch_size: int
     noise: float
@@ -41,16 +40,16 @@ class Preparation(NamedTuple):
     rescale: Callable[[Position], Position] | None
 
     def check(self, examples: Examples) -> None:
-        """Raises ``ValueError`` unless the data hold a batch, and fit the options."""
+        """Raises ``ValueError`` unless the data hold at least one batch and fit the options."""
         if examples.is_sampler:
             if self.noise or any((self.augment, self.augment_x_data, self.rescale)):
                 raise ValueError(
-                    "data is a function that draws examples: noise, augment and rescale are for arrays; let "
-                    "the function do what they would."
+                    "data is a function that draws examples: noise, augment and rescale are only for arrays; "
+                    "apply them inside the function."
                 )
             return
         if examples.labels is None and self.augment_x_data not in (None, self.augment):
-            raise ValueError("augment_x_data is for data with labels: without them, augment is what applies.")
+            raise ValueError("augment_x_data is only for data with labels: without labels use augment.")
         for name, part in (("data", examples.x), ("data.unlabelled", examples.unlabelled)):
             if part is None:
                 continue
@@ -62,7 +61,7 @@ class Preparation(NamedTuple):
                 )
 
     def example(self, examples: Examples) -> Position:
-        """One example as the model sees it, all zeros."""
+        """One example with the shape and dtype that the model gets, all zeros."""
         if examples.is_sampler:
             drawn = jax.eval_shape(lambda key: examples.x(key, self.batch_size), jax.random.key(0))
             shapes = split_labels(drawn)[0]
@@ -74,7 +73,7 @@ class Preparation(NamedTuple):
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes)
 
     def __call__(self, rng_key: Array, data: Any, streams: Any) -> tuple[Batch, Any]:
-        """Returns the next batch, and the new places in the data."""
+        """Returns the next batch, and the new positions in the data."""
         examples = as_examples(data)
         if examples.is_sampler:
             x, labels = split_labels(examples.x(rng_key, self.batch_size))
@@ -120,7 +119,7 @@ _init_stream = jax.jit(init_stream, static_argnames=("num_examples", "num_strata
 
 
 def start_streams(key_labelled: Array, key_x_data: Array, examples: Examples, num_strata: int) -> Streams:
-    """Returns the places in the data before the first batch."""
+    """Returns the positions in the data before the first batch."""
     labelled = None
     if examples.labels is not None:
         labelled = _init_stream(key_labelled, len(examples.labels), num_strata=num_strata)

@@ -1,7 +1,7 @@
-"""Checkpoints of everything, by Orbax: written aside in the background, then renamed.
+"""Checkpoints of the training state, by Orbax: written in the background to a temporary folder, then renamed.
 
-So a kill at any moment leaves the last one whole. Its manifest (`jaxebm.training.manifest`) holds a checksum
-of every file. They are compared before Orbax reads, so that nothing damaged or foreign is ever taken.
+A kill at any moment leaves the last checkpoint intact. Its manifest (`jaxebm.training.manifest`) holds a
+checksum of every file. The checksums are compared before Orbax reads, so damaged files are never restored.
 """
 
 import errno
@@ -31,32 +31,32 @@ from jaxebm.training.write_errors import advise, check_space, error_number, expl
 __all__ = ["CheckpointWriteError", "Checkpoints"]
 
 ITEM = "default"
-"""Orbax's name for the only thing in a checkpoint."""
+"""Orbax's name of the only item in a checkpoint."""
 TEMPORARY = ".orbax-checkpoint-tmp"
-"""What Orbax puts into the name of a folder that is being written, and this module of one being removed."""
+"""Part of the name of a folder that Orbax is writing, or that this module is removing."""
 
 
 class CheckpointWriteError(OSError):
-    """Raised when a checkpoint could not be written; says why, and which earlier one is intact."""
+    """Raised when a checkpoint could not be written; names the reason, and an earlier one that is intact."""
 
 
 class Checkpoints:
     """The checkpoints of one run: the newest, and the best by a metric.
 
-    Only one run at a time may write into a folder: `save` and `discard_after` remove what a write that was
-    killed has left there, which would also be what another process is writing just now. Reading changes
-    nothing. Several processes of one run share the folder, and each calls every method when the others do.
+    Only one run at a time may write into a folder: `save` and `discard_after` remove the remains of killed
+    writes, and would also remove what another process is writing. Reading changes nothing. Several processes
+    of one run share the folder; all of them must call each method together.
 
     Args:
-      directory: where they live; made by the first `save` if missing.
-      max_to_keep: older ones are removed, at least 1.
-      best_metric: the name of a metric given to `save`, whose best checkpoint is kept too; one without that
-        metric, or with a value that is not finite, is no candidate.
+      directory: their folder; made by the first `save` if missing.
+      max_to_keep: how many of the newest are kept, at least 1; older ones are removed.
+      best_metric: the name of a metric given to `save`; the checkpoint that is best by it is kept too. A
+        checkpoint without that metric, or with a value that is not finite, is not considered.
       best_mode: whether small or large values are good.
-      manifest: what the run is of, JSON-serialisable: ``config`` (its settings), ``data`` (its `fingerprint`)
-        and whatever else has to be the same in a run that resumes it.
+      manifest: description of the run, JSON-serialisable: ``config`` (its settings), ``data`` (its
+        `fingerprint`) and other entries that must be the same in a run that resumes it.
       uncompared: dotted names of settings in ``config`` that need not be the same (``"run.output"``); the
-        name of a group stands for all of it.
+        name of a group includes all its settings.
 
     Raises:
       ValueError: if ``max_to_keep`` is not an integer of at least 1, ``best_mode`` is unknown, or
@@ -102,7 +102,7 @@ class Checkpoints:
         except CheckpointWriteError as failure:
             if error is None:
                 raise
-            error.add_note(str(failure))  # what ended the run comes first
+            error.add_note(str(failure))  # the error that ended the run comes first
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest checkpoint, or None; waits for the one that is being written."""
@@ -113,7 +113,7 @@ class Checkpoints:
         self.wait()
         scores: dict[int, float] = {}
         for step in self._steps() if self._best_metric is not None else ():
-            # One that cannot be restored is no candidate; `restore` tells of it.
+            # A checkpoint that cannot be read is skipped here; `restore` reports it.
             with suppress(CheckpointCorruptError, CheckpointMismatchError):
                 score = manifests.read_manifest(self._item(step), step)["metrics"].get(self._best_metric)
                 if isinstance(score, float):  # a NaN or an infinity is text there
@@ -133,7 +133,7 @@ class Checkpoints:
 
         Args:
           state: the whole training state.
-          metrics: its numbers by name, for the manifest and for ``best_metric``.
+          metrics: its metrics by name, for the manifest and for ``best_metric``.
 
         Raises:
           DivergenceError: if parameters or chains are not finite; such a state would replace a good one.
@@ -143,7 +143,7 @@ class Checkpoints:
         writer = self._open()
         step, newest = int(state.step), self.latest_step()
         with self._clear_errors("written", step):
-            if not self.directory.is_dir():  # Orbax would make it anew, without what was in it
+            if not self.directory.is_dir():  # Orbax would silently make a new, empty one
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             if newest is not None and step > newest:
                 # Orbax would notice a full disk too, but prints a traceback of many lines for every array.
@@ -153,7 +153,7 @@ class Checkpoints:
         if newest is not None and step < newest:
             raise ValueError(
                 f"the state of step {step} cannot be saved before the checkpoint of step {newest} in "
-                f"{self.directory}: remove what comes after the step that was resumed, discard_after({step})."
+                f"{self.directory}: remove the later checkpoints with discard_after({step})."
             )
         check_state(jax.tree.map(manifests.finite_if_all, state))
         arrays = manifests.to_arrays(state)
@@ -185,7 +185,7 @@ class Checkpoints:
         self._remove([other for other in steps if other not in kept], f"save_{step}")
 
     def close(self) -> None:
-        """Waits like `wait`, and frees what writing needs."""
+        """Waits like `wait`, and closes the writer."""
         try:
             self.wait()
         finally:
@@ -198,18 +198,18 @@ class Checkpoints:
         Args:
           template: a state of the same configuration, for instance a new one. Its leaves may lie on other and
             on more or fewer devices than those that were saved.
-          step: which checkpoint; the newest by default. There is no falling back to an older one.
+          step: which checkpoint; the newest by default. It never falls back to an older one.
 
         Returns:
-          The state, bit for bit as it was saved, its leaves where those of ``template`` are.
+          The state, bit for bit as it was saved, its leaves on the devices of those of ``template``.
 
         Raises:
           FileNotFoundError: if there is no checkpoint.
-          CheckpointCorruptError: if it is not what was written; the message names an older one that is.
+          CheckpointCorruptError: if it is damaged; the message names an older one that is intact.
           CheckpointMismatchError: if it is of another configuration or other data, or holds other arrays.
 
         Warns:
-          UserWarning: if it was written with other versions of what the numbers depend on.
+          UserWarning: if it was written with other versions of the packages on which the numbers depend.
         """
         step = self._existing(step)
         where = f"the checkpoint of step {step} in {self.directory}"
@@ -233,7 +233,7 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: if there is no checkpoint.
-          CheckpointCorruptError: if it is not what was written; the message names an older one that is.
+          CheckpointCorruptError: if it is damaged; the message names an older one that is intact.
           CheckpointMismatchError: if it is of another format.
         """
         step = self._existing(step)
@@ -246,7 +246,7 @@ class Checkpoints:
         return ocp.PyTreeCheckpointHandler().restore(item, args=args) if wanted else {}
 
     def read_manifest(self, step: int | None = None) -> dict[str, Any]:
-        """Returns what a checkpoint says of itself, verified.
+        """Returns the verified manifest of a checkpoint.
 
         Args:
           step: which checkpoint; the newest by default.
@@ -263,7 +263,7 @@ class Checkpoints:
             return manifests.read_manifest(self._item(step), step)
 
     def discard_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps, which a run that goes on from ``step`` will write again.
+        """Removes the checkpoints of later steps, which a run resumed from ``step`` will write again.
 
         Raises:
           CheckpointWriteError: if one cannot be removed.
@@ -272,11 +272,11 @@ class Checkpoints:
         self._remove([other for other in self.all_steps() if other > step], f"discard_after_{step}")
 
     def _open(self) -> ocp.AsyncCheckpointer:
-        """Waits, removes what was not finished, and makes the folder the first time."""
+        """Waits, removes unfinished checkpoints, and makes the folder the first time."""
         self.wait()
         if jax.process_index() == 0 and self.directory.is_dir():
             for leftover in self.directory.glob(f"*{TEMPORARY}*"):
-                # Errors are ignored: TensorStore may still be busy with what another array has made fail.
+                # Errors are ignored: TensorStore may still write other arrays of a checkpoint that failed.
                 shutil.rmtree(leftover, ignore_errors=True)
         if self._writer is None:
             with self._clear_errors("made"):
@@ -311,7 +311,7 @@ class Checkpoints:
         """Runs in the background of the first process, after all have written and before the renaming."""
         assert self._writing is not None
         folder = self.directory / f"{self._writing['step']}{TEMPORARY}"
-        # Orbax goes on where it finds no arrays, for instance in a folder that has gone.
+        # Orbax continues without an error if there are no arrays, for instance in a folder that was removed.
         if not (folder / ITEM / "manifest.ocdbt").is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / ITEM))
         manifests.write_manifest(folder / ITEM, self._writing)
@@ -321,7 +321,7 @@ class Checkpoints:
         with self._clear_errors("cleaned"):
             if jax.process_index() == 0:
                 for step in sorted(steps, reverse=True):  # the newest first: a kill in between leaves no gap
-                    # Renamed before it is emptied, so that no part of it is taken for a checkpoint.
+                    # Renamed first, so that a partly removed folder is not taken for a checkpoint.
                     removed = self.directory / f"{step}{TEMPORARY}-removed"
                     os.replace(self.directory / str(step), removed)
                     shutil.rmtree(removed)
@@ -329,8 +329,8 @@ class Checkpoints:
                 multihost_utils.sync_global_devices(reason)
 
     def _newest_whole(self, before: float = math.inf) -> int | None:
-        """Returns the newest checkpoint whose files are what was written."""
-        if not os.access(self.directory, os.R_OK | os.X_OK):  # gone, or closed to us
+        """Returns the newest checkpoint whose files are intact."""
+        if not os.access(self.directory, os.R_OK | os.X_OK):  # missing, or not readable
             return None
         for step in reversed(self._steps()):
             if step < before:
@@ -345,11 +345,11 @@ class Checkpoints:
             yield
         except CheckpointCorruptError as error:
             older = self._newest_whole(before=step)
-            way_out = "No older one is whole: start anew with overwrite=True, or choose another output."
+            way_out = "No older one is intact: start again with overwrite=True, or choose another output."
             if older is not None:
                 way_out = (
-                    f"The newest older one that is whole is of step {older}: go on from it with "
-                    f"resume_step={older}, which removes those after it."
+                    f"The newest intact one before it is of step {older}: continue from it with "
+                    f"resume_step={older}, which removes the later ones."
                 )
             raise CheckpointCorruptError(
                 f"the checkpoint of step {step} in {self.directory} is damaged: {error}. {way_out}"
@@ -357,7 +357,7 @@ class Checkpoints:
 
     @contextmanager
     def _clear_errors(self, done: str, step: int | None = None) -> Iterator[None]:
-        """Turns what the operating system refused into one clear line; other errors pass as they are."""
+        """Turns errors of the operating system into one clear line; other errors are not changed."""
         try:
             yield
         except Exception as error:
@@ -368,7 +368,7 @@ class Checkpoints:
                 raise
             what = "the folder of checkpoints" if step is None else f"the checkpoint of step {step}"
             whole = self._newest_whole()
-            kept = "no checkpoint is there that could be read back"
+            kept = "there is no checkpoint that could be read back"
             if whole is not None:
                 kept = f"the checkpoint of step {whole} is intact (its checksums were compared)"
             failure = CheckpointWriteError(

@@ -1,4 +1,4 @@
-"""Many updates in one compiled call that stops by itself at the first sick one."""
+"""Many updates in one compiled call, which stops at the first faulty update."""
 
 import time
 from collections.abc import Callable
@@ -22,9 +22,9 @@ class Report(NamedTuple):
 
     Attributes:
       metrics: means over its healthy updates; zeros if there was none.
-      updates: updates done, the sick one included, a scalar.
-      faults: of the last update, bits for `jaxebm.training.health.name_faults`; 0 if all went well.
-      last_metrics: of the last update.
+      updates: updates done, the faulty one included, a scalar.
+      faults: faults of the last update, bits for `jaxebm.training.health.name_faults`; 0 if all went well.
+      last_metrics: metrics of the last update.
     """
 
     metrics: Metrics
@@ -38,16 +38,16 @@ MonitoredSteps = Callable[[TrainState, Any, Array | int], tuple[TrainState, Repo
 
 
 def compile_monitored_steps(train_step: TrainStep, monitor: Monitor | None = None) -> MonitoredSteps:
-    """Compiles updates into one dispatch that stops, on the device, at the first sick one.
+    """Compiles updates into one dispatch that stops, on the device, at the first faulty update.
 
     Args:
       train_step: the step of a learner.
-      monitor: what counts as sick; `Monitor()` by default.
+      monitor: defines which updates are faulty; `Monitor()` by default.
 
     Returns:
-      ``steps(state, data, num_steps) -> (state, report)``: one program for any ``num_steps``, a `Report` of
-      at most so many updates. The state passed in is consumed: use the one that is returned. After a fault
-      it is the sick one.
+      ``steps(state, data, num_steps) -> (state, report)``: one program for any ``num_steps``, and a `Report`
+      of at most ``num_steps`` updates. The state passed in is donated: use the one that is returned. After a
+      fault it is the state after the faulty update.
 
     Example:
       >>> from jaxebm.training import TrainState, init_health, name_faults
@@ -91,9 +91,9 @@ class DeviceMemory(NamedTuple):
     """Bytes on one device, as the compiler counts them.
 
     Attributes:
-      state_and_data: what goes into a dispatch.
-      donated: of which the outputs take the place.
-      temporary: what it needs beside its inputs and outputs.
+      state_and_data: the inputs of a dispatch.
+      donated: inputs whose memory the outputs reuse.
+      temporary: memory that it needs in addition to its inputs and outputs.
     """
 
     state_and_data: int
@@ -102,11 +102,11 @@ class DeviceMemory(NamedTuple):
 
 
 class Dispatch:
-    """A program of `compile_monitored_steps`, compiled at its first call, with what that took.
+    """A program of `compile_monitored_steps`, compiled at its first call, with its cost.
 
     Args:
       train_step: the step of a learner.
-      monitor: what counts as sick.
+      monitor: defines which updates are faulty.
     """
 
     def __init__(self, train_step: TrainStep, monitor: Monitor) -> None:
@@ -114,10 +114,10 @@ class Dispatch:
         self._compiled: Any = None
         self.compile_seconds = 0.0
         self.device_memory: DeviceMemory | None = None
-        """None before the first call, and where the backend does not tell."""
+        """None before the first call, and where the backend does not report it."""
 
     def compile(self, state: TrainState, data: Any) -> None:
-        """Compiles for arguments of these shapes, unless it has been done."""
+        """Compiles for arguments of these shapes, unless that has been done already."""
         if self._compiled is not None:
             return
         started = time.monotonic()
@@ -131,7 +131,7 @@ class Dispatch:
             )
 
     def __call__(self, state: TrainState, data: Any, num_steps: int) -> tuple[TrainState, Report]:
-        """Runs at most ``num_steps`` updates, as `compile_monitored_steps` says."""
+        """Runs at most ``num_steps`` updates, as described for `compile_monitored_steps`."""
         self.compile(state, data)
         return self._compiled(state, data, np.int32(num_steps))
 
@@ -141,11 +141,11 @@ def compile_steps(train_step: TrainStep, num_steps: int) -> TrainStep:
 
     Args:
       train_step: the step of a learner.
-      num_steps: updates a call.
+      num_steps: updates per call.
 
     Returns:
       ``steps(state, data) -> (state, metrics)``; metrics are means over the updates. The state passed in is
-      consumed: use the one that is returned.
+      donated: use the one that is returned.
 
     Raises:
       ValueError: if ``num_steps`` is not an integer of at least 1.

@@ -1,8 +1,8 @@
-"""Divergence is detected where it happens, on the device, after every update; it is never papered over.
+"""Detection of divergence, on the device, after every update.
 
-A `Monitor` looks at the metrics and the state of one update and returns the faults that it found as the bits
-of one integer, so that the compiled loop can stop at the first sick one without asking the host. What follows
-is the business of `jaxebm.training.recovery`.
+`diagnose` checks the metrics and the state of one update by the settings of a `Monitor`, and returns the
+faults as the bits of one integer, so that the compiled loop can stop at the first faulty update without the
+host. `jaxebm.training.recovery` decides what follows.
 """
 
 import math
@@ -45,40 +45,40 @@ FAULTS: Mapping[str, str] = {
     "parameters": "a parameter or its average is not finite",
     "optimizer_state": "the optimiser's state is not finite",
     "chains": "the replay buffer holds entries that are not finite",
-    "optimizer_lost": "the optimiser's state is not what the last update left",
+    "optimizer_lost": "the optimiser's state differs from that after the last update",
     "energy_gap": "the energy gap has left its running band",
     "joint_energy_gap": "the joint energy gap has left its running band",
     "gradient_norm": "the gradient's norm has left its running band",
     "update_norm": "the update's norm has left its running band",
     "frozen": "the chains do not move",
-    "saturated": "the chains sit at the ends of their range",
-    "alike": "the chains are all alike (a dead buffer)",
+    "saturated": "the chains are at the ends of their range",
+    "alike": "all chains are identical (the replay buffer has collapsed)",
 }
-"""What can be wrong, by the name of its bit: fault number i is bit i of what `diagnose` returns."""
+"""Descriptions of the faults by name; fault number i is bit i of the integer that `diagnose` returns."""
 SAMPLED = 4096
-"""Entries of each leaf of the optimiser's state that are looked at after every update."""
+"""Entries of each leaf of the optimiser's state that are checked after every update."""
 
 
 class DivergenceError(RuntimeError):
-    """Raised when training has diverged, and cannot or must not be recovered."""
+    """Raised when training has diverged and recovery has failed or is off."""
 
 
 class Monitor(NamedTuple):
-    """When an update counts as sick.
+    """Settings that define a faulty update.
 
-    Non-finite numbers always do. A watched metric does if it leaves mean +- ``deviations`` standard
-    deviations of its running band; bands forget with a time constant of ``window`` updates, and judge nothing
-    before they have seen ``warmup``. An outlier counts as two standard deviations at most, so that a slow
-    divergence does not widen the band that is to catch it.
+    Non-finite numbers are always a fault. A watched metric is at fault if it leaves its running band, mean +-
+    ``deviations`` standard deviations. Bands are exponential averages with a time constant of ``window``
+    updates, and are not used before they have ``warmup`` values. An outlier enters a band as two standard
+    deviations at most, so that a slow divergence does not widen the band that should detect it.
 
     Attributes:
       deviations: half-width of the bands in running standard deviations.
       smallest_deviation: the least standard deviation of a band: in nats for energies, in units of the
         natural logarithm for norms.
-      window: updates over which a band forgets.
-      warmup: updates that a band must have seen.
+      window: time constant of the bands, in updates.
+      warmup: updates before a band is used.
       patience: updates in a row after which frozen, saturated or identical chains are a fault.
-      bands: whether anything but non-finite numbers is a fault.
+      bands: whether metrics outside of their bands and stuck chains are faults, besides non-finite numbers.
 
     Example:
       >>> Monitor(deviations=6.0).window
@@ -119,26 +119,26 @@ def _floating(tree: Any) -> list[Array]:
 
 def _finite_norm(tree: Any) -> Array:
     """Whether the norm of all floating-point entries is finite."""
-    # It is unless an entry is not, or beyond the square root of what floats can hold, which is no healthier;
-    # and on a CPU a product is three times as fast as a test of each entry.
+    # Not finite if an entry is not, or if its square overflows, which is a fault as well.
+    # On a CPU a product is three times as fast as a test of each entry.
     squares = [jnp.vdot(leaf, leaf) for leaf in _floating(tree)]
     return jnp.isfinite(sum(squares, jnp.zeros(())))
 
 
 def measure_chains(x_data: Position | None, x_model: Position, displacement: Array | None) -> Metrics:
-    """Returns what tells living chains from dead ones.
+    """Returns metrics that detect frozen, saturated and identical chains.
 
     frozen_chains = share of chains whose displacement is exactly 0
-    saturated_chains = share of entries at the least or the greatest value there is, beyond that of the data
+    saturated_chains = share of entries at the least or the greatest value, minus that share of the data
     chain_spread = sd over chains / sd over data (each the root mean square over entries)
 
     Args:
       x_data: examples, leaves ``(n, ...)``, or None where a step has none.
-      x_model: where the chains end, leaves ``(m, ...)``.
-      displacement: how far each chain moved, ``(m,)``, or None where nobody measured it.
+      x_model: the final positions of the chains, leaves ``(m, ...)``.
+      displacement: how far each chain moved, ``(m,)``, or None if it was not measured.
 
     Returns:
-      The metrics `diagnose` judges; those that need what is None are left out.
+      The metrics that `diagnose` checks; metrics whose argument is None are left out.
 
     Example:
       >>> found = measure_chains(jnp.array([[0.0], [1.0]]), jnp.array([[0.5], [0.5]]), jnp.zeros(2))
@@ -168,14 +168,14 @@ def _spread(xs: Position) -> Array:
 
 
 def diagnose(monitor: Monitor, state: TrainState, metrics: Metrics) -> tuple[Health, Array]:
-    """Judges one update by what it costs little to look at, and lets the running bands take it in.
+    """Checks one update by quantities that are cheap to compute, and updates the running bands.
 
     Args:
       monitor: the thresholds.
-      state: after the update; its ``health`` is still that of before.
-      metrics: of the update, scalars by name. `WATCHED` ones have bands; those of `measure_chains` are judged
-        by their streaks, ``optimizer_norm``, of the state that the update began with, by what the last
-        one left; all must be finite.
+      state: the state after the update; its ``health`` is still that before it.
+      metrics: metrics of the update, scalars by name. All must be finite. `WATCHED` ones are compared with
+        their bands; those of `measure_chains` must not stay at a fault for ``patience`` updates;
+        ``optimizer_norm``, of the state before the update, is compared with that after the last update.
 
     Returns:
       ``(health, faults)``: the new health, and the faults as bits of an integer, 0 if there is none.
@@ -190,13 +190,14 @@ def diagnose(monitor: Monitor, state: TrainState, metrics: Metrics) -> tuple[Hea
     health = state.health
     norm = sample_norm(state.optimizer_state)
     found = {
-        # Gradients and updates are among them, in norm: so nothing that is learnt escapes.
+        # The norms of gradients and updates are among the metrics, so all parameters are covered.
         "metrics": ~jnp.isfinite(jnp.stack([jnp.asarray(value) for value in metrics.values()])).all(),
         "optimizer_state": ~jnp.isfinite(norm),
         "chains": ~_finite_norm(chains_of(state.sampler_state)),
     }
     if monitor.bands:
-        # The update is to begin with what the last one left, and moments forget a tenth of it at most.
+        # The state before the update must be that after the last one; one update shrinks moments by at most
+        # a tenth.
         began = metrics.get("optimizer_norm", health.optimizer_norm)
         changed = jnp.abs(began - health.optimizer_norm) > 0.01 * health.optimizer_norm
         found["optimizer_lost"] = (changed & (state.step > 1)) | (norm < 0.1 * health.optimizer_norm)
@@ -207,10 +208,10 @@ def diagnose(monitor: Monitor, state: TrainState, metrics: Metrics) -> tuple[Hea
 
 
 def inspect(state: TrainState) -> Array:
-    """Reads every number of a state: what `diagnose` leaves out, once a dispatch.
+    """Checks every number of a state, once per dispatch; `diagnose` checks only a part.
 
     Args:
-      state: after the last update.
+      state: the state after the last update.
 
     Returns:
       Faults as bits of an integer, 0 if all is finite.
@@ -239,7 +240,7 @@ def _as_bits(found: Mapping[str, Array]) -> Array:
 
 
 def sample_norm(tree: Any) -> Array:
-    """Returns the norm of the first entries of each leaf: enough to see that an optimiser's state is another.
+    """Returns the norm of the first entries of each leaf: enough to detect a changed optimiser state.
 
     Example:
       >>> float(sample_norm((jnp.array([3.0, 0.0]), jnp.array([4.0]))))
@@ -252,18 +253,18 @@ def sample_norm(tree: Any) -> Array:
 def _judge_bands(monitor: Monitor, health: Health, metrics: Metrics) -> tuple[Health, dict[str, Array]]:
     logarithmic = np.array([name.endswith("_norm") for name in WATCHED])
     raw = jnp.stack([jnp.asarray(metrics.get(name, 0.0), jnp.float32) for name in WATCHED])
-    # A norm of zero (the first update of a warm-up) has no logarithm, and no band takes it in.
+    # A norm of zero (the first update of a warm-up) has no logarithm, so it does not enter its band.
     seen = np.array([name in metrics for name in WATCHED]) & ~(logarithmic & (raw == 0))
     values = jnp.where(logarithmic, jnp.log(jnp.where(seen, jnp.abs(raw), 1.0)), raw)
 
     deviation = jnp.maximum(jnp.sqrt(health.variance), monitor.smallest_deviation)
     distance = values - health.mean
     judged = seen & (health.seen >= monitor.warmup)
-    # Rates fall to zero at the end of a schedule, gradients at its goal: only growth of a norm is a fault.
+    # Learning rates and gradients may fall to zero at the end of training: only growth of a norm is a fault.
     magnitude = jnp.where(logarithmic, distance, jnp.abs(distance))
     outside = judged & (magnitude > monitor.deviations * deviation)
 
-    # The mean of the first updates at first, then an exponential one.
+    # A plain mean of the first updates, then an exponential average.
     rate = jnp.maximum(1.0 / (health.seen + 1.0), 1.0 / monitor.window)
     limit = jnp.where(health.seen < monitor.warmup, jnp.inf, 2.0 * deviation)
     move = jnp.clip(distance, -limit, limit)
@@ -294,15 +295,15 @@ def _judge_chains(monitor: Monitor, health: Health, metrics: Metrics) -> tuple[H
 
 
 def describe_faults(step: int, faults: Sequence[str], metrics: Mapping[str, float]) -> str:
-    """Says in one sentence what is wrong, with the numbers that show it.
+    """Describes the faults of an update in one sentence, with the metrics that show them.
 
     Args:
       step: the update.
       faults: names, from `name_faults`.
-      metrics: of that update.
+      metrics: metrics of that update.
 
     Returns:
-      A sentence for people.
+      A sentence.
 
     Example:
       >>> describe_faults(7, ["chains"], {"loss": 0.5})
@@ -345,7 +346,7 @@ def check_state(state: TrainState) -> None:
     """
     parts = {"params": state.params, "ema_params": state.ema_params, "chains": chains_of(state.sampler_state)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
-        # jnp.issubdtype, because to NumPy bfloat16 is no inexact number, and a typed key no array at all.
+        # jnp.issubdtype, because NumPy does not know bfloat16 and typed keys.
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
             raise DivergenceError(
                 f"step {int(state.step)}: {jax.tree_util.keystr(path)} is not finite. {ADVICE}"

@@ -1,4 +1,4 @@
-"""The loop that survives: it recovers from divergence, writes metrics and checkpoints, stops when told to."""
+"""The training loop: it recovers from divergence, writes metrics and checkpoints, and stops on signals."""
 
 import time
 import warnings
@@ -53,30 +53,31 @@ def fit(
     executes the same compiled program as one that never stopped, and its parameters agree bit for bit.
 
     The program looks for divergence after every update (`jaxebm.training.health.Monitor`) and stops there.
-    Then the run is taken back to its last healthy state with a remedy (`jaxebm.training.recovery`), in the
-    open: a warning, a line in ``recoveries.jsonl``, ``recoveries`` in every record of metrics, and a record
-    in the result.
+    Then the run is rolled back to its last healthy state with a remedy (`jaxebm.training.recovery`). Each
+    recovery is reported: by a warning, a line in ``recoveries.jsonl``, ``recoveries`` in every record of
+    metrics, and a record in the result.
 
     With ``checkpointing``, the newest checkpoint in the run's folder is restored first, one record of metrics
-    a dispatch is appended to ``metrics.jsonl``, and checkpoints are written in the background, at the end,
+    per dispatch is appended to ``metrics.jsonl``, and checkpoints are written in the background, at the end,
     and on an interrupt (SIGINT or SIGTERM; a second one stops at once).
 
     Args:
-      rng_key: of everything that is drawn: parameters, batches, chains.
+      rng_key: key of all random numbers: parameters, batches, chains.
       learner: from `jaxebm.training.learner`, or a `Learner` of your own.
       params: initial parameters, a pytree; or a function ``(rng_key, example) -> params``, such as the
         ``init`` of a Flax module.
-      data: what the learner learns from: ``x``, ``(x, labels)``, a function ``(rng_key, batch_size) -> x``,
+      data: the training data: ``x``, ``(x, labels)``, a function ``(rng_key, batch_size) -> x``,
         or `jaxebm.data.Examples`.
-      num_steps: updates in all, those before a resume included.
-      steps_per_dispatch: updates a compiled call; metrics are means over them.
+      num_steps: updates in total, those before a resume included.
+      steps_per_dispatch: updates per compiled call; metrics are means over them.
       checkpointing: the run's folder and what is kept in it; None keeps nothing.
       recovery: how to recover, or None to raise at the first number that is not finite.
       observe: ``state -> metrics``, scalars that join the record of the dispatch after which they were
         measured (`jaxebm.evaluation.make_telemetry` makes them). It must keep no reference to the state's
-        arrays, which the next dispatch consumes. Its numbers may be non-finite: they stop nothing.
+        arrays, because the next dispatch donates them. Its numbers may be non-finite: they do not stop the
+        training.
       observe_every: updates between observations; rounded up to whole dispatches. The last update is observed
-        too, and with ``best_metric`` every one that is kept.
+        too, and with ``best_metric`` every state that is saved.
       on_metrics: called with the record of each dispatch, a dictionary of plain numbers with ``step`` and
         ``seconds``, for a logger of your own.
       progress: show a bar (or lines where there is no terminal).
@@ -88,7 +89,7 @@ def fit(
       DivergenceError: if the updates diverge and there is no recovery, or no remedy helps; the last good
         checkpoint stays.
       TrainingInterrupted: after a clean stop.
-      TypeError: if the key, the learner, ``recovery``, ``checkpointing`` or a function is none.
+      TypeError: if the key, the learner, ``recovery``, ``checkpointing`` or a function has the wrong type.
       ValueError: if a count is not an integer of at least 1, or ``best_metric`` is not observed.
 
     Example:
@@ -145,7 +146,7 @@ def fit(
     run = checkpointing.run
     digest = checkpointing.fingerprint
     if digest is None:
-        # A function that draws examples has no bytes; other data are the learner's own business.
+        # A function that draws examples has no bytes to hash; a custom learner may take other data.
         digest = fingerprint(jax.tree.map(lambda leaf: () if callable(leaf) else leaf, data))
     with Checkpoints(
         run.checkpoints,
@@ -161,7 +162,7 @@ def fit(
             run.truncate_metrics(int(state.step))
             run.truncate_recoveries(int(state.health.recoveries))
         training = _Training(learner, learner.place(data), run, checkpoints, settings)
-        # Other processes may read what the first has yet to truncate.
+        # Other processes may read the file before the first process has truncated it.
         behind = [record for record in run.read_metrics() if record["step"] <= int(state.step)]
         result = training.run(state, run.read_recoveries()[: int(state.health.recoveries)], behind)
         if checkpointing.best_metric is None:
@@ -170,7 +171,7 @@ def fit(
 
 
 _NEEDED = {
-    "learner": "a Learner is needed, such as learner(...) of jaxebm.training makes",
+    "learner": "a Learner is needed, such as learner(...) of jaxebm.training",
     "recovery": "a Recovery is needed, or None",
     "checkpointing": "Checkpointing(run) is needed, or None",
 }
@@ -186,8 +187,8 @@ def _ignore(record: Mapping[str, float]) -> None:
 
 
 def _wait(leaves: list[Any]) -> None:
-    """Waits for a dispatch in Python, where signals are heard; inside XLA two of them merge into one."""
-    ready = attrgetter("is_ready")  # a method of every concrete array that jax's stubs leave out
+    """Waits for a dispatch in Python, so that signal handlers run; inside XLA two signals would merge."""
+    ready = attrgetter("is_ready")  # a method of every concrete array, missing in the stubs of jax
     while not all(ready(value)() for value in leaves):
         time.sleep(0.001)
 
@@ -212,12 +213,12 @@ class _Settings(NamedTuple):
         return after == self.num_steps or after // self.observe_every > before // self.observe_every
 
     def saves(self, before: int, after: int) -> bool:
-        """Whether a checkpoint does."""
+        """Whether a checkpoint falls between two updates, the later one included."""
         return after == self.num_steps or after // self.checkpoint_every > before // self.checkpoint_every
 
 
 class _Training:
-    """One call of `fit`, with what it collects on the way."""
+    """One call of `fit`, with its records."""
 
     def __init__(
         self,
@@ -229,7 +230,7 @@ class _Training:
     ) -> None:
         self.learner, self.data, self.settings = learner, data, settings
         self.checkpoints = checkpoints
-        # Every process saves its part of a checkpoint; of the rest one copy is enough.
+        # Every process saves its part of a checkpoint; the first process alone writes the other files.
         self.folder = run if jax.process_index() == 0 else None
         self.snapshots = Snapshots(settings.recovery) if settings.recovery is not None else None
         self.dispatches: dict[int, Dispatch] = {}
@@ -243,7 +244,7 @@ class _Training:
         recoveries: Sequence[RecoveryRecord] = (),
         history: Sequence[MetricsRecord] = (),
     ) -> FitResult:
-        """Runs the updates from a state, after the recoveries and metrics that the run has behind it."""
+        """Runs the updates from a state; ``recoveries`` and ``history`` are the records of the run so far."""
         self.recoveries.extend(recoveries)
         self.history.extend(history)
         first, last = int(state.step), self.settings.num_steps
@@ -268,7 +269,7 @@ class _Training:
         )
 
     def _advance(self, state: TrainState, before: int, stop: StopRequest, bar: Progress) -> TrainState:
-        """One dispatch, and what follows from it."""
+        """Runs one dispatch, then recovers, observes and saves as needed."""
         settings = self.settings
         if self.snapshots is not None:
             self.snapshots.offer(state, before)
@@ -291,12 +292,12 @@ class _Training:
             values |= {"recoveries": len(self.recoveries), "remedies": int(state.health.remedies)}
             state, lifted = lift(settings.recovery, state)
             if lifted is not None:
-                self._tell(f"step {step}: healthy again, {lifted} is lifted.")
+                self._tell(f"step {step}: healthy again, the remedy '{lifted}' is lifted.")
         record = {"step": step, "seconds": time.monotonic() - self.started} | values
         self.history.append(record)
         if self.folder is not None:
             self.folder.append_metrics(record)
-        settings.on_metrics(dict(record))  # a copy: whoever receives it may change it
+        settings.on_metrics(dict(record))  # a copy, because the function may change it
         if saves or (self.checkpoints is not None and stop.requested):
             self._save(state, values)
         bar.update(step, values)
@@ -339,7 +340,7 @@ class _Training:
             observed = _numbers(self.settings.observe(state))
         except BaseException:
             if self.checkpoints is not None and self.settings.best_metric is None:
-                self._save(state, {})  # what was learnt is not to be lost by what looks at it
+                self._save(state, {})  # an error of observe must not lose the training so far
             raise
         wanted = self.settings.best_metric
         if wanted is not None and wanted not in observed:

@@ -1,9 +1,9 @@
-"""Where a run's arrays live: chains, batches and the buffer split over the devices of one host or many.
+"""Placement of a run's arrays: chains, batches and the buffer split over the devices of one or more hosts.
 
-The mesh has one axis, ``"shards"``. What is many of a kind (slots, examples, chains) is split along its
-leading axis, in whole strata (`jaxebm.samplers.replay`, `jaxebm.data.stream`), so the sampler sends nothing.
-What is one (parameters, keys, counters) is replicated, or, for parameters and what has their shape, split on
-demand. Results depend on the number of strata and not on that of devices, but for the order of sums.
+The mesh has one axis, ``"shards"``. Slots, examples and chains are split along their leading axis, in whole
+strata (`jaxebm.samplers.replay`, `jaxebm.data.stream`), so the sampler needs no communication. Parameters,
+keys and counters are replicated; parameters, their average and the optimiser's state can be split, too.
+Results depend on the number of strata and not on that of devices, except for the order of sums.
 """
 
 import math
@@ -32,9 +32,9 @@ __all__ = [
 ]
 
 SHARDS = "shards"
-"""The name of the mesh's axis."""
+"""The name of the axis of the mesh."""
 SMALLEST_SPLIT = 1024
-"""Parameters of fewer entries stay replicated under ``shard_parameters``: a message costs more than 4 KB."""
+"""Parameters of fewer entries stay replicated with ``shard_parameters``: below 4 KB a message does not pay."""
 
 Tree = TypeVar("Tree")
 
@@ -43,11 +43,11 @@ _PARAMETERS = ("params", "optimizer_state", "ema_params")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where every array of a run lives; made by `make_placement`.
+    """The devices of every array of a run; made by `make_placement`.
 
     Attributes:
       mesh: the devices, one axis ``"shards"``.
-      num_strata: blocks into which examples, slots and chains are divided; each device holds as many.
+      num_strata: blocks into which examples, slots and chains are divided; each device holds equally many.
       shard_parameters: whether parameters, their average and the optimiser's state are split too.
     """
 
@@ -62,12 +62,12 @@ class Placement:
 
     @property
     def split(self) -> NamedSharding:
-        """The sharding of what has one entry an example, a slot or a chain: along its leading axis."""
+        """The sharding of examples, slots and chains: along the leading axis."""
         return NamedSharding(self.mesh, PartitionSpec(SHARDS))
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of what every device holds whole."""
+        """The sharding of arrays that every device holds completely."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     # --- inside the compiled step ---
@@ -82,20 +82,20 @@ class Placement:
           The batch.
 
         Raises:
-          ValueError: if a leading axis is no multiple of the number of devices.
+          ValueError: if a leading axis is not a multiple of the number of devices.
         """
         return jax.lax.with_sharding_constraint(batch, self._split_all("batch", batch))
 
     def gather(self, params: Params) -> Params:
-        """Makes split parameters whole on each device, inside a compiled function; whole ones stay."""
+        """Replicates split parameters on each device, inside a compiled function."""
         return jax.lax.with_sharding_constraint(params, jax.tree.map(lambda _: self.replicated, params))
 
     def scatter(self, gradient: Params) -> Params:
-        """Leaves each device the part of a gradient that it updates, inside a compiled function."""
+        """Gives each device the part of a gradient that it updates, inside a compiled function."""
         return jax.lax.with_sharding_constraint(gradient, jax.tree.map(self._parameter, gradient))
 
     def constrain(self, state: TrainState) -> TrainState:
-        """Puts an update's state where it came from, inside a compiled function: it can be donated."""
+        """Gives the new state the sharding of the old one, inside a compiled function, so that it can be donated."""
         return jax.lax.with_sharding_constraint(state, self.state_shardings(state))
 
     # --- outside of it ---
@@ -107,18 +107,18 @@ class Placement:
           state: arrays or their shapes (``jax.eval_shape``).
 
         Returns:
-          The state's pytree with a `jax.sharding.NamedSharding` a leaf: the chains and the streams split
-          along their leading axis, parameters, their average and the optimiser's state replicated or, with
-          ``shard_parameters`` and at least `SMALLEST_SPLIT` entries, split along their longest axis that the
-          number of devices divides; the rest, the initial distribution of chains included, replicated.
+          The state's pytree with one `jax.sharding.NamedSharding` per leaf. The chains and the streams are
+          split along their leading axis. Parameters, their average and the optimiser's state are replicated
+          or, with ``shard_parameters`` and at least `SMALLEST_SPLIT` entries, split along the longest axis
+          that the number of devices divides. All else, such as the initial distribution, is replicated.
 
         Raises:
-          ValueError: if a leading axis of the chains or the streams is no multiple of the number of devices.
+          ValueError: if a leading axis of the chains or the streams is not a multiple of the number of devices.
         """
         shardings = {}
         for name, part in state._asdict().items():
             if name == "sampler_state" and isinstance(part, SamplerState):
-                # The chains are split; each device has the whole of the distribution that they start from.
+                # The chains are split; each device has a copy of the initial distribution.
                 shardings[name] = SamplerState(
                     buffer=self._split_all("state.sampler_state.buffer", part.buffer),
                     initial=jax.tree.map(lambda _: self.replicated, part.initial),
@@ -137,10 +137,10 @@ class Placement:
           state: on any devices that this process can read.
 
         Returns:
-          The state, each leaf as `state_shardings` says.
+          The state, each leaf with its sharding of `state_shardings`.
 
         Raises:
-          ValueError: as `state_shardings`; or if a stream runs in another number of strata.
+          ValueError: as `state_shardings`; or if a stream has another number of strata.
 
         Example:
           >>> import jax, optax
@@ -152,24 +152,24 @@ class Placement:
           >>> make_placement(1).place_state(state).params.sharding.is_fully_replicated
           True
         """
-        # Real copies, even of what lies there already: the compiled step consumes them, and not the original.
+        # Copies, even of arrays that are there already: the compiled step donates the copies, not the originals.
         return jax.tree.map(lambda leaf, to: _put(jnp.copy(leaf), to), state, self.state_shardings(state))
 
     def place_data(self, data: Tree, *, local: bool = False) -> Tree:
-        """Puts training arrays onto the mesh, device d its contiguous d-th part.
+        """Puts training arrays onto the mesh; device d gets the d-th contiguous part.
 
-        Strata are of one size: of n examples the last n mod ``num_strata`` are left out.
+        All strata have the same size: of n examples the last n mod ``num_strata`` are left out.
 
         Args:
-          data: a pytree of arrays, leaves ``(n, ...)``, each with an n of its own.
-          local: whether each process hands over only its own block of the examples, in the order of the
-            processes and as many as every other; otherwise all hand over all of them.
+          data: a pytree of arrays, leaves ``(n, ...)``; n may differ between leaves.
+          local: whether each process passes only its own block of the examples, in the order of the
+            processes and as many as each other process; otherwise each process passes all of them.
 
         Returns:
           The data as global arrays.
 
         Raises:
-          ValueError: if there are fewer examples than strata, or if processes hand over different numbers.
+          ValueError: if there are fewer examples than strata, or if processes pass different numbers.
 
         Example:
           >>> make_placement(1, num_strata=4).place_data(np.zeros((10, 3))).shape
@@ -224,23 +224,23 @@ def make_placement(
     shard_parameters: bool = False,
     devices: Sequence[Any] | None = None,
 ) -> Placement:
-    """Makes the placement of a run over the first devices there are.
+    """Makes the placement of a run over the first available devices.
 
     Args:
       num_devices: how many to use, of all processes; all of them by default.
-      num_strata: a multiple of ``num_devices`` and the number to give `jaxebm.data.init_stream` and
-        `jaxebm.objectives.persistent`; ``num_devices`` by default. Runs with the same strata compute the
-        same on any number of devices.
+      num_strata: a multiple of ``num_devices``; pass the same number to `jaxebm.data.init_stream` and
+        `jaxebm.objectives.persistent`; ``num_devices`` by default. Runs with the same number of strata
+        compute the same results on any number of devices.
       shard_parameters: split parameters, their average and the optimiser's state over the devices, and gather
-        the parameters once an update; for networks that are too large for one device.
-      devices: to choose from; ``jax.devices()`` by default.
+        the parameters once per update; for networks that are too large for one device.
+      devices: the devices to choose from; ``jax.devices()`` by default.
 
     Returns:
       A `Placement`.
 
     Raises:
-      ValueError: if a count is not an integer of at least 1, there are fewer devices, ``num_strata`` is no
-        multiple of their number, or the processes would have unequal numbers of them.
+      ValueError: if a count is not an integer of at least 1, there are fewer devices, ``num_strata`` is not
+        a multiple of their number, or the processes would have unequal numbers of them.
 
     Example:
       >>> placement = make_placement(1, num_strata=4)
@@ -248,14 +248,14 @@ def make_placement(
       (1, ('shards',))
     """
     found = list(jax.devices() if devices is None else devices)
-    # A process hands over a contiguous block of the data, so its devices are neighbours.
+    # A process passes a contiguous block of the data, so its devices must be neighbours.
     found.sort(key=lambda device: (device.process_index, device.id))
     num_devices = len(found) if num_devices is None else num_devices
     checks.positive_integer("num_devices", num_devices)
     if num_devices > len(found):
         raise ValueError(
-            f"num_devices={num_devices}: there are {len(found)} ({found[0].platform}); use at most that. A "
-            f"CPU has as many after XLA_FLAGS=--xla_force_host_platform_device_count={num_devices}."
+            f"num_devices={num_devices}: there are {len(found)} ({found[0].platform}); use at most that. To "
+            f"simulate them on a CPU, set XLA_FLAGS=--xla_force_host_platform_device_count={num_devices}."
         )
     num_strata = num_devices if num_strata is None else num_strata
     checks.positive_integer("num_strata", num_strata)
@@ -271,7 +271,7 @@ def make_placement(
     if len(set(counts)) > 1:
         raise ValueError(
             f"num_devices={num_devices} gives the {len(counts)} processes {counts} devices: every process "
-            "needs as many; leave num_devices out to use them all."
+            "needs the same number; leave num_devices out to use them all."
         )
     return Placement(
         Mesh(np.array(used), (SHARDS,), axis_types=(AxisType.Auto,)), num_strata, shard_parameters
@@ -281,20 +281,20 @@ def make_placement(
 def initialize_distributed(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Makes this process one of many that train together; to be called before anything else of JAX.
+    """Makes this process one of several that train together; call it before any other function of JAX.
 
-    Without arguments JAX finds the others by itself, under SLURM, Open MPI, mpi4py, Kubernetes, on TPU pods.
-    Afterwards ``jax.devices()`` are those of all processes. On CPUs they talk through Gloo.
+    Without arguments JAX detects the other processes under SLURM, Open MPI, mpi4py, Kubernetes and on TPU
+    pods. Afterwards ``jax.devices()`` are those of all processes. On CPUs they communicate through Gloo.
 
     Args:
-      coordinator: ``"host:port"`` of process 0, where a port is free.
-      num_processes: how many there are.
-      process_id: which of them this is, from 0.
+      coordinator: ``"host:port"`` of process 0, with a free port.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
 
     Raises:
       ValueError: if some arguments are given and others not, one is out of range, or none is given and JAX
         detects no cluster.
-      RuntimeError: if JAX has been used before, or the others do not come.
+      RuntimeError: if JAX has been used before, or the other processes do not connect.
 
     Example:
       >>> initialize_distributed("localhost:1234", num_processes=2)
@@ -314,8 +314,8 @@ def initialize_distributed(
         if not missing:
             raise
         raise ValueError(
-            "no cluster was detected (SLURM, Open MPI, mpi4py, Kubernetes, a TPU pod): say which processes "
-            "belong together by coordinator='host:port', num_processes and process_id."
+            "no cluster was detected (SLURM, Open MPI, mpi4py, Kubernetes, a TPU pod): give "
+            "coordinator='host:port', num_processes and process_id."
         ) from error
 
 
@@ -329,15 +329,15 @@ def _check_processes(coordinator: str, num_processes: Any, process_id: Any) -> N
 
 
 def fetch(tree: Tree) -> Tree:
-    """Collects arrays back to the host, also those of which this process holds a part only.
+    """Copies arrays to the host, also those of which this process holds only a part.
 
-    With several processes every one must call it, on the same tree.
+    With several processes each must call it, on the same tree.
 
     Args:
       tree: arrays, placed or not; typed keys included.
 
     Returns:
-      The same pytree, whole NumPy arrays (typed keys as JAX arrays of this process).
+      The same pytree of complete NumPy arrays (typed keys as JAX arrays of this process).
 
     Example:
       >>> fetch(make_placement(1).place_data(np.arange(3))).tolist()
@@ -353,7 +353,7 @@ def _fetch_array(leaf: Any) -> np.ndarray:
 
 
 def _on_data(function: Callable[[Any], Any], leaf: Any) -> Any:
-    """Applies a function of plain arrays to a typed key, which NumPy does not know, by way of its bits."""
+    """Applies a function of plain arrays; to typed keys, which NumPy does not support, through their bits."""
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return function(leaf)
     bits = function(jax.random.key_data(leaf))
@@ -375,5 +375,5 @@ def _check_equal_lengths(lengths: list[int]) -> None:
     everywhere = np.asarray(multihost_utils.process_allgather(np.asarray(lengths)))
     if np.any(everywhere != everywhere[0]):
         raise ValueError(
-            f"the processes hand over {everywhere.tolist()} examples: each must give as many as the others."
+            f"the processes pass {everywhere.tolist()} examples: each must pass the same number."
         )

@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a bar with rate, loss and time left, or lines off a terminal."""
+"""Progress of a training: a bar with rate, loss and time left, or lines of text without a terminal."""
 
 import sys
 import time
@@ -43,7 +43,7 @@ class _Silent:
 
 
 class _Lines(_Silent):
-    """A line now and then: for logs, where a bar would fill the file."""
+    """One line every few seconds, for log files."""
 
     def __init__(self, first: int, total: int, seconds_between: float = 10.0) -> None:
         self.first, self.total, self.seconds_between = first, total, seconds_between

@@ -1,8 +1,8 @@
-"""Back to the last healthy state, with a remedy: what `fit` does when an update turns out sick.
+"""Recovery from divergence: after a faulty update, `fit` goes back to a healthy state, with a remedy.
 
-Snapshots of the whole training state are kept in memory. A fault takes the run back to one of them, with new
-random numbers; a fault soon after that goes back further and puts the next one of a list of remedies in
-force. When the list is exhausted the run ends with a diagnosis. Every recovery leaves a record.
+Snapshots of the whole training state are kept in memory. After a fault the run goes back to one of them, with
+new random numbers; after another fault soon after that, it goes back further and applies the next remedy of a
+list. When the list is exhausted, the run ends with a diagnosis. Every recovery is recorded.
 """
 
 from collections import deque
@@ -35,15 +35,15 @@ RecoveryRecord: TypeAlias = dict[str, Any]
 
 
 class Remedy(NamedTuple):
-    """What a recovery changes in the training step, besides its random numbers.
+    """Changes that a recovery makes to the training step, besides new random numbers.
 
     Attributes:
-      name: for the log.
-      sampler_steps_factor: chains take so many times as many steps, each so many times smaller, at the same
-        temperature: as far a way, in a finer discretisation. A step that is too large for the energy's
-        curvature is what lets chains overshoot and the energy gap run away.
-      learning_rate_factor: every update is multiplied by it.
-      energy_l2: least weight of E(x)^2 on data and samples.
+      name: its name in logs and records.
+      sampler_steps_factor: factor of the number of sampler steps and divisor of their size, at the same
+        temperature: the same total length, in a finer discretisation. Steps that are too large for the
+        curvature of the energy make chains overshoot, and then the energy gap diverges.
+      learning_rate_factor: factor of every update.
+      energy_l2: lower bound of the weight of E(x)^2 on data and samples.
     """
 
     name: str
@@ -59,27 +59,28 @@ REMEDIES = (
     Remedy("smaller rate", learning_rate_factor=0.5),
     Remedy("smaller rate", learning_rate_factor=0.5),
 )
-"""The remedies after fresh noise, in the order in which they are put in force."""
+"""The remedies after fresh noise, in the order in which they are applied."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """How a run recovers.
+    """Settings of the recovery of a run.
 
-    The first fault brings fresh noise alone: back to the newest snapshot that is at least ``lookback``
-    updates old, under a new key. Each further fault within ``probation`` updates of the last one goes one
-    snapshot further back and puts the next remedy in force.
+    After the first fault only the random numbers change: the run goes back to the newest snapshot that is at
+    least ``lookback`` updates old, with a new key. After each further fault within ``probation`` updates of
+    the last one, it goes one snapshot further back and applies the next remedy.
 
     Attributes:
       remake: ``(remedy) -> learner`` with these remedies in force, whose step is compiled when first needed;
-        None if the learner cannot be made anew, which leaves the remedies that need none (the smaller rates).
-      remedies: what is tried after fresh noise, in this order.
-      monitor: what counts as sick.
+        None if there is no such function: then only the remedies that need no new learner (the smaller
+        learning rates) are used.
+      remedies: the remedies after fresh noise, in this order.
+      monitor: defines which updates are faulty.
       snapshot_every: updates between snapshots; rounded up to whole dispatches.
-      num_snapshots: how many are kept; the memory of so many training states.
-      lookback: updates that the first choice of a snapshot lies before the fault.
-      probation: healthy updates after which a fault is no longer the last one's, and a remedy is lifted.
-      keep_on: "device", or "host": its pinned memory, for states that fill the device.
+      num_snapshots: how many snapshots are kept; each needs the memory of one training state.
+      lookback: the least number of updates between the snapshot of a first recovery and the fault.
+      probation: healthy updates after which a new fault counts as a first one, and a remedy is lifted.
+      keep_on: "device", or "host": pinned host memory, for states that fill the device.
 
     Raises:
       ValueError: from `check`, if a number is out of range.
@@ -122,7 +123,7 @@ class Recovery:
 
 
 DEFAULT_RECOVERY = Recovery()
-"""That of `jaxebm.training.fit`."""
+"""The default recovery of `jaxebm.training.fit`."""
 
 
 def remedies_in_force(remedies: Sequence[Remedy], count: int) -> Remedy:
@@ -155,10 +156,10 @@ def _copy(state: TrainState) -> TrainState:
 
 
 class Snapshots:
-    """The last healthy states, copies that no dispatch can consume.
+    """Copies of the last healthy states, which no dispatch donates.
 
     Args:
-      recovery: how many, how often, and where they are kept.
+      recovery: the settings: how many, how often, and where they are kept.
 
     Example:
       >>> from jaxebm.training.state import init_health
@@ -175,7 +176,7 @@ class Snapshots:
 
     @property
     def steps(self) -> list[int]:
-        """After how many updates each was taken, oldest first."""
+        """The update at which each snapshot was taken, oldest first."""
         return [step for step, _ in self._kept]
 
     def offer(self, state: TrainState, step: int) -> None:
@@ -185,21 +186,21 @@ class Snapshots:
             self._kept.append((step, self._put(state)))
 
     def restart(self, state: TrainState, step: int) -> None:
-        """Forgets all snapshots but this one.
+        """Drops all snapshots except this one.
 
-        Called at every checkpoint, because a run that is resumed from it has no older ones either, and is to
-        recover to the same state bit for bit.
+        Called at every checkpoint: a run that is resumed from it has no older snapshots, and must recover
+        to the same state bit for bit.
         """
         newest = self._kept[-1] if self._kept else None
         self._kept.clear()
         self._kept.append(newest if newest and newest[0] == step else (step, self._put(state)))
 
     def choose(self, fault: int, in_a_row: int) -> tuple[int, TrainState]:
-        """Returns ``(step, copy of the state)`` to go back to, and forgets the newer ones.
+        """Returns ``(step, copy of the state)`` to go back to, and drops the newer snapshots.
 
         Args:
-          fault: the sick update.
-          in_a_row: faults without a healthy stretch between them, this one included.
+          fault: the faulty update.
+          in_a_row: consecutive faults, this one included.
         """
         old_enough = [i for i, step in enumerate(self.steps) if step <= fault - self.recovery.lookback]
         index = max((old_enough[-1] if old_enough else 0) - (in_a_row - 1), 0)
@@ -228,21 +229,21 @@ def roll_back(
     faults: Sequence[str],
     metrics: Mapping[str, float],
 ) -> tuple[TrainState, RecoveryRecord]:
-    """Returns the state to go on from, and the record of what was done.
+    """Returns the state to continue from, and a record of the recovery.
 
     Args:
       recovery: the settings.
       snapshots: healthy states.
-      sick: the state after the sick update; only its ``step`` and the counts in its ``health`` are read.
-      faults: what is wrong with it, names of `jaxebm.training.health.FAULTS`.
-      metrics: of the sick update.
+      sick: the state after the faulty update; only its ``step`` and the counts in its ``health`` are read.
+      faults: the faults that were found, names of `jaxebm.training.health.FAULTS`.
+      metrics: metrics of the faulty update.
 
     Returns:
-      ``(state, record)``: a snapshot with a new key, its learning rate lowered if a remedy says so; and plain
-      values for JSON, in which numbers that are not finite are text.
+      ``(state, record)``: a snapshot with a new key, its learning rate lowered if a remedy requires it; and
+      plain values for JSON, in which numbers that are not finite are text.
 
     Raises:
-      DivergenceError: if the remedies are exhausted, with all that was found and tried.
+      DivergenceError: if the remedies are exhausted; its message lists the faults and the remedies tried.
     """
     fault, health = int(sick.step), sick.health
     again = int(health.last_change) >= 0 and fault <= int(health.last_change) + recovery.probation
@@ -253,14 +254,14 @@ def roll_back(
     if active > len(remedies):
         tried = remedies_in_force(remedies, len(remedies)).name
         raise DivergenceError(
-            f"{said}. {in_a_row} faults in a row, {count - 1} recoveries in all; tried: fresh noise, "
+            f"{said}. {in_a_row} faults in a row, {count - 1} recoveries in total; tried: fresh noise, "
             f"{tried}. {ADVICE} An older one may lie further from the fault: resume=True with resume_step."
         )
     back_to, state = snapshots.choose(fault, in_a_row)
     in_force = remedies_in_force(remedies, active)
     remedy = remedies[active - 1].name if again else "fresh noise"
 
-    # A key of its own for each recovery; training's are fold_in(rng_key, step), of a step no run reaches.
+    # A new key for each recovery. Steps use fold_in(rng_key, step); no step reaches the number used here.
     apart = jax.random.fold_in(state.rng_key, jnp.iinfo(jnp.uint32).max)
     rng_key = jax.device_put(jax.random.fold_in(apart, (1 << 31) + count), state.rng_key.sharding)
     state = _with_health(
@@ -289,10 +290,10 @@ def lift(recovery: Recovery, state: TrainState) -> tuple[TrainState, str | None]
 
     Args:
       recovery: the settings.
-      state: a healthy one.
+      state: a healthy state.
 
     Returns:
-      ``(state, name)``: with one remedy less in force, and its name; or as it was, and None.
+      ``(state, name)``: the state with one remedy less in force, and its name; or the same state, and None.
 
     Example:
       >>> from jaxebm.training.state import init_health

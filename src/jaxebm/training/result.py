@@ -1,4 +1,4 @@
-"""What `jaxebm.training.fit` is told about a run's folder, and what it returns."""
+"""The checkpointing options of `jaxebm.training.fit`, and its result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ from jaxebm.types import Metrics, Params
 __all__ = ["Checkpointing", "FitResult", "MetricsRecord", "Observe", "OnMetrics"]
 
 Observe: TypeAlias = Callable[[TrainState], Metrics]
-"""What to measure now and then, beside the metrics of the step itself."""
+"""``state -> metrics``: additional measurements, less frequent than the metrics of the step."""
 MetricsRecord: TypeAlias = dict[str, float]
 """The metrics of one dispatch as plain numbers, with ``step`` and ``seconds``."""
 OnMetrics: TypeAlias = Callable[[MetricsRecord], None]
-"""Receives each record as it is made."""
+"""``record -> None``, called with each new record."""
 
 
 class FitResult(NamedTuple):
-    """What `fit` returns.
+    """The result of `fit`.
 
     Attributes:
-      state: after the last update.
+      state: the training state after the last update.
       history: a record of metrics for each dispatch of the run, plain numbers with ``step`` and ``seconds``,
         those before a resume included; also in the run's ``metrics.jsonl``.
       recoveries: a record of every rollback of the run, those before a resume included; also in the run's
         ``recoveries.jsonl``.
       seconds: wall-clock time of this call's updates, compilation included.
-      compile_seconds: of which compilation.
-      device_memory: of the compiled step, on one device; None where the backend does not tell.
-      best_state: of the best checkpoint, read back; None without a ``best_metric``.
+      compile_seconds: the part of it that compilation took.
+      device_memory: memory of the compiled step, on one device; None where the backend does not report it.
+      best_state: the state of the best checkpoint, read back; None without a ``best_metric``.
     """
 
     state: TrainState
@@ -46,21 +46,21 @@ class FitResult(NamedTuple):
 
     @property
     def params(self) -> Params:
-        """The averaged parameters: of the best checkpoint where one was kept, else after the last update."""
+        """The averaged parameters: of the best checkpoint if there is one, else after the last update."""
         return (self.state if self.best_state is None else self.best_state).ema_params
 
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """What a run keeps on disk.
+    """How a run saves checkpoints.
 
     Attributes:
       run: the run's folder, from `jaxebm.training.open_run`.
       every: updates between checkpoints; rounded up to whole dispatches.
-      resume_step: the checkpoint to go on from, instead of the newest; newer ones are removed.
-      best_metric: an observed metric by which the best checkpoint is kept beside the newest ones.
+      resume_step: the checkpoint to continue from, instead of the newest; newer ones are removed.
+      best_metric: an observed metric; the checkpoint that is best by it is kept in addition to the newest.
       best_mode: whether its least or its greatest value is best.
-      fingerprint: what a checkpoint remembers of the data; by default `jaxebm.training.fingerprint` of them.
+      fingerprint: a digest of the data, saved to compare; by default `jaxebm.training.fingerprint` of them.
 
     Example:
       >>> import tempfile

@@ -1,4 +1,4 @@
-"""The folder of one run: its configuration, metrics and results; nothing in it is lost without asking."""
+"""The folder of one run: configuration, metrics and results, never overwritten unless asked for."""
 
 import json
 import os
@@ -21,7 +21,7 @@ CONTENTS = "contents.json"
 
 @contextmanager
 def _clear_errors(path: Path) -> Iterator[None]:
-    """Says which file could not be written and why, where the operating system says only the latter."""
+    """Adds the file's name and advice to the operating system's error, which gives only the reason."""
     try:
         yield
     except OSError as error:
@@ -34,7 +34,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Writes a file so that a reader or a kill sees the old content or the new, never a part.
+    """Writes a file atomically: readers see the old or the new content, never a part, also after a kill.
 
     Args:
       path: the file.
@@ -60,7 +60,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
                 os.fsync(file.fileno())
             umask = os.umask(0)
             os.umask(umask)
-            # mkstemp gives 0600, which would lock colleagues out of results
+            # mkstemp gives 0600, so that other users could not read the results
             os.chmod(temporary, 0o666 & ~umask)
             os.replace(temporary, path)
         except BaseException:
@@ -80,10 +80,10 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_name(path: Path, name: Any) -> None:
-    """Raises ``ValueError`` unless a name leads to something inside a folder, not by way of a link either."""
+    """Raises ``ValueError`` unless a name is a path inside a folder, also after links are followed."""
     parts = Path(name).parts if isinstance(name, str) and not Path(name).is_absolute() else ()
     if not parts or ".." in parts or not (path / name).parent.resolve().is_relative_to(path.resolve()):
-        raise ValueError(f"{name!r} is no name of a file or folder inside {path}")
+        raise ValueError(f"{name!r} is not the name of a file or folder inside {path}")
 
 
 class RunFolder:
@@ -92,7 +92,7 @@ class RunFolder:
     Attributes:
       path: the folder.
       config: the settings, as they would be read back (tuples as lists).
-      uncompared: dotted names of those that may change when the run is resumed.
+      uncompared: dotted names of the settings that may change when the run is resumed.
     """
 
     def __init__(
@@ -104,20 +104,20 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints live."""
+        """The folder of the checkpoints."""
         return self.path / CHECKPOINTS
 
     def claim(self, *names: str) -> None:
         """Records names of files or folders that the run is about to write, in ``contents.json``.
 
-        To be called before they are written, so that `open_run` with ``overwrite=True`` finds them even after
-        a kill. The methods of this class that write claim by themselves.
+        Call it before they are written, so that `open_run` with ``overwrite=True`` finds them even after
+        a kill. The writing methods of this class call it themselves.
 
         Args:
-          *names: relative to the folder, with ``/`` between their parts. A folder stands for all it holds.
+          *names: relative to the folder, with ``/`` between their parts. A folder includes all its contents.
 
         Raises:
-          ValueError: if a name is absolute or leads out of the folder.
+          ValueError: if a name is absolute or points outside of the folder.
           FileExistsError: if the record cannot be read.
 
         Example:
@@ -137,7 +137,7 @@ class RunFolder:
         """Returns the names that were claimed, in order.
 
         Raises:
-          FileExistsError: if the record cannot be read, or holds a name that leads out of the folder.
+          FileExistsError: if the record cannot be read, or holds a name that points outside of the folder.
         """
         path = self.path / CONTENTS
         if not path.exists():
@@ -156,7 +156,7 @@ class RunFolder:
         return names
 
     def file(self, name: str) -> Path:
-        """Claims a name and returns its path, for what writes a file by itself (pictures, arrays)."""
+        """Claims a name and returns its path, for code that writes the file itself (pictures, arrays)."""
         self.claim(name)
         return self.path / name
 
@@ -181,7 +181,7 @@ class RunFolder:
         self._rewrite(METRICS, [record for record in self.read_metrics() if record["step"] <= step])
 
     def append_recovery(self, record: Mapping[str, Any]) -> None:
-        """Appends one line to ``recoveries.jsonl``, which a run that never recovered does not have."""
+        """Appends one line to ``recoveries.jsonl``; a run without recoveries does not have this file."""
         self.claim(RECOVERIES)
         self._append(RECOVERIES, record)
 
@@ -206,13 +206,13 @@ class RunFolder:
 
 
 def _is_run(path: Path) -> bool:
-    # All three, because many programs keep a config.json.
+    # All three, because other programs write a config.json too.
     return all((path / name).is_file() for name in (CONFIG, METRICS, CONTENTS))
 
 
 def _remove_run(path: Path) -> None:
-    """Removes what a run has claimed, and nothing else that lies in its folder."""
-    # Rewritten, not removed: a removal that is killed half-way leaves a folder that is still known as a run.
+    """Removes the files and folders that a run has claimed; other files in its folder stay."""
+    # Rewritten, not removed: after a kill in the middle, the folder is still recognised as a run.
     kept = (CONFIG, METRICS, CONTENTS)
     for name in RunFolder(path).claimed():
         if name in kept:
@@ -231,7 +231,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         if not isinstance(saved, dict):
             raise ValueError(f"it holds a {type(saved).__name__} instead of settings by name")
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of this kind too
-        raise ValueError(f"{path / CONFIG} is no readable configuration ({error})") from None
+        raise ValueError(f"{path / CONFIG} is not a readable configuration ({error})") from None
     return saved
 
 
@@ -240,7 +240,7 @@ def _check_same_config(path: Path, config: Mapping[str, Any], uncompared: Collec
         saved = _read_config(path)
     except ValueError as error:
         raise CheckpointMismatchError(
-            f"{error}: nothing can be resumed. Choose another output, or replace the run with overwrite=True."
+            f"{error}: it cannot be resumed. Choose another output, or replace the run with overwrite=True."
         ) from None
     differing = differing_entries(saved, config, uncompared)
     if differing:
@@ -251,7 +251,7 @@ def _check_same_config(path: Path, config: Mapping[str, Any], uncompared: Collec
 
 
 def read_run(path: str | Path) -> RunFolder:
-    """Opens the folder of a run to read it: one that has ended or was stopped midway; writes nothing.
+    """Opens the folder of a run, finished or stopped, for reading; writes nothing.
 
     Args:
       path: the folder.
@@ -291,25 +291,25 @@ def open_run(
     resumable: bool = True,
     uncompared: Collection[str] = (),
 ) -> RunFolder:
-    """Opens a run's folder and writes its configuration, refusing to lose anything.
+    """Opens a run's folder and writes its configuration; replaces a run only with ``overwrite=True``.
 
     Args:
       output: the folder.
       config: the settings, JSON-serialisable; groups of settings are dictionaries in it.
-      resume: go on with the run that is there; a folder without a run starts one.
-      overwrite: replace the run that is there: what it has claimed (`RunFolder.claim`) is removed, and
+      resume: continue the run in the folder; a folder without a run starts one.
+      overwrite: replace the run in the folder: what it has claimed (`RunFolder.claim`) is removed, and
         other files stay.
-      resumable: whether the caller can resume at all, which a message may then name.
-      uncompared: dotted names of settings that a run which resumes may change (``"run.output"``); the name of
-        a group stands for all of it.
+      resumable: whether the caller supports ``resume``; error messages then suggest it.
+      uncompared: dotted names of settings that may change when the run is resumed (``"run.output"``); the
+        name of a group includes all its settings.
 
     Returns:
       The open folder.
 
     Raises:
       ValueError: if both ``resume`` and ``overwrite`` are given, or a setting is NaN or infinite.
-      FileExistsError: if the folder holds anything and neither is given, or holds no run to overwrite.
-      CheckpointMismatchError: if the run that is there has another configuration.
+      FileExistsError: if the folder is not empty and neither is given, or holds no run to overwrite.
+      CheckpointMismatchError: if the run in the folder has another configuration.
       PermissionError: if the folder cannot be written.
 
     Example:
@@ -323,7 +323,7 @@ def open_run(
     config = json.loads(json.dumps(dict(config), allow_nan=False))
     if resume and overwrite:
         raise ValueError(
-            "resume=True and overwrite=True exclude each other: one keeps the run that is there, the other "
+            "resume=True and overwrite=True exclude each other: one keeps the run in the folder, the other "
             "replaces it."
         )
     if path.exists() and not path.is_dir():
@@ -338,7 +338,7 @@ def open_run(
         ) from None
     occupied = any(path.iterdir())
     if occupied and not (resume or overwrite):
-        go_on = "Go on with resume=True, replace" if resumable else "Replace"
+        go_on = "Continue with resume=True, replace" if resumable else "Replace"
         raise FileExistsError(
             f"output={path} is not empty. {go_on} the run with overwrite=True, or choose another folder."
         )
@@ -355,8 +355,8 @@ def open_run(
         _check_same_config(path, config, folder.uncompared)
     elif resume and (path / CHECKPOINTS).exists():
         raise CheckpointMismatchError(
-            f"resume=True: {path} holds {CHECKPOINTS}/ but no {CONFIG}, so nobody can tell what they are of: "
-            "put the configuration back, or choose another output."
+            f"resume=True: {path} holds {CHECKPOINTS}/ but no {CONFIG}, so their configuration is unknown: "
+            "restore the file, or choose another output."
         )
     folder.claim(CONFIG, METRICS, CHECKPOINTS)
     if not goes_on:

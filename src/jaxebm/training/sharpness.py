@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss is highest nearby."""
+"""Sharpness-aware minimisation: the gradient is taken where the loss is highest within a small ball."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ __all__ = ["Sharpness", "ascend"]
 
 
 class Sharpness(NamedTuple):
-    """How far, and in which metric, `learner` ascends before it takes the gradient.
+    """Radius and metric of the ascent that `learner` makes before it takes the gradient.
 
     Attributes:
       rho: radius of the ascent, above 0: in units of the parameters, or relative to them where adaptive.
-        About 0.05 plain and 0.5 to 2 adaptive in the papers.
+        The papers use about 0.05 plain and 0.5 to 2 adaptive.
       adaptive: whether each parameter's share of the ascent is scaled by its size.
     """
 
@@ -47,13 +47,13 @@ def ascend(
     reaches further where weights are small.
 
     Args:
-      params: theta; of a Flax module's variables the collection ``"params"`` moves alone, and the others,
-        such as running statistics, neither move nor count in the norm. So it is in each of a tuple of these.
-      gradient: g, of the structure and shapes of ``params``.
+      params: theta. Of the variables of a Flax module only the collection ``"params"`` moves; the others,
+        such as running statistics, do not move and do not count in the norm. A tuple of variables works too.
+      gradient: g, with the structure and shapes of ``params``.
       rho: radius, above 0.
-      adaptive: which of the two.
-      stabiliser: eta >= 0, without which a weight at zero would never move; 0.01 in the paper. T is this for
-        every parameter; in the code that its authors released T = 1 for biases and the like.
+      adaptive: whether to take the second formula.
+      stabiliser: eta >= 0; 0.01 in the paper. With eta = 0 a weight at zero would not move. Here T has this
+        form for every parameter; in the released code of the paper T = 1 for biases and similar parameters.
 
     Returns:
       The parameters at the ascended point, in their dtypes; where all of g is zero, the parameters.
@@ -83,7 +83,7 @@ def ascend(
         scales = jax.tree.map(lambda leaf: jnp.ones((), widened(leaf).dtype), params)
     scaled = jax.tree.map(jnp.multiply, scales, gradient)
     norm = optax.tree.norm(scaled)
-    # Of a zero gradient nothing is left to normalise: 0 / 1 and not 0 / 0.
+    # A zero gradient cannot be normalised: 0 / 1 instead of 0 / 0.
     length = rho / jnp.where(norm > 0, norm, 1.0)
 
     def move(leaf: Array, scale: Array, slope: Array) -> Array:
@@ -97,7 +97,7 @@ def _is_variables(node: Any) -> bool:
 
 
 def _learnt(gradient: Params) -> Params:
-    """The gradient, zero outside of the collection ``"params"`` wherever there are Flax variables."""
+    """The gradient, with zeros outside of the collection ``"params"`` of Flax variables."""
 
     def only_params(node: Any) -> Any:
         if not _is_variables(node):

@@ -1,4 +1,4 @@
-"""A clean stop: the first interrupt is a request to stop after the updates at hand, a second acts at once."""
+"""A clean stop: the first interrupt stops training after the current dispatch, a second one at once."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether a stop was asked for."""
+    """Whether a stop was requested."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -1,4 +1,4 @@
-"""Everything that training needs to go on from where it was, in one pytree."""
+"""The training state: everything that a run needs to continue, in one pytree."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -15,19 +15,19 @@ WATCHED = ("energy_gap", "joint_energy_gap", "gradient_norm", "update_norm")
 
 
 class Health(NamedTuple):
-    """What `jaxebm.training.health.Monitor` remembers of a run, and what recoveries have changed in it.
+    """Statistics that `jaxebm.training.health.Monitor` keeps of a run, and the effects of recoveries.
 
     Attributes:
       mean: running means of the `WATCHED` metrics, ``(4,)``.
       variance: running variances around them, ``(4,)``.
-      seen: values that each band has seen, ``(4,)``.
-      streaks: updates in a row that chains have been frozen, saturated, alike, ``(3,)``.
+      seen: number of values in each band, ``(4,)``.
+      streaks: updates in a row in which the chains were frozen, saturated, identical, ``(3,)``.
       optimizer_norm: norm of the optimiser's state after the last update, a scalar.
-      recoveries: how often the run has been rolled back, a scalar.
+      recoveries: number of rollbacks of the run, a scalar.
       last_change: the update of the last fault, or at which a remedy was lifted, a scalar; -1 before any.
-      in_a_row: faults without a healthy stretch between them, a scalar.
-      remedies: how many remedies are in force, a scalar.
-      learning_rate_factor: by which every update is multiplied, a scalar.
+      in_a_row: consecutive faults, each within the probation of the one before, a scalar.
+      remedies: number of remedies in force, a scalar.
+      learning_rate_factor: the factor of every update, a scalar.
     """
 
     mean: Array
@@ -49,7 +49,7 @@ def init_health() -> Health:
       >>> int(init_health().recoveries), float(init_health().learning_rate_factor)
       (0, 1.0)
     """
-    # Every leaf an array of its own: one that two of them shared could not be donated.
+    # Every leaf is a separate array: a shared one could not be donated.
     return Health(
         mean=jnp.zeros(len(WATCHED)),
         variance=jnp.zeros(len(WATCHED)),
@@ -65,18 +65,18 @@ def init_health() -> Health:
 
 
 class TrainState(NamedTuple):
-    """The whole of a training run; a checkpoint of it resumes bit for bit.
+    """The whole state of a training run; a run resumed from its checkpoint continues bit for bit.
 
     Attributes:
       step: updates done, a scalar.
-      params: what is learnt.
-      optimizer_state: Optax's state.
+      params: the parameters.
+      optimizer_state: the state of the Optax transformation.
       ema_params: the exponential moving average of ``params``, which evaluations use.
-      sampler_state: the negative sampler's state (a replay buffer and where chains start, or nothing).
-      streams: places in the data, any pytree of `StreamState`.
+      sampler_state: the negative sampler's state (a replay buffer and the initial distribution, or nothing).
+      streams: positions in the data, any pytree of `StreamState`.
       rng_key: the run's key; step n uses ``fold_in(rng_key, n)``, so that no step depends on how steps are
         grouped.
-      health: what detection and recovery remember.
+      health: the state of fault detection and recovery.
     """
 
     step: Array
@@ -98,14 +98,14 @@ def _as_it_is(data: Any) -> Any:
 
 
 class Learner(NamedTuple):
-    """How parameters learn: a pair of functions in the shape of an Optax transformation.
+    """A training algorithm: a pair of functions in the style of an Optax transformation.
 
-    `jaxebm.training.learner` makes one of an objective; `jaxebm.training.fit` runs any.
+    `jaxebm.training.learner` makes one from an objective; `jaxebm.training.fit` runs any learner.
 
     Attributes:
       init: ``(rng_key, params, data) -> state``, the `TrainState` before the first update.
       step: ``(state, data) -> (state, metrics)``, one update; pure, metrics are scalars.
-      place: ``data -> data``, puts training data where the step wants them (devices, a mesh).
+      place: ``data -> data``, puts training data where the step needs them (devices, a mesh).
     """
 
     init: Callable[[Array, Params, Any], TrainState]

@@ -1,4 +1,4 @@
-"""One update as a pure function: a batch, negatives, the gradient of the loss, the update, the metrics."""
+"""One training update as a pure function: batch, negatives, gradient of the loss, update, metrics."""
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
@@ -40,46 +40,46 @@ def learner(
     sharpness: Sharpness | None = None,
     placement: Placement | None = None,
 ) -> Learner:
-    """Makes the learner of an objective: how its state begins, and one update of it.
+    """Makes the learner of an objective: its initial state and its update.
 
     theta <- theta + f optimizer(d loss(theta; batch, negatives) / d theta), negatives ~ chains on
     ``objective.energy``, f = 1 unless a recovery has lowered ``health.learning_rate_factor``
-    ema <- d ema + (1 - d) theta,  d = min(ema_decay, (1 + step) / (10 + step)), so that early steps do not
-    linger; step counts the updates done before this one.
+    ema <- d ema + (1 - d) theta,  d = min(ema_decay, (1 + step) / (10 + step)), so that the average forgets
+    early parameters sooner; step counts the updates done before this one.
 
-    Of labelled data an update takes two batches: labelled examples, and examples for log p(x), drawn
+    From labelled data an update takes two batches: labelled examples, and examples for log p(x), drawn
     independently from the same arrays or from ``unlabelled`` ones (`jaxebm.data.Examples`). Every example
-    comes once an epoch, in a fresh order each. Examples are rescaled, augmented and given their noise in this
-    order, inside the compiled update.
+    is used once per epoch, in a new random order. Examples are rescaled, augmented and get their noise in
+    this order, inside the compiled update.
 
     Args:
-      objective: from `jaxebm.objectives.likelihood`, ``jem``, ``classifier``, or of your own.
+      objective: from `jaxebm.objectives.likelihood`, ``jem``, ``classifier``, or your own.
       optimizer: an Optax transformation.
-      negatives: where the model's samples come from, such as `jaxebm.objectives.persistent`; None for an
-        objective that needs none.
-      batch_size: examples an update, labelled and others alike.
+      negatives: the sampler of the negatives, such as `jaxebm.objectives.persistent`; None for an objective
+        that needs none.
+      batch_size: examples per update, of each of the two batches.
       noise: standard deviation of Gaussian noise on all examples, in units of the rescaled x.
-      augment: ``(rng_key, x) -> x`` of one rescaled example; None leaves it as it is.
-      augment_x_data: the same for the examples of log p(x) where there are labelled ones too; ``"same"``
-        takes ``augment``.
+      augment: ``(rng_key, x) -> x`` of one rescaled example; None does not augment.
+      augment_x_data: the same for the examples of log p(x), for data with labels; ``"same"`` takes
+        ``augment``.
       rescale: maps a batch of stored examples to what the model sees, such as `jaxebm.data.Dataset.rescale`.
       ema_decay: in [0, 1); 0 makes the average equal to the parameters.
       refresh: ``(params, x_data) -> params`` after the update, for a network that keeps statistics in its
         variables (`jaxebm.energies.refresh_statistics`).
-      sharpness: takes the gradient where `jaxebm.training.ascend` leads from theta, with the same batch,
+      sharpness: takes the gradient at the point that `jaxebm.training.ascend` returns, with the same batch,
         negatives and key, at the cost of a second gradient of the loss; None takes it at theta.
       placement: where batches, chains and parameters lie on several devices; None for one device.
 
     Returns:
-      A `Learner`. Its metrics are the loss's, at theta, and gain ``loss``, ``gradient_norm``,
+      A `Learner`. Its metrics are those of the loss, at theta, and ``loss``, ``gradient_norm``,
       ``update_norm``, ``optimizer_norm`` (of some entries of its state before the update) and those of
-      `jaxebm.training.health.measure_chains`. With ``sharpness`` they also gain ``sharpness``, the loss at
-      the ascended point less that at theta, and ``gradient_norm`` is of the gradient there.
+      `jaxebm.training.health.measure_chains`. With ``sharpness`` there is also ``sharpness``, the loss at
+      the ascended point minus that at theta, and ``gradient_norm`` is of the gradient there.
 
     Raises:
-      TypeError: if the objective, the optimiser, the negatives or a function is none.
-      ValueError: if ``ema_decay`` lies outside [0, 1), ``batch_size`` is no integer of at least 1 or no
-        multiple of the placement's strata, ``noise`` is negative or the radius of ``sharpness`` not positive;
+      TypeError: if the objective, the optimiser, the negatives or a function has the wrong type.
+      ValueError: if ``ema_decay`` lies outside [0, 1), ``batch_size`` is not an integer of at least 1 or not
+        a multiple of the placement's strata, ``noise`` is negative or ``sharpness.rho`` is not positive;
         from ``init``, if the data hold fewer examples than a batch or do not fit the options.
 
     Example:
@@ -116,14 +116,14 @@ def learner(
     checks.non_negative("noise", noise)
     checks.in_range("ema_decay", ema_decay, 0.0, 1.0)
     if ema_decay == 1:
-        raise ValueError("ema_decay=1: the average would never move; use a number in [0, 1), such as 0.999.")
+        raise ValueError("ema_decay=1: the average would not change; use a number in [0, 1), such as 0.999.")
     if sharpness is not None:
         checks.positive("sharpness.rho", sharpness.rho)
     num_strata = 1 if placement is None else placement.num_strata
     if batch_size % num_strata:
         raise ValueError(
-            f"batch_size={batch_size} must be a multiple of the placement's {num_strata} strata, which give "
-            "equal shares of a batch."
+            f"batch_size={batch_size} must be a multiple of the placement's {num_strata} strata: each gives "
+            "an equal share of a batch."
         )
     if negatives is None:
         negatives = no_negatives()
@@ -185,7 +185,7 @@ def _make_step(
         whole_params = state.params
         if placement is not None:
             batch, whole_params = placement.shard_batch(batch), placement.gather(state.params)
-        # Chains that start at the data start at the labelled examples, where there are any.
+        # Chains that start at data start at the labelled examples if there are any.
         x_start = batch.x_data if batch.labels is None else batch.x_labelled
         samples, sampler_state = negatives.draw(
             key_negatives, objective.energy, whole_params, x_start, batch.labels, state.sampler_state
@@ -231,8 +231,7 @@ def _make_step(
 
 
 def _check_classes(objective: Objective, negatives: NegativeSampler, examples: Examples) -> None:
-    """Raises ``ValueError`` where chains are to run on E(x, y) and the sampler has fewer classes than the
-    data."""
+    """Raises ``ValueError`` if chains run on E(x, y) and the sampler has fewer classes than the data."""
     if examples.labels is None or negatives.num_classes is None or not is_conditional(objective.energy):
         return
     num_classes = int(np.max(np.asarray(examples.labels))) + 1
@@ -248,7 +247,7 @@ def _kind(value: Any) -> str:
 
 
 def _is_function(params: Any) -> bool:
-    """Whether these are to be called; a pytree of arrays may have a ``__call__`` of its own."""
+    """Whether the parameters are an ``init`` function; a pytree of arrays may be callable, too."""
     is_leaf = jax.tree_util.all_leaves([params])
     return callable(params) and (is_leaf or isinstance(params, jax.tree_util.Partial))
 
@@ -257,7 +256,7 @@ def _is_function(params: Any) -> bool:
 def _with_copies(
     params: Params, optimizer_state: optax.OptState, sampler_state: Any, streams: Any, rng_key: Array
 ) -> TrainState:
-    """The state before the first update, every leaf an array of its own: the compiled step consumes them."""
+    """The state before the first update; every leaf is a separate array, because the step donates them."""
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -1,4 +1,4 @@
-"""What the operating system refused, in words that say what to do."""
+"""Readable messages for errors of the operating system, with advice on what to do."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def error_number(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
-        # TensorStore tells it in words: "RESOURCE_EXHAUSTED: ... [os_error_code='28']", "NOT_FOUND: ...".
+        # TensorStore reports "RESOURCE_EXHAUSTED: ... [os_error_code='28']" or "NOT_FOUND: ...".
         found = re.search(r"os_error_code='(\d+)'", str(error))
         if found:
             return int(found[1])
@@ -35,7 +35,7 @@ def error_number(error: BaseException | None) -> int | None:
 
 
 def check_space(like: Path) -> None:
-    """Raises ``OSError`` if the disk has less free space than a folder takes, to which another is added."""
+    """Raises ``OSError`` if the disk has less free space than a folder as large as ``like`` takes."""
     if shutil.disk_usage(like).free < sum(file.stat().st_size for file in like.rglob("*")):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
