@@ -1,6 +1,6 @@
-"""Speed of jaxebm beside its peers: samplers, the JEM update, associative memories, scaling, utilisation.
+"""Speed of jaxebm and other packages: samplers, the JEM update, associative memories, scaling, utilisation.
 
-    pip install torch torchebm numpyro hamux fastcore     # the peers; without one, its row says so
+    pip install torch torchebm numpyro hamux fastcore     # other packages; a missing one is named in its row
     python experiments/benchmark.py                       # images, sgld, mala, hmc, jem-8, jem-32
     python experiments/benchmark.py --only samplers --rounds 9
     python experiments/benchmark.py --only hopfield --rounds 7 --output runs/benchmark_hopfield.json
@@ -13,15 +13,15 @@
               32 x 32 x 3; modern retrieval over its two bare products 1.13 (1.08 to 1.38); detection and
               snapshots over an update without 1.01 (.998 to 1.02). docs/performance.md has all tables
     time      5 minutes without --only; samplers 4, curves 3, hopfield 1
-    device    two cores of an AMD EPYC; utilisation wants a GPU
+    device    two cores of an AMD EPYC; utilisation needs a GPU
 
-Contenders get the same float32 inputs and weights, and their results are compared before they are timed:
-energies and gradients to 1e-4, samplers by the moments of their chains in standard errors, a JEM update by
-the parameters that it comes to. Then contenders take turns, in an order that is reversed every round, and the
-median over the rounds of the ratio of times within a round is what counts. The row of bare gradients is the
-floor: as many gradients and nothing else. Let the machine do nothing else; its load is recorded.
+All implementations get the same float32 inputs and weights, and their results are compared before they are
+timed: energies and gradients to 1e-4, samplers by the moments of their chains in standard errors, a JEM update
+by its new parameters. Then they are timed in turn, in an order that is reversed every round; the result is the
+median over the rounds of the ratio of times within a round. The row of bare gradients is a lower bound: only
+the same number of gradients. Run nothing else on the machine; its load is recorded.
 
-Prints tables, and writes them as Markdown beside the JSON, and the curves as a picture.
+Prints tables, writes them as Markdown next to the JSON file, and draws the curves.
 """
 
 import json
@@ -40,24 +40,24 @@ from jaxebm.training import write_atomically
 
 @dataclass(frozen=True)
 class Config(suite.Sizes):
-    """Measure samplers, training, associative memories, scaling and utilisation beside peers and floors."""
+    """Measure samplers, training, associative memories, scaling and utilisation against other packages."""
 
     only: tuple[str, ...] = suite.DEFAULT
     """Groups, or parts of them: samplers (sgld, mala, hmc, gaussian-sgld, gaussian-mala, gaussian-hmc,
     images), training (jem-8, jem-32), hopfield (retrieval, asynchronous, sparse, attention, compilations),
     curves (curve-chains, curve-steps, curve-width, curve-devices), recovery, utilisation."""
     output: Path = Path("runs/benchmark.json")
-    """The file to write; tables (.md) and curves (.png) go beside it."""
+    """The file to write; tables (.md) and curves (.png) get the same name."""
     overwrite: bool = False
-    """Replace the file if there is one."""
+    """Replace the file if it exists."""
     rounds: int = 5
-    """Rounds; in each of them every contender is timed once."""
+    """Number of rounds; each round times every implementation once."""
     seconds: float = 0.2
-    """How long a contender is called over and over in a round; at least one call is made."""
+    """Seconds of repeated calls of an implementation in a round; at least one call is made."""
     seed: int = 0
     """Seed of weights, positions and noise."""
     threads: int | None = None
-    """Threads of JAX and of PyTorch; as many as there are cores if not given."""
+    """Threads of JAX and of PyTorch; the number of cores by default."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming what is unknown or out of range, or ``FileExistsError``."""
@@ -71,7 +71,7 @@ class Config(suite.Sizes):
 
 
 def as_markdown(card: Mapping[str, Any]) -> str:
-    """Returns the card for a reader."""
+    """Returns the card as text."""
     parts = [heading(card)]
     if card["aims"]:
         parts.append(aims_table(card["aims"]))
@@ -80,7 +80,7 @@ def as_markdown(card: Mapping[str, Any]) -> str:
     sampled = [card["workloads"][name] for name in samplers.WORKLOADS if name in card["workloads"]]
     if sampled:
         worst = max((sigma for one in sampled for sigma in one["differences"].values()), default=0.0)
-        parts.append(f"Largest difference in law between contenders: {worst:.1f} standard errors.")
+        parts.append(f"Largest difference in distribution between implementations: {worst:.1f} standard errors.")
     for name, count in card["compilations"].items():
         memories = hopfield.NEW_MEMORIES
         parts.append(f"Programs compiled for {memories} memories of one shape, `{name}`: {count}")
@@ -117,7 +117,7 @@ def main(config: Config) -> dict[str, Any]:
             for name, (workload, differences) in suite.make_workloads(config, part, seed).items():
                 with suite.precision_of(part):
                     results[name] = compete(workload, rounds, config.seconds) | {"differences": differences}
-                print(tables([results[name]]), flush=True)  # at once: the run may be stopped before its end
+                print(tables([results[name]]), flush=True)  # written now, because the run may be stopped before its end
     card = {
         "schema": 2,
         "experiment": "benchmark",

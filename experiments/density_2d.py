@@ -5,16 +5,16 @@
 
     expected  KL in nats, mean (sd) over seeds 0 and 1: two_moons .0021 (.0001), pinwheel .0070 (.0002), rings
               .0078 (.0001), eight_gaussians .0021 (.0003), checkerboard .0509 (.0064), spiral .0088 (.0004)
-    time      about a minute a density
+    time      about a minute per density
     device    two CPU cores
 
 An MLP energy, tilted by a broad Gaussian so that it can be normalised, learns from exact samples of each
 density by persistent contrastive divergence. A transition of the chains is one MALA step and one uniform
-proposal over the window, accepted or refused by Metropolis-Hastings: local moves alone would never learn how
-much mass separated modes hold.
+proposal over the window, accepted or rejected by Metropolis-Hastings: with local moves alone the masses of
+separate modes could not be learnt.
 
-Writes a folder a density (config.json, metrics.jsonl, checkpoints/, card.json, density.png: true density,
-learnt density and samples) and, above them, card.json and card.md for all.
+Writes a folder for each density (config.json, metrics.jsonl, checkpoints/, card.json, density.png: true density,
+learnt density and samples), and card.json and card.md for all in the output folder.
 """
 
 import time
@@ -63,7 +63,7 @@ class Config(ResumableFlags):
     """Learn two-dimensional densities and measure the exact Kullback-Leibler divergence."""
 
     densities: tuple[str, ...] = tuple(TOY_DENSITIES)
-    """Which of two_moons, spiral, eight_gaussians, rings, pinwheel, checkerboard."""
+    """Densities to learn: two_moons, spiral, eight_gaussians, rings, pinwheel, checkerboard."""
     output: Path = Path("runs/density_2d")
     """Folder of this run; each density gets a folder inside."""
 
@@ -74,9 +74,9 @@ class Config(ResumableFlags):
     updates: int = 4000
     """Optimiser updates."""
     batch_size: int = 512
-    """Exact samples of the density an update."""
+    """Exact samples of the density per update."""
     learning_rate: float = 4e-3
-    """Peak of the schedule: linear warm-up, then cosine decay to a hundredth."""
+    """Greatest learning rate: linear warm-up, then cosine decay to a hundredth."""
     ema_decay: float = 0.999
     """Decay of the average of the weights, which the evaluation uses."""
     energy_l2: float = 0.0
@@ -85,20 +85,20 @@ class Config(ResumableFlags):
     num_chains: int = 512
     """Persistent chains, all advanced at every update."""
     sampler_steps: int = 5
-    """Transitions an update."""
+    """Transitions per update."""
     sampler_step_size: float = 0.02
     """Step size of MALA, in squared units of the plane."""
     restart_probability: float = 0.0
-    """Chance that a chain starts anew, uniform over the window."""
+    """Probability that a chain is restarted, uniformly over the window."""
 
     grid_points: int = 400
-    """Points a side of the quadrature."""
+    """Quadrature points per axis."""
     num_samples: int = 5000
     """Samples in the picture, from new chains."""
     sample_steps: int = 500
     """Transitions of these chains."""
     annealing_steps: int = 100
-    """Temperatures of annealed importance sampling, whose interval for log Z is compared with quadrature."""
+    """Temperatures of annealed importance sampling, whose log Z is compared with quadrature."""
     annealing_chains: int = 500
     """Chains of annealed importance sampling in each direction."""
 
@@ -133,7 +133,7 @@ def make_negatives(config: Config, density: ToyDensity) -> NegativeSampler:
 def make_learner(
     config: Config, density: ToyDensity, energy: EnergyFn, optimizer: optax.GradientTransformation
 ) -> Learner:
-    """Returns what learns the energy from batches of the density."""
+    """Returns the learner of the energy."""
     return learner(
         likelihood(energy, energy_l2=config.energy_l2),
         negatives=make_negatives(config, density),
@@ -144,7 +144,7 @@ def make_learner(
 
 
 def make_recovery(config: Config, learner_of: Callable[[Config], Learner]) -> Recovery | None:
-    """Returns what is done when a run diverges, or None with --no-recovery."""
+    """Returns the recovery from divergence, or None with --no-recovery."""
     if not config.recovery:
         return None
     # The noise of MALA follows from its step: there is none to change.
@@ -181,7 +181,7 @@ def learn(config: Config, density: ToyDensity, run: RunFolder) -> dict[str, Any]
         recovery=make_recovery(config, learner_of),
         progress=config.progress,
     )
-    # Training on a function that draws its batches splits the seed's key in three and leaves the last to us.
+    # The learner splits the key of the seed in three; the last one is free for the evaluation.
     judge_key = jax.random.split(jax.random.key(config.seed), 3)[2]
     card = judge(judge_key, config, density, energy, result.params, run)
     card["seconds_training"] = result.seconds
@@ -257,7 +257,7 @@ def _row(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def as_markdown(config: Config, cards: Mapping[str, dict[str, Any]]) -> str:
-    """Returns the card of all densities for a reader."""
+    """Returns the card of all densities as text."""
     header = ("density", "KL(data, model), nats", "log Z, quadrature", "log Z, annealing, 99%", "training, s")
     lines = [
         f"# Two-dimensional densities, seed {config.seed}",

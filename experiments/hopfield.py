@@ -1,6 +1,6 @@
-"""Associative memories on real images: what each network recalls, from what, and how many it holds.
+"""Associative memories on real images: recall by each network, from several corruptions, and capacity.
 
-    python experiments/hopfield.py                                    # scikit-learn's digits, embedded
+    python experiments/hopfield.py                                    # scikit-learn's digits
     python experiments/hopfield.py --dataset mnist --output runs/hopfield-mnist
     python experiments/hopfield.py --dataset cifar10 --output runs/hopfield-cifar10
 
@@ -8,13 +8,13 @@
               .00 (.00) by Hebb, mean (sd) over 5 choices; all of 1,000 memories recalled from their upper
               half where hidden pixels are integrated out; random patterns at D = 1000 and K / D = .138
               overlap .965 (standard error .019)
-    time      digits 120 s, MNIST 255 s, CIFAR-10 609 s, beside other work
+    time      digits 120 s, MNIST 255 s, CIFAR-10 609 s, on a machine with other load
     device    two CPU cores
 
 Images are stored as spins (binary networks) or grey values (modern, sparse, Epanechnikov), corrupted by
 flipped signs, Gaussian noise or hidden rows, and recalled by each network. Hidden pixels are integrated out
-where that is exact, which is compared with nearest neighbours on an image whose hidden pixels are black.
-Random patterns measure capacities beside theory.
+where that is exact; this is compared with nearest neighbours of an image whose hidden pixels are black.
+Capacities are measured on random patterns and compared with theory.
 
 Writes config.json, card.json, card.md and the pictures: accuracy.png, recall.png, energy.png, masked.png,
 diffusion.png, landscape.png, capacity.png.
@@ -44,33 +44,33 @@ class Config(RunFlags):
     """Store images in associative memories, corrupt them, recall them, and measure capacities."""
 
     dataset: str = "digits"
-    """digits (embedded), mnist, fashion_mnist, cifar10, any tfds name, or npz:FILE."""
+    """digits (scikit-learn), mnist, fashion_mnist, cifar10, any tfds name, or npz:FILE."""
     output: Path = Path("runs/hopfield")
     """Folder of this run."""
 
     networks: tuple[str, ...] = tuple(NETWORKS)
-    """Which networks to compare."""
+    """Networks to compare."""
     num_memories: int = 50
-    """Memories stored where the corruption varies."""
+    """Stored memories in the experiments on corruption."""
     memory_counts: tuple[int, ...] = (2, 5, 20, 100, 500)
-    """Memories stored where their number varies."""
+    """Numbers of stored memories in the experiment on their number."""
     flips: float = 0.1
-    """Part of the pixels flipped where the number of memories varies."""
+    """Share of flipped pixels in the experiment on the number of memories."""
     draws: int = 5
     """Independent choices of memories; figures are mean and standard deviation over them."""
     shown_memories: int = 5
-    """Memories stored where one recall is drawn step by step."""
+    """Stored memories in the picture of one recall, step by step."""
     queries: int = 100
-    """At most this many memories of a choice are asked for."""
+    """Greatest number of memories of each choice that are recalled."""
     threshold: float = 0.5
-    """Part of the range of values above which a pixel is 1."""
+    """Threshold of a binary pixel, as a fraction of the range of values."""
 
     masked_memories: int = 1000
-    """Memories stored for recall from half an image (all there are, if fewer)."""
+    """Stored memories for recall from half an image (all images if there are fewer)."""
     capacities: bool = True
-    """Measure also how many random patterns the networks hold."""
+    """Also measure the capacity of the networks for random patterns."""
     capacity_dimension: int = 1000
-    """Spins of the random networks whose overlap curve is measured."""
+    """Spins of the random networks of the overlap curve."""
     capacity_networks: int = 5
     """Random networks for each point of a capacity curve."""
 
@@ -113,7 +113,7 @@ def compare_networks(config: Config, stored: Stored, show: Any) -> tuple[dict[st
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs all of it, writes the card and returns it."""
+    """Runs all experiments, writes the card and returns it."""
     started = time.monotonic()
     config.check()
     stored = stored_images(load_dataset(config.dataset), config.threshold)

@@ -1,4 +1,4 @@
-"""Multiple-instance learning: does a bag of digits hold a 9? Hopfield pooling against mean, max, attention.
+"""Multiple-instance learning: does a bag of digits contain a 9? Hopfield, mean, max and attention pooling.
 
     python experiments/hopfield_mil.py                                  # five poolings, five seeds
     python experiments/hopfield_mil.py --target 8 --poolings hopfield max
@@ -8,14 +8,14 @@
     time      99 s
     device    two CPU cores
 
-A bag has a label, its images have none; a positive bag holds the target digit (by default once), a negative
-one never. All poolings share encoder, value and output maps, optimiser, bags and batches, and differ in how
-they weigh the images of a bag. Learning rate, weight decay and number of updates are chosen for each pooling
-by its mean accuracy over the seeds on validation bags; only then is it trained again with the choice and
-judged on test bags. Bags for training, validation and test come from those splits of the data set, and each
-seed draws its own.
+A bag has a label, its images have none; a positive bag contains the target digit (by default once), a
+negative bag does not. All poolings share encoder, value and output maps, optimiser, bags and batches, and
+differ in the weights of the images of a bag. Learning rate, weight decay and number of updates are chosen for
+each pooling by its mean accuracy over the seeds on validation bags; then it is trained again with these
+settings and evaluated on test bags. Bags for training, validation and test come from those splits of the data
+set, and each seed draws its own.
 
-Writes config.json, metrics.jsonl (a line a trial), card.json, card.md, accuracy.png and attention.png (the
+Writes config.json, metrics.jsonl (one line per trial), card.json, card.md, accuracy.png and attention.png (the
 first positive test bag of the first seed, with its weights).
 """
 
@@ -46,30 +46,30 @@ class Config:
     """Compare poolings of bags of digits on multiple-instance learning."""
 
     poolings: tuple[Pooling, ...] = get_args(Pooling)
-    """Which to compare; hopfield_sparse weighs by 1.5-entmax, attention is gated."""
+    """Poolings to compare; hopfield_sparse uses 1.5-entmax weights, attention is gated."""
     dataset: str = "digits"
-    """digits (embedded), mnist, fashion_mnist, or another that jaxebm.data.load_dataset knows."""
+    """digits (scikit-learn), mnist, fashion_mnist, or another data set of jaxebm.data.load_dataset."""
     target: int = 9
     """The class that makes a bag positive."""
     output: Path = Path("runs/hopfield_mil")
     """Folder of this run."""
     resume: bool = False
-    """Go on with the run in the folder: finished trials of the grid are not repeated."""
+    """Continue the run in the folder: finished trials of the grid are not repeated."""
     overwrite: bool = False
     """Replace the run in the folder."""
     progress: bool = True
-    """Show a progress bar over trials (lines of text where there is no terminal)."""
+    """Show a progress bar over trials (lines of text without a terminal)."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds; each has its own bags, initial weights and batches."""
 
     train_bags: int = 150
-    """Bags to learn from, half of them positive."""
+    """Training bags, half of them positive."""
     judged_bags: int = 500
-    """Validation bags, and as many test bags."""
+    """Number of validation bags, and of test bags."""
     bag_size: tuple[int, int] = (16, 40)
-    """Fewest and most images of a bag, all sizes equally likely."""
+    """Least and greatest number of images in a bag, all equally likely."""
     max_targets: int = 1
-    """Most targets of a positive bag; 1..max_targets are equally likely."""
+    """Greatest number of targets in a positive bag; 1..max_targets are equally likely."""
 
     widths: tuple[int, ...] = (64, 16)
     """Widths of the encoder's layers."""
@@ -82,11 +82,11 @@ class Config:
     weight_decays: tuple[float, ...] = (0.03, 0.3, 1.0)
     """Weight decays of the kernels, decoupled, times the learning rate; one is chosen."""
     updates: int = 1000
-    """Most updates, a multiple of stops."""
+    """Greatest number of updates, a multiple of stops."""
     stops: int = 5
-    """Numbers of updates to choose from, evenly spaced up to the most."""
+    """Number of candidates for the number of updates, evenly spaced up to the greatest."""
     batch_size: int = 16
-    """Bags an update."""
+    """Bags per update."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is unknown or out of range."""

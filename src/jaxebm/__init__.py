@@ -24,7 +24,6 @@ Example:
 """
 
 from importlib.metadata import version
-
 from typing import TYPE_CHECKING, Any
 
 from jaxebm.data.examples import Examples

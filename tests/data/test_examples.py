@@ -30,17 +30,30 @@ def test_examples_and_their_labels(labels, pair):
     [
         X,
         {"a": X, "b": np.zeros(3)},
-        (X, np.zeros((3, 1))),
-        (X, np.zeros(3)),  # no integers: a pytree of two arrays
         (X, X, X),
         {"x": X, "n": LABELS},
     ],
-    ids=["array", "dict", "pair", "floats", "triple", "integers in a dict"],
+    ids=["array", "dict", "triple", "integers in a dict"],
 )
 def test_anything_else_is_examples_without_labels(x):
     examples = as_examples(x)
     assert examples.x is x
     assert examples.labels is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        (np.zeros((3, 1), int), r"labels of shape \(3, 1\)"),
+        (np.eye(3), r"labels of shape \(3, 3\).*argmax"),
+        (np.zeros(3), "labels of dtype float64"),
+        ([[0], [1, 2], [0]], "labels that are not an array"),
+        (np.array([0, -1, 1]), "the label -1.*unlabelled"),
+    ],
+)
+def test_a_pair_is_read_as_labelled_and_says_so(labels, named):
+    with pytest.raises((ValueError, TypeError), match=named):
+        as_examples((X, labels))
 
 
 def test_a_pair_that_looks_labelled_can_be_given_as_it_is_meant():
@@ -87,7 +100,7 @@ def test_a_function_passes_through_jit_and_is_not_traced_again():
     [
         ((X, np.array([0, 1])), ValueError, r"labels of shape \(2,\) for 3 examples"),
         (Examples(X, np.zeros((3, 4), int)), ValueError, r"labels of shape \(3, 4\)"),
-        (Examples(X, np.zeros(3)), TypeError, "labels that are not integers"),
+        (Examples(X, np.zeros(3)), TypeError, "labels of dtype float64"),
         (np.zeros((0, 2)), ValueError, "data has leaves of shapes"),
         ({"a": X, "b": np.zeros(4)}, ValueError, "data has leaves of shapes"),
         (3.0, ValueError, "data has leaves"),

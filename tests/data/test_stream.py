@@ -162,7 +162,7 @@ def test_bad_strata_are_refused():
         ValueError, match=r"batch_size=6 must be a multiple of the stream's 4 strata.*8 is the next"
     ):
         next_batch(KEYS[0], stream, ROWS, 6)
-    with pytest.raises(ValueError, match="batch_size=12 exceeds the 8 examples"):
+    with pytest.raises(ValueError, match="batch_size=12 exceeds the number of examples, 8"):
         next_batch(KEYS[0], stream, ROWS, 12)
     with pytest.raises(ValueError, match="arrays hold 12 examples and the stream was started with 8"):
         next_batch(KEYS[0], stream, jnp.arange(12), 4)
@@ -190,7 +190,7 @@ def test_num_examples_is_a_count(num_examples):
     [
         (ROWS, 0, "batch_size=0"),
         (ROWS, 2.5, "batch_size=2.5"),
-        (ROWS, 12, "batch_size=12 exceeds the 11 examples"),
+        (ROWS, 12, "batch_size=12 exceeds the number of examples, 11"),
         # Rows past the end would silently be the last one.
         (ROWS[:7], 3, "arrays hold 7 examples and the stream was started with 11"),
         (jnp.arange(20), 3, "arrays hold 20 examples"),

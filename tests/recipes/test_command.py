@@ -59,7 +59,7 @@ class TestHelp:
         assert all(f"\n  {command} " in text for command in ("train", "evaluate", "sample"))
 
     def test_an_unknown_command(self, capsys):
-        assert "no command trian: choose among train, evaluate, sample" in one_line_of(["trian"], capsys)
+        assert "no command trian: choose one of train, evaluate, sample" in one_line_of(["trian"], capsys)
 
     def test_the_flags_that_matter_fill_the_first_screen(self, capsys):
         status, text, _ = stopped(["train", "--help"], capsys)

@@ -206,7 +206,7 @@ def test_sections_are_left_out_where_nothing_is_known(toy, tmp_path: Path):
     text = report.write_card(tmp_path, card)
     titles = re.findall(r"^## (.*)", text, re.MULTILINE)
     assert titles == ["Classes", "Out of distribution", "How to get it again"]
-    assert "seconds in all" not in text
+    assert "seconds in total" not in text
     assert "```sh" not in text
     assert "Settings of the evaluation" in text
     assert {path.name for path in tmp_path.iterdir()} == {"card.json", "card.md", "report.html"}
@@ -285,7 +285,7 @@ def without_labels(dataset: Dataset) -> Dataset:
         ({"settings": ReportSettings(ood_sets=("no_such_set",))}, RuntimeError, "no_such_set"),
         ({"num_steps": 0}, ValueError, "num_steps=0"),
         ({"seed": 0.5}, TypeError, "seed=0.5"),
-        ({"model": None}, TypeError, "model=None is no function"),
+        ({"model": None}, TypeError, "model=None is not a function"),
         (
             {"model": lambda params, x: logits(params, x)[:2]},
             ValueError,

@@ -317,7 +317,7 @@ def test_after_many_steps_of_an_exact_kernel_the_buffer_is_the_target():
         (lambda: _class_draw(jnp.zeros(6, int), num_classes=3), r"num_classes=3.*5 classes"),
         (lambda: _class_draw(jnp.zeros(5, int)), r"labels has shape \(5,\)"),
         (lambda: _class_draw(jnp.full(6, 5)), "labels spans 5..5"),
-        (lambda: _class_draw(jnp.zeros(13, int), num_chains=13), r"num_chains=13.*12 slots a class.*65"),
+        (lambda: _class_draw(jnp.zeros(13, int), num_chains=13), r"num_chains=13.*12 slots per class.*65"),
         (lambda: write(BUFFER, _two_chains(), jnp.zeros((2, 1)), 1), r"positions has shapes \(2, 1\)"),
         (lambda: write(BUFFER, _two_chains(), jnp.zeros((2, 2)), -1), "num_steps"),
     ],

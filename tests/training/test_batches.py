@@ -196,7 +196,7 @@ def one_by_one(key, batch_size):
         ({"augment": lambda key, x: x}, one_by_one, "augment"),
         ({"augment_x_data": lambda key, x: x}, one_by_one, "augment"),
         ({"rescale": jnp.sqrt}, one_by_one, "rescale"),
-        ({"augment_x_data": lambda key, x: x}, X, "augment_x_data is for data with labels"),
+        ({"augment_x_data": lambda key, x: x}, X, "augment_x_data is only for data with labels"),
     ],
 )
 def test_data_that_do_not_fit_are_refused_before_anything_is_made(options, data, named):

@@ -136,7 +136,7 @@ class TestDamage:
         shutil.copytree(tmp_path / "10" / "default", tmp_path / "20" / "default", dirs_exist_ok=True)
         shutil.move(tmp_path / "manifest.json", tmp_path / "20" / "default" / "manifest.json")
         with Checkpoints(tmp_path) as checkpoints:
-            with pytest.raises(CheckpointCorruptError, match=r"the file .* (was altered|is missing)"):
+            with pytest.raises(CheckpointCorruptError, match=r"the file .* (was changed|is missing)"):
                 checkpoints.restore(small(0))
             with pytest.raises(CheckpointCorruptError, match="damaged"):
                 checkpoints.read()

@@ -99,7 +99,7 @@ def test_an_nnx_module():
 
 def test_chains_of_fewer_classes_than_the_labels_are_refused():
     """By default all chains are of class 0: with E(x, y) no other class would be contrasted."""
-    conditional, marginal = jem(MLP(2).apply, p_xy_weight=0.5), jem(MLP(2).apply)
+    conditional, marginal = jem(MLP(2).apply, p_xy_weight=0.5), jem(MLP(2, widths=(4,)).apply)
     with pytest.raises(ValueError, match="num_classes=1, and the labels of data go up to 1"):
         learner(conditional, optimizer=optax.sgd(0.1), negatives=CHAINS, batch_size=8).init(
             KEY, MLP(2).init, (X, np.arange(40) % 2)
@@ -107,6 +107,37 @@ def test_chains_of_fewer_classes_than_the_labels_are_refused():
     learner(marginal, optimizer=optax.sgd(0.1), negatives=CHAINS, batch_size=8).init(
         KEY, MLP(2, widths=(4,)).init, (X, LABELS)
     )
+
+
+@pytest.mark.parametrize(
+    ("objective", "labels", "named"),
+    [
+        (jem(MLP(2, widths=(4,)).apply), np.arange(40) % 3, "the label 2, and there are 2 logits"),
+        (likelihood(MLP(2, widths=(4,)).apply), LABELS, r"energy has shape \(2,\) for one example"),
+        (jem(lambda params, xs: xs @ params), LABELS, "unbatched"),
+        (jem(MLP(None, widths=(4,)).apply), LABELS, r"logits has shape \(\) for one example"),
+    ],
+)
+def test_functions_and_labels_that_do_not_fit_are_refused_before_any_update(objective, labels, named):
+    learn = learner(objective, optimizer=optax.sgd(0.1), negatives=CHAINS, batch_size=8)
+    params = MLP(2, widths=(4,)).init
+    if "unbatched" in named:
+        params = jnp.zeros((4, 2))
+    if "logits has shape" in named:
+        params = MLP(None, widths=(4,)).init
+    with pytest.raises(ValueError, match=named):
+        learn.init(KEY, params, (X, labels))
+
+
+@pytest.mark.parametrize("make", [likelihood, jem, classifier])
+def test_a_module_in_the_place_of_its_function_is_refused(make):
+    with pytest.raises(TypeError, match=r"module MLP.*module\.apply"):
+        make(MLP(2))
+
+
+def test_a_bound_kernel_is_refused():
+    with pytest.raises(TypeError, match="make_kernel is a Kernel"):
+        persistent(sgld(lambda x: jnp.sum(x**2), step_size=0.1), num_steps=1, num_chains=2)
 
 
 # --- data ---

@@ -95,9 +95,9 @@ class TestFile:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("a", b"One", "the file a was altered"),
-            ("b/c", b"tw", "the file b/c was altered"),
-            ("b/empty", b"!", "the file b/empty was altered"),
+            ("a", b"One", "the file a was changed"),
+            ("b/c", b"tw", "the file b/c was changed"),
+            ("b/empty", b"!", "the file b/empty was changed"),
             ("b/c", None, "the file b/c is missing"),
         ],
     )
@@ -112,10 +112,10 @@ class TestFile:
     @pytest.mark.parametrize(
         ("old", "new", "message"),
         [
-            ('"seed": 0', '"seed": 1', r"manifest\.json was altered"),
-            ('"seed": 0', '"seed": NaN', r"manifest\.json is cut short or altered"),
-            ("{", "[", r"manifest\.json is cut short or altered"),
-            ('"content"', '"contents"', r"manifest\.json is cut short or altered"),
+            ('"seed": 0', '"seed": 1', r"manifest\.json was changed"),
+            ('"seed": 0', '"seed": NaN', r"manifest\.json cannot be read"),
+            ("{", "[", r"manifest\.json cannot be read"),
+            ('"content"', '"contents"', r"manifest\.json cannot be read"),
         ],
     )
     def test_tells_a_changed_word(self, tmp_path, old, new, message):

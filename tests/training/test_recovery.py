@@ -257,7 +257,7 @@ class TestRemedies:
     def test_remedies_are_lifted_one_by_one_after_a_healthy_stretch(self):
         """Two rates halved at the fault of update 72; each probation of 20 lifts one, and tells of it."""
         recovery = Recovery(**(vars(RECOVERY) | {"probation": 20}))
-        with pytest.warns(RuntimeWarning, match="step 100: healthy again, the remedy 'smaller rate' is lifted"):
+        with pytest.warns(RuntimeWarning, match="step 100: healthy again, the remedy 'smaller rate'"):
             result = train(RATE_FOR_A_WHILE, 80, recovery=recovery)
         assert [record["remedy"] for record in result.recoveries][-1] == "smaller rate"
         assert float(result.state.health.learning_rate_factor) == 1.0

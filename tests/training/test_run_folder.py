@@ -252,7 +252,7 @@ class TestClaiming:
         run = open_run(path, SETTINGS)
         other.write_text("mine")
         before = (path / CONTENTS).read_bytes()
-        with pytest.raises(ValueError, match="no name of a file or folder inside"):
+        with pytest.raises(ValueError, match="not the name of a file or folder inside"):
             run.claim("fine.png", name)
         assert (path / CONTENTS).read_bytes() == before
         (path / CONTENTS).write_text(json.dumps([METRICS, name]))
@@ -262,7 +262,7 @@ class TestClaiming:
         assert names(path) == [CONFIG, CONTENTS, METRICS]
 
     def test_an_absolute_name_is_refused_even_of_the_folder_itself(self, tmp_path):
-        with pytest.raises(ValueError, match="no name"):
+        with pytest.raises(ValueError, match="not the name"):
             open_run(tmp_path, SETTINGS).claim(str(tmp_path / "a.png"))
 
     def test_links_are_not_followed(self, tmp_path):
@@ -272,7 +272,7 @@ class TestClaiming:
         (elsewhere / "a.txt").write_text("mine")
         run.claim("evaluation")
         (path / "evaluation").symlink_to(elsewhere)
-        with pytest.raises(ValueError, match="no name"):
+        with pytest.raises(ValueError, match="not the name"):
             run.claim("evaluation/a.txt")
         open_run(path, SETTINGS, overwrite=True)
         assert names(path) == [CONFIG, CONTENTS, METRICS]  # the link, and not what it leads to

@@ -1,4 +1,4 @@
-"""A user's own labelled images, checked before anything is trained on them."""
+"""Labelled images of a user, checked before training."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def dataset_from_arrays(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
 ) -> Dataset:
-    """Makes a data set of a user's own arrays, with fixed, stratified train, validation and test splits.
+    """Makes a data set from a user's arrays, with fixed, stratified train, validation and test splits.
 
     From each class of n_k images, max(1, round(fraction * n_k)) go to validation and to test, always the
     same; the rest is train.
@@ -33,7 +33,7 @@ def dataset_from_arrays(
       image: Images (n, H, W) or (n, H, W, C): uint8 in 0..255, or floating-point numbers in [0, 1] or in
         [-1, 1]; with ``value_range``, real numbers in that range.
       label: Classes (n,), the integers 0..K-1, each at least three times; None puts all images in one class.
-      name: What the data set is called.
+      name: The name of the data set.
       class_names: The names of the K classes; None names them by their numbers.
       value_range: Lowest and highest raw pixel value; None means (0, 255) for uint8 and, for floating-point
         images, (-1, 1) if any pixel is negative, else (0, 1).
@@ -81,6 +81,12 @@ def _checked_image(
         _fail("image", f"has shape {image.shape}, which is empty", "Give at least one image")
     if image.ndim == 3:
         image = image[..., None]
+    if image.shape[1] in (1, 3) and image.shape[3] > 4:
+        _fail(
+            "image",
+            f"has shape {image.shape}, which looks like (n, C, H, W)",
+            "Give it shape (n, H, W, C), np.moveaxis(image, 1, -1)",
+        )
     is_integer = np.issubdtype(image.dtype, np.integer)
     allowed = image.dtype == np.uint8 if value_range is None else is_integer
     if not (allowed or np.issubdtype(image.dtype, np.floating)):
@@ -109,10 +115,10 @@ def _checked_image(
 
 def _checked_label(label: np.ndarray, num_images: int) -> tuple[np.ndarray, int]:
     if label.ndim != 1:
-        _fail("label", f"has shape {label.shape}", "Give it shape (n,), one class number an image")
+        _fail("label", f"has shape {label.shape}", "Give it shape (n,), one class number for each image")
     if len(label) != num_images:
         what = f"has {len(label)} entries, but 'image' has {num_images}"
-        _fail("label", what, "Give one label an image")
+        _fail("label", what, "Give one label for each image")
     if not np.issubdtype(label.dtype, np.integer):
         _fail("label", f"has dtype {label.dtype}", "Store integers 0..K-1")
     classes, counts = np.unique(label, return_counts=True)

@@ -18,17 +18,17 @@ __all__ = [
 
 
 def translate(image: Array, shift: Array) -> Array:
-    """Moves an image by a fraction of a pixel or more, bilinearly; what enters at an edge repeats the edge.
+    """Shifts an image by a fraction of a pixel or more, bilinearly; new pixels repeat the edge.
 
     out[i, j] = image[i - shift_0, j - shift_1], linear between pixels, coordinates clamped to the image.
-    It is a product with one interpolation matrix a side, A image B^T, each row of which sums to one.
+    It is the product A image B^T with one interpolation matrix per axis, whose rows sum to one.
 
     Args:
       image: ``(H, W, C)``.
       shift: ``(2,)``, pixels down and to the right.
 
     Returns:
-      The moved image, ``(H, W, C)``, within the range of ``image``.
+      The shifted image, ``(H, W, C)``, within the range of ``image``.
 
     Raises:
       ValueError: if ``image`` is not of rank three or ``shift`` not of shape ``(2,)``.
@@ -51,15 +51,15 @@ def translate(image: Array, shift: Array) -> Array:
 
 
 def random_translation(rng_key: Array, image: Array, max_shift: float | Array) -> Array:
-    """Moves an image by a shift uniform on [-max_shift, max_shift]^2 pixels.
+    """Shifts an image by a vector that is uniform on [-max_shift, max_shift]^2 pixels.
 
     Args:
-      rng_key: one key an image.
+      rng_key: one key per image.
       image: ``(H, W, C)``.
       max_shift: at least 0, in pixels.
 
     Returns:
-      The moved image, ``(H, W, C)``.
+      The shifted image, ``(H, W, C)``.
 
     Raises:
       ValueError: if ``max_shift`` is negative or ``image`` not of rank three.
@@ -73,21 +73,21 @@ def random_translation(rng_key: Array, image: Array, max_shift: float | Array) -
 
 
 def random_crop(rng_key: Array, image: Array, padding: int = 4) -> Array:
-    """Pads an image by its own reflection and cuts a window of the old size out, each equally likely.
+    """Pads an image by reflection and crops a window of the old size at a uniformly random position.
 
     out[i, j] = image[r(i + s_0), r(j + s_1)], both s uniform on the integers -padding..padding, where r
-    reflects at the middle of the outermost pixels: r(-1) = 1, r(H) = H - 2. Whole pixels: no value is new.
+    reflects at the centre of the outermost pixels: r(-1) = 1, r(H) = H - 2. There is no interpolation.
 
     Args:
-      rng_key: one key an image.
+      rng_key: one key per image.
       image: ``(H, W, C)``, of any dtype.
-      padding: pixels on each side, an integer of at least 0 and below H and W; compiled in.
+      padding: pixels on each side, an integer of at least 0 and below H and W; static.
 
     Returns:
-      The window, ``(H, W, C)``, of the image's dtype.
+      The window, ``(H, W, C)``, with the dtype of the image.
 
     Raises:
-      ValueError: if ``padding`` is no such integer or ``image`` not of rank three.
+      ValueError: if ``padding`` is not such an integer or ``image`` not of rank three.
 
     Example:
       >>> image = jnp.arange(9.0).reshape(3, 3, 1)
@@ -107,7 +107,7 @@ def random_crop(rng_key: Array, image: Array, padding: int = 4) -> Array:
     shift = jax.random.randint(rng_key, (2,), -padding, padding + 1)
 
     def source(size: int, offset: Array) -> Array:
-        # The reflected index itself, so that no padded image is made: |i| on the left, mirrored on the right.
+        # Reflected indices, so that no padded image is made: |i| on the left, mirrored on the right.
         return (size - 1) - jnp.abs((size - 1) - jnp.abs(jnp.arange(size) + offset))
 
     rows = jnp.take(image, source(height, shift[0]), axis=0)
@@ -118,7 +118,7 @@ def random_flip(rng_key: Array, image: Array) -> Array:
     """Mirrors an image left to right with probability one half.
 
     Args:
-      rng_key: one key an image.
+      rng_key: one key per image.
       image: ``(H, W, C)``, of any dtype.
 
     Returns:
@@ -141,10 +141,10 @@ def random_colour(rng_key: Array, image: Array, strength: float | Array) -> Arra
     .. math:: x \leftarrow \mathrm{clip}(m + (1 + s u_0)(x - m) + s u_1,\; -1,\; 1),
               \qquad u_0, u_1 \sim U(-1, 1)
 
-    m is the mean of the image over all pixels and channels, so hue stays.
+    m is the mean of the image over all pixels and channels, so hue does not change.
 
     Args:
-      rng_key: one key an image.
+      rng_key: one key per image.
       image: ``(H, W, C)`` in [-1, 1], floating-point.
       strength: s in [0, 1], ``()``; 0 leaves an image in [-1, 1] as it is.
 
@@ -162,7 +162,7 @@ def random_colour(rng_key: Array, image: Array, strength: float | Array) -> Arra
 
     Reference:
       Du, Li, Tenenbaum & Mordatch 2021, Improved contrastive divergence training of energy based models
-      (arXiv:2012.01316): colour, blur, crop and flip of the replay buffer, by which its chains mix.
+      (arXiv:2012.01316): colour, blur, crop and flip of the replay buffer, so that its chains mix.
     """
     checks.in_range("strength", strength, 0.0, 1.0)
     _check_image(image)
@@ -173,16 +173,16 @@ def random_colour(rng_key: Array, image: Array, strength: float | Array) -> Arra
 
 
 def gaussian_blur(image: Array, sigma: float | Array) -> Array:
-    r"""Blurs an image; what lies beyond an edge is left out of the average.
+    r"""Blurs an image by a Gaussian; pixels outside of the image are left out of the average.
 
     .. math:: y_{ij} = \sum_{hw} A_{ih} B_{jw} x_{hw}, \qquad
               A_{ih} = e^{-(i - h)^2 / 2 \sigma^2} \Big/ \sum_{h'} e^{-(i - h')^2 / 2 \sigma^2}
 
-    and B alike along the width. Rows sum to one, so a constant image stays and the range is kept.
+    and B is the same along the width. Rows sum to one, so constant images and the range do not change.
 
     Args:
       image: ``(H, W, C)``, floating-point.
-      sigma: at least 0, ``()``, in pixels; may be traced. At 0 the image stays.
+      sigma: at least 0, ``()``, in pixels; may be traced. 0 does not change the image.
 
     Returns:
       The blurred image, ``(H, W, C)``.
@@ -214,7 +214,7 @@ def random_blur(rng_key: Array, image: Array, max_sigma: float | Array) -> Array
     """Blurs an image by a Gaussian whose sigma is uniform on [0, max_sigma] pixels.
 
     Args:
-      rng_key: one key an image.
+      rng_key: one key per image.
       image: ``(H, W, C)``, floating-point.
       max_sigma: at least 0, ``()``, in pixels.
 

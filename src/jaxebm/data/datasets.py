@@ -1,7 +1,7 @@
-"""Image data sets by name, with splits that never change.
+"""Image data sets by name, with fixed splits.
 
-The splits are fixed and have nothing to do with an experiment's seed, so that results of different seeds are
-results on the same test images.
+The splits do not depend on the seed of an experiment, so that results of different seeds are on the same test
+images.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from jaxebm.data.tfds_images import TFDS_NUM_CLASSES, DatasetNotAvailableError, 
 __all__ = ["DATASETS", "DatasetNotAvailableError", "load_dataset"]
 
 DATASETS = ("digits", *TFDS_NUM_CLASSES)
-"""Names that ``load_dataset`` knows, beside ``npz:PATH``."""
+"""Names that ``load_dataset`` accepts, besides ``npz:PATH``."""
 
 _NUM_VALIDATION = 5000  # images of each tfds training split that are kept for validation
 _NPZ_PREFIX = "npz:"
@@ -39,24 +39,24 @@ def load_dataset(
     ``mnist``, ``fashion_mnist``, ``cifar10``, ``cifar100`` and ``svhn_cropped`` come from
     tensorflow-datasets, keep their test split and give 5000 training images to validation. ``npz:PATH`` is
     a file of your own, written by ``numpy.savez(path, image=..., label=...)``; its arrays are checked and
-    split as `dataset_from_arrays` does it, 70, 10 and 20 percent of each class.
+    split by `dataset_from_arrays`: 70, 10 and 20 percent of each class.
 
     Args:
       name: One of ``DATASETS``, or ``npz:PATH``.
       exclude_classes: Classes to leave out of all three splits; the others are renumbered 0..K'-1 in their
         order, and ``held_out`` receives the test images of the excluded ones.
-      data_dir: Where prepared tensorflow-datasets sets lie; default ``$TFDS_DATA_DIR``, else
+      data_dir: Folder of prepared tensorflow-datasets sets; default ``$TFDS_DATA_DIR``, else
         ``~/tensorflow_datasets``.
-      cache_dir: Where decoded arrays are kept; default ``$JAXEBM_CACHE_DIR``, else ``~/.cache/jaxebm``.
+      cache_dir: Folder of decoded arrays; default ``$JAXEBM_CACHE_DIR``, else ``~/.cache/jaxebm``.
       download: Whether to download a set that is not prepared. False makes no network attempt.
 
     Returns:
       The data set.
 
     Raises:
-      DatasetNotAvailableError: If the set, or a package that reads it, is not there; the message is one line.
+      DatasetNotAvailableError: If the set, or a package that reads it, is missing; the message is one line.
       FileNotFoundError: If ``npz:PATH`` names no file.
-      ValueError: If the name is unknown, the file's arrays are unfit, or ``exclude_classes`` is.
+      ValueError: If the name is unknown, or the file's arrays or ``exclude_classes`` are invalid.
 
     Example:
       >>> dataset = load_dataset("digits", exclude_classes=[8, 9])
@@ -75,7 +75,8 @@ def load_dataset(
     elif name.startswith(_NPZ_PREFIX) and name != _NPZ_PREFIX:
         dataset = load_npz(name.removeprefix(_NPZ_PREFIX), name=name)
     else:
-        raise ValueError(f"name={name!r}: name must be one of {', '.join(DATASETS)}, or npz:PATH.")
+        hint = f" Did you mean npz:{name}?" if name.endswith(".npz") else ""
+        raise ValueError(f"name={name!r}: name must be one of {', '.join(DATASETS)}, or npz:PATH.{hint}")
     return _without_classes(dataset, exclude_classes) if len(exclude_classes) else dataset
 
 
@@ -101,7 +102,7 @@ def _load_digits() -> Dataset:
 def _load_tfds(
     name: str, data_dir: str | Path | None, cache_dir: str | Path | None, download: bool
 ) -> Dataset:
-    _require_scikit_learn(name)  # before minutes are spent on decoding
+    _require_scikit_learn(name)  # before the decoding, which can take minutes
     arrays = read_tfds_arrays(name, data_dir=data_dir, cache_dir=cache_dir, download=download)
     image, label = arrays.train_image, arrays.train_label
     train, validation = stratified_holdout(label, _NUM_VALIDATION)
@@ -138,7 +139,7 @@ def _without_classes(dataset: Dataset, exclude_classes: Sequence[int]) -> Datase
     kept = [label for label in range(count) if label not in excluded]
     if len(kept) < 2:
         raise ValueError(
-            f"exclude_classes={given}: two of the {count} classes must remain at least, not {len(kept)}."
+            f"exclude_classes={given}: at least two of the {count} classes must remain, not {len(kept)}."
         )
     new_label = np.full(count, -1, np.int32)
     new_label[kept] = np.arange(len(kept), dtype=np.int32)

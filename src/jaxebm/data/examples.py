@@ -1,4 +1,4 @@
-"""What a learner learns from: examples with labels, without, or both, or a function that draws them."""
+"""Training data: examples with labels, without labels, or both, or a function that draws examples."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -14,7 +14,10 @@ from jaxebm.types import Array, Position
 __all__ = ["Examples", "Sampler", "as_examples"]
 
 Sampler: TypeAlias = Callable[[Array, int], Position]
-"""``(rng_key, batch_size) -> x`` or ``-> (x, labels)``: a batch drawn anew, where data have no end."""
+"""``(rng_key, batch_size) -> x`` or ``-> (x, labels)``: draws a new batch from unlimited data."""
+
+
+_PYTREE = "A tuple of two is read as (x, labels); for an x that is such a tuple, give Examples(x)."
 
 
 class Examples(NamedTuple):
@@ -23,7 +26,7 @@ class Examples(NamedTuple):
     Attributes:
       x: examples, a pytree of arrays ``(n, ...)``; or a `Sampler`.
       labels: their classes, integers ``(n,)``; None where there are none.
-      unlabelled: more examples, ``(m, ...)``, that log p(x) learns from instead of ``x``; None takes ``x``.
+      unlabelled: more examples, ``(m, ...)``, for log p(x) instead of ``x``; None takes ``x``.
     """
 
     x: Any
@@ -32,7 +35,7 @@ class Examples(NamedTuple):
 
     @property
     def x_data(self) -> Any:
-        """What log p(x) learns from."""
+        """The examples for log p(x)."""
         return self.x if self.unlabelled is None else self.unlabelled
 
     @property
@@ -42,14 +45,14 @@ class Examples(NamedTuple):
 
 
 def as_examples(data: Any) -> Examples:
-    """Reads what a user hands over as training data.
+    """Converts the training data of a user to `Examples`.
 
-    - `Examples`: taken as it is;
-    - a function ``(rng_key, batch_size) -> x`` or ``-> (x, labels)``: examples drawn anew for every batch;
-    - a plain tuple ``(x, labels)`` whose second member is an integer vector of one label an example, or a
-      `jaxebm.data.Split`;
-    - anything else: ``x`` itself, a pytree of arrays with one leading axis. For a pytree that would be taken
-      for ``(x, labels)``, give ``Examples(x)``.
+    - `Examples`: returned unchanged;
+    - a function ``(rng_key, batch_size) -> x`` or ``-> (x, labels)``: draws new examples for every batch;
+    - a plain tuple or list of two, ``(x, labels)``, or a `jaxebm.data.Split`: labels are integers, one per
+      example;
+    - anything else: ``x`` itself, a pytree of arrays with one leading axis. For a pytree that is a tuple or
+      list of two, give ``Examples(x)``.
 
     Args:
       data: see above.
@@ -58,7 +61,8 @@ def as_examples(data: Any) -> Examples:
       The examples; a function is wrapped so that it passes through ``jax.jit``.
 
     Raises:
-      ValueError: if there is no example, leading axes differ, or labels are not one an example.
+      ValueError: if there is no example, leading axes differ, or labels are negative or not one per
+        example.
       TypeError: if labels are not integers.
 
     Example:
@@ -78,14 +82,7 @@ def as_examples(data: Any) -> Examples:
         return data if already else Examples(jax.tree_util.Partial(data.x))
     length = checks.batch_length("data", data.x)
     if data.labels is not None:
-        labels = data.labels
-        if jnp.shape(labels) != (length,):
-            raise ValueError(
-                f"data has labels of shape {jnp.shape(labels)} for {length} examples: one label for each "
-                f"example, shape ({length},), is needed."
-            )
-        if not jnp.issubdtype(jnp.asarray(labels[:1]).dtype, jnp.integer):
-            raise TypeError("data has labels that are not integers: class numbers 0..K-1 are needed.")
+        data = data._replace(labels=_checked_labels(data.labels, length))
     if data.unlabelled is not None:
         checks.batch_length("data.unlabelled", data.unlabelled)
         kinds = [jax.tree.map(_kind, part) for part in (data.x, data.unlabelled)]
@@ -101,17 +98,36 @@ def _kind(leaf: Any) -> str:
     return f"{jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)).name}{np.shape(leaf)[1:]}"
 
 
+def _checked_labels(labels: Any, length: int) -> Any:
+    abstract = checks.is_traced(labels) or isinstance(labels, jax.ShapeDtypeStruct)
+    if not hasattr(labels, "dtype"):
+        try:
+            labels = np.asarray(labels)
+        except ValueError as error:
+            raise ValueError(f"data has labels that are not an array ({error}). {_PYTREE}") from None
+    if labels.shape != (length,):
+        raise ValueError(
+            f"data has labels of shape {labels.shape} for {length} examples: one class number for each "
+            f"example, shape ({length},), is needed; of one-hot labels take the argmax. {_PYTREE}"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            f"data has labels of dtype {labels.dtype}: integer class numbers 0..K-1 are needed. {_PYTREE}"
+        )
+    if not abstract and (least := int(np.min(np.asarray(labels)))) < 0:
+        raise ValueError(
+            f"data has the label {least}: class numbers 0..K-1 are needed. Give unlabelled examples "
+            "separately, jaxebm.data.Examples(x, labels, unlabelled)."
+        )
+    return labels
+
+
 def split_labels(drawn: Any) -> tuple[Any, Any]:
-    """Returns ``(x, labels)`` of what a `Sampler` drew; labels are None where it drew ``x`` alone."""
+    """Returns ``(x, labels)`` from the output of a `Sampler`; labels are None if it drew only ``x``."""
     return (drawn[0], drawn[1]) if _is_labelled(drawn) else (drawn, None)
 
 
 def _is_labelled(data: Any) -> bool:
     if isinstance(data, Split):
         return True
-    if type(data) not in (tuple, list) or len(data) != 2:
-        return False
-    labels = data[1]
-    return (
-        hasattr(labels, "dtype") and np.ndim(labels) == 1 and bool(jnp.issubdtype(labels.dtype, jnp.integer))
-    )
+    return type(data) in (tuple, list) and len(data) == 2

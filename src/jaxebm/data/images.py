@@ -1,7 +1,7 @@
-"""Labelled images as whole numpy arrays: what one image is, and a set of them, split once and for all.
+"""Labelled images as numpy arrays: the space of an image, and data sets with fixed splits.
 
-Images stay raw, as stored (uint8 where possible: a quarter of the memory); ``rescale`` brings a batch to
-[-1, 1], where the models work, and ``unscale`` brings samples back.
+Images stay raw, as stored (uint8 if possible: a quarter of the memory); ``rescale`` maps a batch to [-1, 1],
+the range of the models, and ``unscale`` maps samples back.
 """
 
 import math
@@ -19,7 +19,7 @@ __all__ = ["Dataset", "ImageSpace", "Split"]
 
 @dataclass(frozen=True)
 class ImageSpace:
-    """What a model must know of its images without the data set: shape, range of the pixels, classes.
+    """The description of images that a model needs without the data set: shape, pixel range, classes.
 
     Attributes:
       image_shape: (H, W, C) of one image.
@@ -28,7 +28,7 @@ class ImageSpace:
       num_levels: How many values a raw pixel can take; None where pixels are continuous.
 
     Raises:
-      ValueError: If the shape is not three integers of at least 1, the range does not ascend, there is no
+      ValueError: If the shape is not three integers of at least 1, the range is not low < high, there is no
         class, or ``num_levels`` is below 2.
 
     Example:
@@ -53,7 +53,7 @@ class ImageSpace:
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"value_range={self.value_range}: two finite numbers, low < high, are needed.")
         if not self.class_names:
-            raise ValueError("class_names=(): the name of one class at least is needed.")
+            raise ValueError("class_names=(): the name of at least one class is needed.")
         if self.num_levels is not None and self.num_levels < 2:
             raise ValueError(f"num_levels={self.num_levels}: num_levels must be at least 2, or None.")
 
@@ -89,7 +89,7 @@ class ImageSpace:
         return (x.astype(np.float32) + 1.0) * ((high - low) / 2.0) + low
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the attributes as a dictionary of plain values, which ``json.dumps`` takes."""
+        """Returns the attributes as a dictionary of plain values, for ``json.dumps``."""
         return {
             "image_shape": [int(side) for side in self.image_shape],
             "value_range": [float(end) for end in self.value_range],
@@ -99,7 +99,7 @@ class ImageSpace:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ImageSpace":
-        """Returns the space that ``as_json`` described.
+        """Returns the space from the output of ``as_json``.
 
         Args:
           values: A dictionary as from ``as_json``; ``num_levels`` may be missing.
@@ -133,16 +133,16 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Labelled images, split once and for all.
+    """Labelled images with fixed splits.
 
     Attributes:
-      name: What ``load_dataset`` was asked for, or ``dataset_from_arrays`` was told.
-      train: Images to learn from.
-      validation: Images to choose by, taken from the original training split where there is one.
-      test: Images to report on.
+      name: The ``name`` given to ``load_dataset`` or ``dataset_from_arrays``.
+      train: Images for training.
+      validation: Images for model selection, taken from the original training split if there is one.
+      test: Images for the final evaluation.
       num_classes: K; labels lie in 0..K-1.
       value_range: Lowest and highest raw pixel value: (0, 16) for digits, (0, 255) for uint8.
-      class_names: The K classes' own names; ``class_names[label]`` is right after ``exclude_classes`` too.
+      class_names: The names of the K classes, in the order of the labels, also after ``exclude_classes``.
       held_out: The test images of the excluded classes, with their original labels, for out-of-distribution
         tests; None if no class was excluded.
     """
@@ -167,7 +167,7 @@ class Dataset:
         """How many values a raw pixel can take: 17 in digits, 256 in bytes; None where pixels are continuous.
 
         Levels are the whole numbers of a range longer than 2: floating-point pixels in [0, 1] or [-1, 1]
-        count as continuous, and so does a range of which some training pixel is no whole number.
+        count as continuous, and so do pixels of which some in the training split are not whole numbers.
         """
         low, high = self.value_range
         pixels = self.train.image
@@ -178,7 +178,7 @@ class Dataset:
 
     @property
     def space(self) -> ImageSpace:
-        """What a model must know of these images when the data set is not at hand."""
+        """The description of these images that a model needs without the data set."""
         return ImageSpace(self.image_shape, self.value_range, self.class_names, self.num_levels)
 
     def rescale(self, image: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A user's own labelled images from one ``.npz`` file."""
+"""Labelled images of a user from one ``.npz`` file."""
 
 import pickle
 import zipfile
@@ -18,16 +18,16 @@ def load_npz(path: str | Path, *, name: str) -> Dataset:
     """Reads ``image`` and ``label`` from an ``.npz`` file and makes a data set of them.
 
     Args:
-      path: A file written by ``numpy.savez(path, image=..., label=...)``, its arrays as
-        `dataset_from_arrays` takes them.
-      name: What the data set is called.
+      path: A file written by ``numpy.savez(path, image=..., label=...)``, with arrays as described in
+        `dataset_from_arrays`.
+      name: The name of the data set.
 
     Returns:
       The data set, split 70, 10 and 20 percent of each class.
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: If the file or either array is not as described.
+      ValueError: If the file or an array is not as described.
     """
     file = Path(path).expanduser()
     image, label = _read(file)

@@ -1,4 +1,4 @@
-"""Images of other data sets, brought to the shape of a model's own, to tell them from its data."""
+"""Images of other data sets, in the shape of a model's images, for out-of-distribution detection."""
 
 import re
 from pathlib import Path
@@ -35,30 +35,30 @@ def load_outliers(
     cache_dir: str | Path | None = None,
     download: bool = False,
 ) -> np.ndarray:
-    """Loads the first test images of any image set in the shape and range of a model's own.
+    """Loads the first test images of any image set in the shape and range of a model's images.
 
     They come from the split ``test``; where a set has none, from ``validation``, else from its first split
-    that is not ``train``, else from ``train``. `to_image_shape` says what is done to them. Omniglot is
-    inverted, since its ink is black on white.
+    that is not ``train``, else from ``train``. `to_image_shape` describes their conversion. Omniglot
+    is inverted, because it is black on white.
 
     Args:
       name: ``digits``, ``npz:PATH`` (both as in `load_dataset`), or any set of tensorflow-datasets whose
         records hold one ``image``, with its configuration where it has some: ``omniglot``,
         ``emnist/letters``.
       image_shape: (H, W, C) of the model's images, C 1 or 3.
-      limit: How many images at most.
-      data_dir: Where prepared sets lie; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
-      cache_dir: Where the finished arrays are kept; default ``$JAXEBM_CACHE_DIR``, else ``~/.cache/jaxebm``.
+      limit: Greatest number of images.
+      data_dir: Folder of prepared sets; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+      cache_dir: Folder of the converted arrays; default ``$JAXEBM_CACHE_DIR``, else ``~/.cache/jaxebm``.
       download: Whether to download a set that is not prepared. False makes no network attempt.
 
     Returns:
       Images, (n, H, W, C) float32 in [-1, 1], n at most ``limit``.
 
     Raises:
-      DatasetNotAvailableError: If the set is not there, cannot be read or holds no images; the message is one
+      DatasetNotAvailableError: If the set is missing, cannot be read or holds no images; the message is one
         line.
       FileNotFoundError: If ``npz:PATH`` names no file.
-      ValueError: If ``name`` cannot be one of a set, or ``image_shape`` or ``limit`` is unfit.
+      ValueError: If ``name`` is not the name of a set, or ``image_shape`` or ``limit`` is invalid.
 
     Example:
       >>> outliers = load_outliers("digits", (28, 28, 3), limit=100)
@@ -97,13 +97,13 @@ def load_outliers(
 
 
 def to_image_shape(image: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Brings an image to another size and number of channels, keeping its proportions.
+    """Converts an image to another size and number of channels, with the same proportions.
 
-    1. Its middle is cut out in the proportions of (H, W).
-    2. Grey is repeated over three channels; of RGB for one channel the luminance is taken,
-       0.299 R + 0.587 G + 0.114 B. A fourth channel, opacity, puts the image on the lowest value, -1, first.
-    3. It is resized with the triangle filter (bilinear; widened by the factor where the image shrinks, so
-       that nothing is aliased) as Pillow and ``jax.image.resize(method="linear")`` do.
+    1. Its centre is cropped to the proportions of (H, W).
+    2. Grey is repeated over three channels; RGB is converted to one channel by its luminance,
+       0.299 R + 0.587 G + 0.114 B. A fourth channel, opacity, first blends the image with -1.
+    3. It is resized with the triangle filter (bilinear; widened where the image shrinks, against aliasing),
+       as in Pillow and ``jax.image.resize(method="linear")``.
 
     Args:
       image: (h, w, c) float in [-1, 1], c 1, 3 or 4.
@@ -113,7 +113,7 @@ def to_image_shape(image: np.ndarray, image_shape: tuple[int, int, int]) -> np.n
       (H, W, C) float32 in [-1, 1].
 
     Raises:
-      ValueError: If either shape is unfit.
+      ValueError: If either shape is invalid.
 
     Example:
       >>> to_image_shape(np.ones((40, 30, 3)), (8, 8, 1)).shape
@@ -128,11 +128,11 @@ def to_image_shape(image: np.ndarray, image_shape: tuple[int, int, int]) -> np.n
     image = _channels(_middle(image.astype(np.float32), height / width), channels)
     rows, columns = _triangle_filter(image.shape[0], height), _triangle_filter(image.shape[1], width)
     resized = (rows @ image.transpose(2, 0, 1) @ columns.T).transpose(1, 2, 0)
-    return np.clip(resized, -1.0, 1.0)  # rounding may pass the ends by 1e-7
+    return np.clip(resized, -1.0, 1.0)  # rounding may exceed the range by 1e-7
 
 
 def _split_to_read(prepared: PreparedSet) -> str:
-    """Returns the split that is least likely to be somebody's training data."""
+    """Returns the split that is least likely to be used for training."""
     splits = prepared.splits
     others = [split for split in splits if split != "train"]
     for split in ("test", "validation", *others, "train"):
@@ -158,7 +158,7 @@ def _rescaled(name: str, image: np.ndarray) -> np.ndarray:
 
 
 def _middle(image: np.ndarray, proportion: float) -> np.ndarray:
-    """Cuts out the largest middle part with ``height / width`` as close to ``proportion`` as pixels allow."""
+    """Crops the largest central part with ``height / width`` as close to ``proportion`` as possible."""
     height, width = image.shape[:2]
     kept_height = min(height, max(1, round(width * proportion)))
     kept_width = min(width, max(1, round(height / proportion)))

@@ -1,14 +1,15 @@
 """Stratified selections of labelled examples: every part gets its share of every class.
 
-There are three, because the random numbers that decide who is drawn are part of every published figure:
+There are three, because published results depend on their random numbers:
 
-- `stratified_holdout` divides in two with scikit-learn's numbers and rounding: digits, tensorflow-datasets;
-- `stratified_split` divides in three, each class rounded by itself, with numpy's frozen generator: a user's
-  own arrays, without scikit-learn;
-- `stratified_subset` takes equally many of each class, in an order that depends on a seed: few labels.
+- `stratified_holdout` makes two parts with scikit-learn's random numbers and rounding, for digits and
+  tensorflow-datasets;
+- `stratified_split` makes three parts, with rounding for each class and numpy's frozen generator, for arrays
+  of a user, without scikit-learn;
+- `stratified_subset` takes the same number of each class, in an order that depends on a seed, for few labels.
 
-The last two share what they have in common, `_divide`. scikit-learn's has neither their order of random
-numbers nor their rounding: it hands the sizes out to the classes so that they add up to a given total.
+The last two share `_divide`. scikit-learn uses another order of random numbers and another rounding: its
+sizes of the classes add up to a given total.
 """
 
 import numpy as np
@@ -19,7 +20,7 @@ __all__ = ["stratified_holdout", "stratified_split", "stratified_subset"]
 
 
 def stratified_holdout(label: np.ndarray, num_held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divides 0..n-1 in two parts with the proportions of the classes, always in the same way.
+    """Divides 0..n-1 into two parts with the proportions of the classes, always in the same way.
 
     Args:
       label: Integer labels (n,).
@@ -63,7 +64,7 @@ def stratified_split(
       The indices of train, validation and test, each sorted.
 
     Raises:
-      ValueError: If a fraction is not between 0 and 1, or they leave no training example of some class.
+      ValueError: If a fraction is not between 0 and 1, or a class would have no training example.
 
     Example:
       >>> train, validation, test = stratified_split(np.repeat([0, 1], 10))
@@ -73,7 +74,7 @@ def stratified_split(
     for name, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
         if not 0.0 < fraction < 1.0:
             raise ValueError(f"{name}={fraction}: {name} must lie between 0 and 1.")
-    random = np.random.RandomState(0)  # its stream is frozen by numpy's policy, default_rng's is not
+    random = np.random.RandomState(0)  # numpy guarantees its stream, unlike that of default_rng
     values, counts = np.unique(label, return_counts=True)
     ordered = [random.permutation(np.flatnonzero(label == value)) for value in values]
     sizes = [
@@ -96,10 +97,10 @@ def stratified_subset(label: np.ndarray, labels_per_class: int, seed: int) -> np
     Args:
       label: Integer labels (n,) in 0..K-1.
       labels_per_class: How many of each class, an integer of at least 1.
-      seed: Decides which; an integer of at least 0.
+      seed: Seed of the selection, an integer of at least 0.
 
     Returns:
-      Indices (K * labels_per_class,), class after class.
+      Indices (K * labels_per_class,), one class after another.
 
     Raises:
       ValueError: If ``labels_per_class`` is not an integer of at least 1, or some class has fewer examples.
@@ -126,7 +127,7 @@ def _divide(ordered: list[np.ndarray], sizes: list[tuple[int, ...]]) -> list[np.
       sizes: The sizes of the first P parts, for each of the K classes.
 
     Returns:
-      P + 1 arrays of indices, class after class; the last holds what the sizes leave.
+      P + 1 arrays of indices, one class after another; the last array has the remaining ones.
     """
     pieces = [np.split(members, np.cumsum(size)) for members, size in zip(ordered, sizes, strict=True)]
     return [np.concatenate(part) for part in zip(*pieces, strict=True)]

@@ -1,10 +1,10 @@
-"""Batches from arrays, drawn inside the compiled step: every example once an epoch, in a fresh order each.
+"""Batches from arrays, drawn inside the compiled step: every example once per epoch, in a new random order.
 
-The place in the data is a small pytree that lives in the training state, so a checkpoint holds it too.
+The position in the data is a small pytree in the training state, so it is part of every checkpoint.
 
-A stream can run in *strata*, contiguous blocks of examples of one size, each with an order of its own, of
-which each gives an equal share of every batch. Batches depend on the number of strata alone; so any number of
-devices that divides it reads the same ones, and a device that holds whole strata needs nothing of the others.
+A stream can have *strata*: contiguous blocks of examples of the same size, each with its own order. Each
+gives an equal share of every batch. Batches depend only on the number of strata: any number of devices that
+divides it reads the same batches, and a device that holds whole strata needs no data of the others.
 """
 
 from typing import Any, NamedTuple
@@ -19,12 +19,12 @@ __all__ = ["StreamState", "init_stream", "next_batch"]
 
 
 class StreamState(NamedTuple):
-    """A place in the data.
+    """A position in the data.
 
     Attributes:
-      permutation: the order of this epoch, ``(num_examples,)``; with S > 1 strata one order a stratum, of its
-        own rows counted from its first, ``(S, num_examples // S)``.
-      offset: examples of this epoch already taken, of each stratum, a scalar: all have gone equally far.
+      permutation: the order of this epoch, ``(num_examples,)``; with S > 1 strata one order per stratum, of
+        its own rows counted from its first, ``(S, num_examples // S)``.
+      offset: examples of this epoch already taken from each stratum, a scalar, equal for all strata.
     """
 
     permutation: Array
@@ -35,7 +35,7 @@ def init_stream(rng_key: Array, num_examples: int, *, num_strata: int = 1) -> St
     """Starts a stream with a first random order.
 
     Args:
-      rng_key: for that order.
+      rng_key: key of that order.
       num_examples: length of the arrays that the stream will read.
       num_strata: S, contiguous blocks of num_examples // S examples; the last num_examples mod S are
         left out.
@@ -67,22 +67,22 @@ def init_stream(rng_key: Array, num_examples: int, *, num_strata: int = 1) -> St
 def next_batch(rng_key: Array, stream: StreamState, arrays: Any, batch_size: int) -> tuple[Any, StreamState]:
     """Takes the next ``batch_size`` examples of the epoch, with S strata ``batch_size / S`` of each.
 
-    A remainder smaller than a batch is left, and a new epoch begins, in a new order. Stratum s of S gives the
-    s-th block of the batch.
+    A remainder smaller than a batch is dropped, and a new epoch begins, in a new order. Stratum s of S gives
+    the s-th block of the batch.
 
     Args:
-      rng_key: for the order of the next epoch, should it begin here.
-      stream: the place in the data.
-      arrays: a pytree of arrays with one leading axis, ``(num_examples, ...)``, those that `init_stream` was
-        told of; the examples that strata leave out may be missing.
+      rng_key: key of the order of the next epoch, if it begins here.
+      stream: the position in the data.
+      arrays: a pytree of arrays with one leading axis, ``(num_examples, ...)``, as given to `init_stream`;
+        the examples that strata leave out may be missing.
       batch_size: examples to take, at most ``num_examples`` and a multiple of the strata.
 
     Returns:
-      ``(batch, stream)``: the same pytree with leading axis ``batch_size``, and the new place.
+      ``(batch, stream)``: the same pytree with leading axis ``batch_size``, and the new position.
 
     Raises:
-      ValueError: if ``batch_size`` is not an integer of at least 1, exceeds the examples there are or is no
-        multiple of the strata, or if ``arrays`` hold another number of examples than the stream was started
+      ValueError: if ``batch_size`` is not an integer of at least 1, exceeds the number of examples or is not
+        a multiple of the strata, or if ``arrays`` hold another number of examples than the stream was started
         with.
 
     Example:
@@ -99,7 +99,7 @@ def next_batch(rng_key: Array, stream: StreamState, arrays: Any, batch_size: int
     checks.positive_integer("batch_size", batch_size)
     if batch_size > num_examples:
         raise ValueError(
-            f"batch_size={batch_size} exceeds the {num_examples} examples there are: use at most that."
+            f"batch_size={batch_size} exceeds the number of examples, {num_examples}: use at most that."
         )
     if batch_size % num_strata:
         raise ValueError(
@@ -121,7 +121,7 @@ def next_batch(rng_key: Array, stream: StreamState, arrays: Any, batch_size: int
     rows = jax.lax.dynamic_slice_in_dim(permutation, offset, share, axis=-1)
 
     def take(array: Array) -> Array:
-        # A NumPy array cannot be read at rows that are known only to the compiled program: hence asarray.
+        # asarray, because a NumPy array cannot be indexed by a traced array.
         array = jnp.asarray(array)
         if num_strata == 1:
             return array[rows]

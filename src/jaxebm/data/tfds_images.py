@@ -1,8 +1,8 @@
-"""Image data sets of tensorflow-datasets as whole numpy arrays, decoded once and kept in a cache.
+"""Image data sets of tensorflow-datasets as numpy arrays, decoded once and cached.
 
 A prepared set is read through ``tfds.data_source``, which needs no TensorFlow and no network. Decoding tens
-of thousands of PNG files takes seconds, reading the arrays back takes a fraction of one, so every decoded
-split is kept as one ``.npz`` file.
+of thousands of PNG files takes seconds, reading the arrays back takes a fraction of a second, so every
+decoded split is cached as one ``.npz`` file.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 TFDS_NUM_CLASSES = {"mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "svhn_cropped": 10}
-"""The sets that can be read whole, with their numbers of classes."""
+"""The sets that can be read as training data, with their numbers of classes."""
 
 _CHUNK = 10_000  # records decoded between two lines of progress
 _CHUNK_OF_ANY_SIZE = 100  # records decoded at once where an image may be large
@@ -45,17 +45,17 @@ _HARMLESS = ("was created with group size", "OpenCV is not installed", "has no d
 
 
 class DatasetNotAvailableError(RuntimeError):
-    """A known data set could not be had; the message is one line and says what to do."""
+    """Raised when a known data set is not available; the message is one line with advice."""
 
 
 class PreparedSet(NamedTuple):
-    """A set that lies prepared on disk.
+    """A set that is prepared on disk.
 
     Attributes:
-      name: As tensorflow-datasets has it, with its configuration: ``mnist``, ``emnist/letters``.
+      name: Its name in tensorflow-datasets, with its configuration: ``mnist``, ``emnist/letters``.
       version_dir: The folder of its newest version.
       splits: The names of its splits, in the order of its own metadata.
-      stem: Name, version and a digest of its files, with which names of cache files begin.
+      stem: Name, version and a digest of its files: the prefix of the names of cache files.
     """
 
     name: str
@@ -81,12 +81,12 @@ def read_tfds_arrays(
     cache_dir: str | Path | None = None,
     download: bool = True,
 ) -> TfdsArrays:
-    """Reads the train and test split of one tensorflow-datasets image set, whole.
+    """Reads the train and test split of one tensorflow-datasets image set completely.
 
     Args:
       name: A key of ``TFDS_NUM_CLASSES``.
-      data_dir: Where prepared sets lie; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
-      cache_dir: Where decoded arrays are kept; default ``$JAXEBM_CACHE_DIR``, else ``~/.cache/jaxebm``.
+      data_dir: Folder of prepared sets; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+      cache_dir: Folder of decoded arrays; default ``$JAXEBM_CACHE_DIR``, else ``~/.cache/jaxebm``.
       download: Whether to try a download if the set is not prepared. False makes no network attempt.
 
     Returns:
@@ -104,7 +104,7 @@ def read_tfds_arrays(
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
-    """Returns where decoded arrays are kept: the argument, ``$JAXEBM_CACHE_DIR`` or ``~/.cache/jaxebm``."""
+    """Returns the folder of decoded arrays: the argument, ``$JAXEBM_CACHE_DIR`` or ``~/.cache/jaxebm``."""
     return Path(cache_dir or os.environ.get("JAXEBM_CACHE_DIR") or "~/.cache/jaxebm").expanduser()
 
 
@@ -115,13 +115,13 @@ def find_tfds_set(
     download: bool = True,
     instead: str = "load digits instead",
 ) -> PreparedSet:
-    """Finds the newest prepared version of a set, after a download if need be.
+    """Finds the newest prepared version of a set, after a download if needed.
 
     Args:
       name: Any set of tensorflow-datasets, not only those of ``TFDS_NUM_CLASSES``.
-      data_dir: Where prepared sets lie; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+      data_dir: Folder of prepared sets; default ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
       download: Whether to try a download if the set is not prepared. False makes no network attempt.
-      instead: What the error advises where the set cannot be had.
+      instead: Advice in the error message if the set is not available.
 
     Returns:
       The set.
@@ -165,7 +165,7 @@ def _tensorflow_is_installed() -> bool:
 
 def _try_download(folder: Path, name: str) -> str:
     """Downloads and prepares a set; returns the reason if that failed, else an empty string."""
-    # Asked first: tfds finds out only after it has downloaded everything, or retried for minutes.
+    # Checked first, because tfds checks it only after it has downloaded everything, or retried for minutes.
     if not _tensorflow_is_installed():
         return "preparing it needs TensorFlow, which is not installed"
     logger.warning("'%s' is not in %s: downloading (without a network, failing takes minutes)", name, folder)
@@ -176,7 +176,7 @@ def _try_download(folder: Path, name: str) -> str:
             tfds.data_source(name, split="train", data_dir=folder, download=True)
     except (
         Exception
-    ) as error:  # tfds, TensorFlow and the network raise anything; the caller's one line tells it
+    ) as error:  # tfds, TensorFlow and the network raise many types; the caller reports one line
         logger.debug("preparing '%s' failed", name, exc_info=True)
         return _in_one_line(error)
     return ""
@@ -194,13 +194,13 @@ def _read_split(version_dir: Path, split: str, cache_file: Path) -> tuple[np.nda
 
 
 def read_first_images(prepared: PreparedSet, split: str, limit: int, *, instead: str) -> Iterator[np.ndarray]:
-    """Decodes the first images of one split, which may differ in size, as they are asked for.
+    """Decodes the first images of one split, which may differ in size, one by one.
 
     Args:
       prepared: The set.
       split: One of its splits.
-      limit: How many images at most.
-      instead: What the error advises where they cannot be read.
+      limit: Greatest number of images.
+      instead: Advice in the error message if they cannot be read.
 
     Yields:
       Images as stored, each (H, W, C).
@@ -216,7 +216,7 @@ def read_first_images(prepared: PreparedSet, split: str, limit: int, *, instead:
             if source is None:
                 import tensorflow_datasets as tfds
 
-                # From its folder: a set that somebody prepared with a program of his own has no other name.
+                # From its folder, because a set prepared by a custom program has no other name.
                 builder: Any = tfds.builder_from_directory(version_dir)
                 source = builder.as_data_source(split=split)
                 count = min(limit, len(source))
@@ -231,7 +231,7 @@ def read_first_images(prepared: PreparedSet, split: str, limit: int, *, instead:
 
 @contextlib.contextmanager
 def _decoding(name: str, version_dir: Path, split: str, instead: str) -> Iterator[None]:
-    """Turns whatever stops the decoding of a prepared set into one line."""
+    """Turns any error of the decoding of a prepared set into one line."""
     stored_as = json.loads((version_dir / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
     if stored_as == "tfrecord":
         raise DatasetNotAvailableError(
@@ -260,7 +260,7 @@ def _decode(version_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
     name, version = version_dir.parent.name, version_dir.name
     with _without_harmless_lines():
-        # The single-split form returns a sequence with __getitems__; tfds's annotation does not say so.
+        # For a single split this is a sequence with __getitems__, which the annotation of tfds leaves out.
         source: Any = tfds.data_source(
             f"{name}:{version}", split=split, data_dir=version_dir.parent.parent, download=False
         )
@@ -276,7 +276,7 @@ def _decode(version_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_cache(cache_file: Path, names: tuple[str, ...], *, stacklevel: int) -> tuple[np.ndarray, ...] | None:
-    """Returns the arrays of those names from a cache file, or None where there is none that can be read."""
+    """Returns the arrays of those names from a cache file, or None if there is no readable file."""
     try:
         with np.load(cache_file, allow_pickle=False) as arrays:
             return tuple(arrays[name] for name in names)
@@ -292,7 +292,7 @@ def read_cache(cache_file: Path, names: tuple[str, ...], *, stacklevel: int) -> 
 
 
 def write_cache(cache_file: Path, arrays: dict[str, np.ndarray], *, stacklevel: int) -> None:
-    """Writes through a temporary file, so that a reader beside us sees the whole file or none."""
+    """Writes through a temporary file, so that other processes see the whole file or none."""
     temporary = None
     try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
@@ -302,8 +302,8 @@ def write_cache(cache_file: Path, arrays: dict[str, np.ndarray], *, stacklevel: 
         os.replace(temporary, cache_file)
     except OSError as error:
         warnings.warn(
-            f"decoded images cannot be cached in {cache_file.parent} ({_in_one_line(error)}); going on "
-            f"without. Set JAXEBM_CACHE_DIR to a writable folder.",
+            f"decoded images cannot be cached in {cache_file.parent} ({_in_one_line(error)}); continuing "
+            f"without a cache. Set JAXEBM_CACHE_DIR to a writable folder.",
             RuntimeWarning,
             stacklevel=stacklevel,
         )
@@ -313,7 +313,7 @@ def write_cache(cache_file: Path, arrays: dict[str, np.ndarray], *, stacklevel: 
 
 
 def _fingerprint(version_dir: Path) -> str:
-    """Returns a short digest of the metadata and of every file's name and size, the same for every copy."""
+    """Returns a short digest of the metadata and of every file's name and size, equal for all copies."""
     digest = hashlib.sha256((version_dir / "dataset_info.json").read_bytes())
     for path in sorted(version_dir.iterdir()):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())

@@ -1,8 +1,8 @@
-"""Six densities in the plane with exact log-density and exact samples: a model's mistakes can be measured.
+"""Six densities in the plane with exact log-density and exact samples, against which models can be measured.
 
-The pictures are those of the FFJORD paper, which only defines samplers; here each is defined so that its
-density is known in closed form too, normalised. With log p known, KL(p || q) of a learnt q needs no estimate
-of the entropy, and a sampler can be tested against the truth.
+They are those of the FFJORD paper, which only defines samplers; here each also has a normalised density in
+closed form. With log p known, KL(p || q) of a trained q needs no estimate of the entropy, and samplers can be
+tested against exact samples.
 
 Reference:
   Grathwohl, Chen, Bettencourt, Sutskever and Duvenaud, "FFJORD: Free-form continuous dynamics for scalable
@@ -78,7 +78,7 @@ def two_moons() -> ToyDensity:
 
 
 def spiral() -> ToyDensity:
-    """Two spiral arms, one the other's mirror image through the origin: 64 Gaussians along each.
+    """Two spiral arms, symmetric about the origin: 64 Gaussians along each.
 
     p(x) = mean_k N(x; m_k, 0.15^2 I), m_k = +- t (-cos t, sin t) / 3, with t = 3 pi sqrt(u) at 64 midpoints u
     of [0, 1], which spaces the means about evenly along the arm.
@@ -141,7 +141,7 @@ def rings() -> ToyDensity:
     scale = 0.08
 
     def log_density(x: Array) -> Array:
-        # The gradient of |x| at the origin is NaN, that of this is 0, as it is for p.
+        # The gradient of |x| at the origin is NaN; that of this expression is 0, as it is for p.
         radius = jnp.sqrt(jnp.sum(x**2) + 1e-12)
         log_ring = -((radius - radii) ** 2) / (2 * scale**2) + jnp.log(i0e(radius * radii / scale**2))
         return logsumexp(log_ring) - jnp.log(len(radii) * 2 * jnp.pi * scale**2)
@@ -157,10 +157,10 @@ def rings() -> ToyDensity:
 
 
 def pinwheel() -> ToyDensity:
-    """Five blades, wound up: a Gaussian mixture turned by an angle that grows towards the outside.
+    """Pinwheel with five blades: a Gaussian mixture rotated by an angle that grows with the radius.
 
     x = R(0.15 |z|^2) z, z ~ mean_k N(Q_k (1.5, 0), Q_k diag(0.45^2, 0.15^2) Q_k^T), where R(a) is the
-    rotation by a and Q_k = R(2 pi k / 5). The turn keeps |z|, so its inverse is R(-0.15 |x|^2) x, and its
+    rotation by a and Q_k = R(2 pi k / 5). The map keeps |z|, so its inverse is R(-0.15 |x|^2) x, and its
     Jacobian has determinant 1: p(x) is the mixture's density at R(-0.15 |x|^2) x.
 
     Returns:
@@ -191,7 +191,7 @@ def pinwheel() -> ToyDensity:
         angle = jax.random.choice(blade_key, jnp.asarray(blades), (num_samples,))
         noise = jax.random.normal(noise_key, (num_samples, 2))
         z = jnp.asarray(scales)[None, :] * noise + jnp.array([[length, 0.0]])
-        # Both turns commute and keep the radius: one rotation by the sum.
+        # Both rotations commute and keep the radius: one rotation by the sum of the angles.
         return jax.vmap(_rotate)(z, angle + winding * jnp.sum(z**2, axis=1))
 
     return _checked("pinwheel", log_density, sample, bounds=(-4.0, 4.0))
@@ -201,7 +201,7 @@ def checkerboard() -> ToyDensity:
     """Uniform on the eight squares of one colour of a 4 x 4 board on [-4, 4)^2.
 
     p(x) = 1/32 where floor(x_1 / 2) + floor(x_2 / 2) is even, 0 elsewhere: log p is -log 32 or minus
-    infinity, and its gradient says nothing.
+    infinity, and its gradient is 0.
 
     Returns:
       The density.
@@ -224,7 +224,7 @@ def checkerboard() -> ToyDensity:
         square = jax.random.randint(square_key, (num_samples,), 0, 8)
         column, half_row = square // 2, square % 2
         corner = 2.0 * jnp.stack([column - 2, 2 * half_row + column % 2 - 2], axis=1)
-        # In this order the sum is exact in floating point: rounding carries no point into the next square.
+        # In this order the sum is exact in floating point, so rounding moves no point into the next square.
         return corner + 2.0 * jax.random.uniform(place_key, (num_samples, 2))
 
     return _checked("checkerboard", log_density, sample, bounds=(-4.0, 4.0))
@@ -252,7 +252,7 @@ def _gaussian_mixture(name: str, means: np.ndarray, scale: float, bounds: tuple[
 
 
 def _checked(name: str, log_density: LogDensity, sample: Sample, bounds: tuple[float, float]) -> ToyDensity:
-    """Wraps both functions in checks of what they are given."""
+    """Wraps both functions in checks of their arguments."""
 
     def checked_log_density(x: Array) -> Array:
         if jnp.shape(x) != (2,):

@@ -17,7 +17,7 @@ from jaxebm import checks
 from jaxebm.objectives.labelled_chains import map_chains, run_labelled_chains
 from jaxebm.samplers.initial import Initial, uniform_like
 from jaxebm.samplers.replay import BufferDraw, ReplayBuffer, check_strata, draw, init_buffer, write
-from jaxebm.types import Array, JointEnergyFn, MakeKernel, Params, Position
+from jaxebm.types import Array, JointEnergyFn, Kernel, MakeKernel, Params, Position
 
 __all__ = [
     "Augment",
@@ -101,6 +101,14 @@ def _starts(initial: Initial | None, example: Position) -> Initial:
     return jax.tree.map(jnp.asarray, initial)
 
 
+def _check_make_kernel(make_kernel: Any) -> None:
+    if isinstance(make_kernel, Kernel) or not callable(make_kernel):
+        raise TypeError(
+            f"make_kernel is a {type(make_kernel).__name__}: a function that binds a kernel to a target is "
+            "needed, such as functools.partial(jaxebm.sgld, step_size=0.1)."
+        )
+
+
 def _displacement(start: Position, end: Position) -> Array:
     """sqrt(mean |end - start|^2) of each chain, the mean over all entries of all leaves."""
 
@@ -154,6 +162,7 @@ def contrastive_divergence(
     Reference:
       Hinton 2002, "Training products of experts by minimizing contrastive divergence".
     """
+    _check_make_kernel(make_kernel)
     checks.positive_integer("num_steps", num_steps)
 
     def sample(
@@ -218,6 +227,7 @@ def short_run(
     Reference:
       Nijkamp et al. 2019 (arXiv 1904.09770), "Learning non-convergent non-persistent short-run MCMC".
     """
+    _check_make_kernel(make_kernel)
     for name, value in (("num_steps", num_steps), ("num_chains", num_chains), ("num_classes", num_classes)):
         checks.positive_integer(name, value)
 
@@ -303,6 +313,7 @@ def persistent(
       with restarts, Du & Mordatch 2019 (arXiv 1903.08689), algorithm 1; with augmentation, Du et al. 2021
       (arXiv 2012.01316, "data augmentation transitions").
     """
+    _check_make_kernel(make_kernel)
     counts = {
         "num_steps": num_steps,
         "num_chains": num_chains,

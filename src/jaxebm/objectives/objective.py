@@ -60,6 +60,8 @@ class Objective(NamedTuple):
       energy: E(params, x, label) of one example, on which chains run; it may ignore the label.
       loss: ``(params, rng_key, batch, negatives) -> (loss, metrics)``. Where the learner has no negative
         sampler, ``negatives.positions`` is None.
+      logits: f(params, x) of one example where the objective learns classes, with which a learner checks the
+        labels; else None.
 
     Example:
       A custom objective, which keeps E at the data close to 1 and needs no chains:
@@ -77,6 +79,7 @@ class Objective(NamedTuple):
 
     energy: JointEnergyFn
     loss: Loss
+    logits: LogitsFn | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ def likelihood(
       Hinton 2002, "Training products of experts by minimizing contrastive divergence".
     """
     check_contrast(contrast)
+    _check_function("energy", energy)
     checks.non_negative("energy_l2", energy_l2)
     checks.non_negative("weight", weight)
     learnt = energy if training_energy is None else training_energy
@@ -218,6 +222,7 @@ def jem(
       Grathwohl et al. 2020 (arXiv 1912.03263), equations 5 to 7 and algorithm 1.
     """
     check_contrast(contrast)
+    _check_function("logits", logits)
     for name, weight in (
         ("p_y_given_x_weight", p_y_given_x_weight),
         ("p_x_weight", p_x_weight),
@@ -259,7 +264,7 @@ def jem(
             label_smoothing=label_smoothing,
         )
 
-    return Objective(chain_energy, loss)
+    return Objective(chain_energy, loss, logits)
 
 
 def classifier(
@@ -287,6 +292,7 @@ def classifier(
       >>> round(float(objective.loss(jnp.eye(2), None, batch, Negatives(None, None))[0]), 4)
       0.3133
     """
+    _check_function("logits", logits)
     checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
     learnt = logits if training_logits is None else training_logits
 
@@ -295,7 +301,7 @@ def classifier(
         x, labels = _labelled(batch, "classifier")
         return classification_loss(learnt, params, x, labels, label_smoothing=label_smoothing)
 
-    return Objective(ignore_label(marginal_energy(logits)), loss)
+    return Objective(ignore_label(marginal_energy(logits)), loss, logits)
 
 
 def with_adversarial_examples(
@@ -354,7 +360,7 @@ def with_adversarial_examples(
         )
         return objective.loss(params, key_loss, batch._replace(x_labelled=moved), negatives)
 
-    return Objective(objective.energy, loss)
+    return objective._replace(loss=loss)
 
 
 def with_last_step(
@@ -416,7 +422,17 @@ def with_last_step(
         )
         return value + weight * more, metrics | found
 
-    return Objective(objective.energy, loss)
+    return objective._replace(loss=loss)
+
+
+def _check_function(name: str, function: Any) -> None:
+    if hasattr(function, "apply") and hasattr(function, "init"):
+        raise TypeError(
+            f"{name} is the module {type(function).__name__}: give its function of one example, module.apply "
+            "(or jaxebm.unbatched(module.apply) for a module that takes a batch)."
+        )
+    if not callable(function):
+        raise TypeError(f"{name} is a {type(function).__name__}: a function {name}(params, x) is needed.")
 
 
 def _labelled(batch: Batch, name: str) -> tuple[Any, Array]:

@@ -1,4 +1,4 @@
-"""Published recipes as configurations; what builds, trains, reloads and judges a JEM of them."""
+"""Published recipes as configurations, and functions that build, train, reload and evaluate a JEM."""
 
 from jaxebm.recipes.build import Training, build
 from jaxebm.recipes.config import (

@@ -1,4 +1,4 @@
-"""What a JEM run is made of, from its configuration: data, network, objective, learner, recovery."""
+"""The parts of a JEM run, built from its configuration: data, network, objective, learner, recovery."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,18 +39,18 @@ __all__ = ["Training", "build", "make_network", "make_optimizer", "num_outputs"]
 
 
 class Training(NamedTuple):
-    """Everything that a run needs; made, and so checked, before anything is compiled or written.
+    """Everything that a run needs; built and checked before anything is compiled or written.
 
     Attributes:
-      config: of the run.
+      config: the configuration of the run.
       network: the Flax module, from one image to its logits.
-      learner: what `jaxebm.training.fit` runs.
-      params: where it starts from: parameters, or the network's ``init``.
+      learner: the learner for `jaxebm.training.fit`.
+      params: the initial parameters, or the network's ``init``.
       data: the training images, on this host.
-      num_steps: updates in all.
-      observe: what looks at the run now and then, or None.
-      recovery: what is done when it diverges, or None.
-      fingerprint: of the data.
+      num_steps: updates in total.
+      observe: the observation of the run, or None.
+      recovery: the recovery from divergence, or None.
+      fingerprint: the digest of the data.
     """
 
     config: Config
@@ -65,7 +65,7 @@ class Training(NamedTuple):
 
 
 def num_outputs(config: Config, num_classes: int) -> int:
-    """Returns how many logits the network has: one a class, or a single one, minus the energy itself."""
+    """Returns the number of logits of the network: one per class, or one, which is minus the energy."""
     return 1 if config.task == "unconditional" else num_classes
 
 
@@ -84,7 +84,7 @@ def make_network(config: Config, num_classes: int) -> Any:
 
 
 def make_data(config: Config, dataset: Dataset) -> Examples:
-    """Returns the training split, on this host, with as many labels as the configuration asks for."""
+    """Returns the training split, on this host, with as many labels as the configuration sets."""
     images, labels = dataset.train
     batch_size = config.data.batch_size
     checks.positive_integer("data.batch_size", batch_size)
@@ -104,7 +104,7 @@ def make_data(config: Config, dataset: Dataset) -> Examples:
 
 
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
-    """The optimiser and its schedule, on the parameters but not on running statistics."""
+    """The optimiser and its schedule, for the parameters and not for running statistics."""
     settings = config.optimizer
     peak = settings.learning_rate
     warmup = min(settings.warmup_steps, max(num_steps // 10, 1))
@@ -133,7 +133,7 @@ def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformati
 
 
 def make_augment(config: Config, max_shift: float) -> AugmentExample | None:
-    """Returns how one image is moved, cropped and mirrored; None where it stays as it is."""
+    """Returns the augmentation of one image (shift, crop, mirror); None without augmentation."""
     data = config.data
     if not data.crop_padding and not data.flip:
         return partial(random_translation, max_shift=max_shift) if max_shift else None
@@ -150,10 +150,10 @@ def make_augment(config: Config, max_shift: float) -> AugmentExample | None:
 
 
 def make_objective(config: Config, network: Any, image_shape: tuple[int, ...]) -> Objective:
-    """Returns what is minimised."""
+    """Returns the training objective."""
     settings, architecture = config.objective, config.architecture
     logits: LogitsFn = network.apply
-    # Batch normalisation learns with the statistics of the batch at hand; chains run on the running ones.
+    # Batch normalisation uses the statistics of the batch in the loss, and running statistics in chains.
     learns_statistics = architecture.norm == "batch" and not architecture.freeze_statistics
     training_logits = training_apply(network) if learns_statistics else None
     chain_energy = make_chain_energy(config, network, image_shape)
@@ -203,15 +203,15 @@ def make_objective(config: Config, network: Any, image_shape: tuple[int, ...]) -
 
 
 def build(config: Config, dataset: Dataset, params: Params | None = None) -> Training:
-    """Makes every part of a run; bad settings are told here, before a folder is made or anything is compiled.
+    """Builds all parts of a run, and checks the settings before a folder is made or anything is compiled.
 
     Args:
-      config: of the run.
+      config: the configuration of the run.
       dataset: the images.
-      params: where to start from, such as those of a pretraining; None draws them.
+      params: initial parameters, such as those of a pretraining; None initialises them at random.
 
     Returns:
-      What a run needs.
+      The parts of the run.
 
     Raises:
       ValueError: for settings that do not fit the data or each other.
@@ -226,7 +226,7 @@ def build(config: Config, dataset: Dataset, params: Params | None = None) -> Tra
     batch_size = config.data.batch_size
     num_steps = config.epochs * (len(dataset.train.image) // batch_size)
     network = make_network(config, dataset.num_classes)
-    jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(dataset.image_shape))  # for what it refuses
+    jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(dataset.image_shape))  # checks the network
     placement = place(config.devices, config.parallel)
     strata = 1 if placement is None else placement.num_strata
     for name, size in (

@@ -1,10 +1,10 @@
-"""The command ``jaxebm``: train, evaluate and sample, by the functions that a notebook calls.
+"""The command ``jaxebm``: train, evaluate and sample, with the same functions as in a notebook.
 
     jaxebm train --recipe jem --network convnet --output runs/jem
     jaxebm evaluate runs/jem --evaluation.ood-sets mnist
     jaxebm sample runs/jem --label 3
 
-The scripts experiments/jem.py and experiments/evaluate.py are ``jaxebm train`` and ``jaxebm evaluate``.
+The scripts experiments/jem.py and experiments/evaluate.py are the same as ``jaxebm train`` and ``evaluate``.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from jaxebm.report.settings import ReportSettings
 __all__ = ["evaluate_command", "main", "sample_command", "train_command"]
 
 COLUMNS = 10
-"""Images in a row of the picture."""
+"""Images in each row of the picture."""
 USAGE = """usage: jaxebm COMMAND [flags]
 
   train      train and evaluate an energy-based model of images (a JEM) in a folder
@@ -57,20 +57,19 @@ class SampleFlags:
     run: RunArgument
     """Folder of the run."""
     count: int = 100
-    """Images to draw."""
+    """Number of images to draw."""
     label: int | None = None
-    """Their class; none draws from p(x)."""
+    """Class of the images; none draws from p(x)."""
     num_steps: int = 100
     """Sampler steps."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Seed of all random numbers."""
     select: Literal["last", "best"] | None = None
-    """The newest checkpoint, or that of the least validation NLL; what the run itself does by default."""
+    """Newest checkpoint (last) or that of the least validation NLL (best); default: that of the run."""
     output: Path | None = None
-    """The file of the images (`image`, raw pixels, and `label`), with a picture beside it; RUN/drawn.npz by
-    default."""
+    """File of the images (arrays `image` and `label`), also drawn as a PNG; RUN/drawn.npz by default."""
     overwrite: bool = False
-    """Replace that file."""
+    """Replace the file."""
 
 
 def train_command(arguments: Sequence[str] | None = None, program: str = "jaxebm train") -> None:
@@ -78,11 +77,11 @@ def train_command(arguments: Sequence[str] | None = None, program: str = "jaxebm
 
     Args:
       arguments: instead of ``sys.argv[1:]``.
-      program: its name in the help text.
+      program: the program name in the help text.
     """
 
     def train(config: Config) -> None:
-        from jaxebm.recipes.run import train  # XLA's settings come before JAX starts
+        from jaxebm.recipes.run import train  # flags of XLA must be set before JAX starts
 
         train(config)
 
@@ -96,7 +95,7 @@ def evaluate_command(arguments: Sequence[str] | None = None, program: str = "jax
 
     Args:
       arguments: instead of ``sys.argv[1:]``.
-      program: its name in the help text.
+      program: the program name in the help text.
     """
 
     def evaluate(flags: EvaluateFlags) -> None:
@@ -115,11 +114,11 @@ def evaluate_command(arguments: Sequence[str] | None = None, program: str = "jax
 
 
 def sample_command(arguments: Sequence[str] | None = None, program: str = "jaxebm sample") -> None:
-    """``jaxebm sample``: images of `jaxebm.load` in a file and a picture.
+    """``jaxebm sample``: draws images from `jaxebm.load` and writes them to a file and a picture.
 
     Args:
       arguments: instead of ``sys.argv[1:]``.
-      program: its name in the help text.
+      program: the program name in the help text.
     """
     run_experiment(
         SampleFlags,
@@ -133,7 +132,7 @@ def sample_command(arguments: Sequence[str] | None = None, program: str = "jaxeb
 
 
 def has_small_network(config: Config) -> bool:
-    """Whether XLA's settings for small networks suit a run."""
+    """Whether to set flags of XLA for small networks."""
     return config.network == "mlp" or (config.network == "convnet" and config.dataset == "digits")
 
 
@@ -157,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         commands[given[0]](given[1:])
     else:
         known = ", ".join(commands)
-        print(f"error: there is no command {given[0]}: choose among {known}, or --help.", file=sys.stderr)
+        print(f"error: there is no command {given[0]}: choose one of {known}, or --help.", file=sys.stderr)
         sys.exit(2)
 
 
@@ -166,20 +165,20 @@ def _of_recipe(first: Config) -> Config:
 
 
 def _of_run(first: EvaluateFlags) -> EvaluateFlags:
-    """The settings of the evaluation with which the run ended; those of the package where there is no run."""
+    """The evaluation settings of the run; the defaults of the package if there is no run."""
     try:
         _, config = open_finished(first.run)
     except (OSError, ValueError):
-        return EvaluateFlags(run=first.run)  # the command itself tells of it
+        return EvaluateFlags(run=first.run)  # the command itself reports the error
     return EvaluateFlags(run=first.run, evaluation=config.evaluation)
 
 
 def _is_small(run: Path) -> bool:
-    """Whether XLA's settings for small networks suit a run; it was trained under the same ones."""
+    """Whether to set flags of XLA for small networks: the same as in the training of the run."""
     try:
         _, config = open_finished(run)
     except (OSError, ValueError):
-        return False  # the command itself tells of it
+        return False  # the command itself reports the error
     return has_small_network(config)
 
 
@@ -209,7 +208,7 @@ def _sample(flags: SampleFlags) -> None:
     images = model.sample(key, flags.count, label=flags.label, num_steps=flags.num_steps)
     labels = np.full(len(images), -1 if flags.label is None else flags.label, np.int32)
     if flags.output is None:
-        read_run(flags.run).claim(output.name, picture.name)  # they go when the run is replaced
+        read_run(flags.run).claim(output.name, picture.name)  # removed when the run is replaced
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, _as_npz(image=images, label=labels))
     low, high = model.space.value_range

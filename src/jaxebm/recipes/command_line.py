@@ -1,4 +1,4 @@
-"""What every experiment's command line does: parse documented flags, end with one clear line on an error."""
+"""The command line of every experiment: parses documented flags, ends with one clear line on an error."""
 
 import importlib.util
 import os
@@ -34,33 +34,33 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class RunFlags:
-    """What every run that fills a folder takes; an experiment adds ``output`` and its own."""
+    """Flags of every run that writes a folder; an experiment adds ``output`` and its own flags."""
 
     overwrite: bool = False
     """Replace the run in the folder."""
     progress: bool = True
-    """Show how far it is (lines of text where there is no terminal)."""
+    """Show progress (lines of text without a terminal)."""
     seed: int = 0
-    """Of everything that is drawn: weights, batches, chains. The splits of data sets never change."""
+    """Seed of all random numbers: weights, batches, chains. The splits of data sets never change."""
 
 
 @dataclass(frozen=True)
 class ResumableFlags(RunFlags):
-    """Those of a run that writes checkpoints."""
+    """Flags of a run that writes checkpoints."""
 
     resume: bool = False
-    """Go on with the run in the folder, bit for bit as if it had never stopped."""
+    """Continue the run in the folder, bit for bit as if it had not been stopped."""
     resume_step: int | None = None
-    """The checkpoint to go on from when a run is resumed, instead of the newest; newer ones are removed."""
+    """The checkpoint to continue from, instead of the newest; newer ones are removed."""
     recovery: bool = True
-    """Take a run that diverges back to its last healthy state, with a remedy, and tell; or let it end."""
+    """After divergence, go back to the last healthy state with a remedy; otherwise end the run."""
 
 
 def quicken_small_networks_on_cpu() -> None:
-    """Sets XLA, before it starts, to what suits many small products on a CPU; a user's own settings stay.
+    """Sets flags of XLA, before it starts, for many small matrix products on a CPU; existing flags stay.
 
-    Splitting a product of 64 rows over threads costs more than it gains, and much of a short run is
-    compilation. experiments/RESULTS.md has the measured times with and without.
+    Splitting a product of 64 rows over threads costs more than it gains, and much of the time of a short
+    run is compilation. experiments/RESULTS.md has the measured times with and without these flags.
     """
     if any(importlib.util.find_spec(name) for name in ACCELERATORS):
         return
@@ -69,14 +69,14 @@ def quicken_small_networks_on_cpu() -> None:
 
 
 def publish_card(run: RunFolder, card: Mapping[str, Any], text: str) -> None:
-    """Writes the card for machines and for readers, and prints the latter and where they are."""
+    """Writes the card as JSON and as text, and prints the text and the folder."""
     run.write_json("card.json", card)
     run.write("card.md", text)
     print(f"{text}\nwritten to {run.path}")
 
 
 def refuse_existing(name: str, path: Path, *, overwrite: bool) -> None:
-    """Raises if what the flag ``name`` names, a file or folder to write, exists, unless ``overwrite``."""
+    """Raises if the file or folder to write, set by the flag ``name``, exists, unless ``overwrite``."""
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another --{name}, or give --overwrite.")
 
@@ -94,10 +94,10 @@ def parse(
     Args:
       config_type: a frozen dataclass, groups of which are dataclasses.
       arguments: instead of ``sys.argv[1:]``.
-      base: ``(first) -> default``: what the flags then change, chosen by what a first reading of the same
-        flags gives (the recipe of a run, the settings of an old one).
-      default: values of flags that are not given in the first reading; those of ``config_type`` if None.
-      program: its name in the help text.
+      base: ``(first) -> default``: the defaults of a second parse, chosen from the result of a first parse of
+        the same flags (the recipe of a run, the settings of an old run).
+      default: the defaults of the first parse; those of ``config_type`` if None.
+      program: the program name in the help text.
 
     Returns:
       The configuration.
@@ -107,7 +107,7 @@ def parse(
     if default is not None:
         options["default"] = default
     if base is not None:
-        # What is wrong with the flags is told by the reading below; so is the help, with the right defaults.
+        # Errors and the help text come from the second parse below, with the right defaults.
         known: dict[str, Any] = dict(options)
         known["args"] = [one for one in arguments if one not in ("--help", "-h")]
         with suppress(SystemExit), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
@@ -128,25 +128,25 @@ def run_experiment(
 ) -> None:
     """Parses the flags of ``config_type`` (`parse`) and runs ``main``.
 
-    Errors that a user can mend (a wrong argument, a missing file, a folder in use, divergence) end as one
-    line on standard error and exit status 2; an interrupt ends with status 130. Set ``JAXEBM_TRACEBACK=1`` to
-    see the whole traceback.
+    Errors that a user can fix (a wrong argument, a missing file, a folder in use, divergence) are printed as
+    one line on standard error, with exit status 2; an interrupt ends with status 130. Set
+    ``JAXEBM_TRACEBACK=1`` to see the whole traceback.
 
     Args:
       config_type: a frozen dataclass.
-      main: what is run.
+      main: the function to run.
       arguments: instead of ``sys.argv[1:]``.
       base: as in `parse`.
       default: as in `parse`.
-      small_networks: whether a configuration wants `quicken_small_networks_on_cpu`.
-      program: its name in the help text.
+      small_networks: whether to call `quicken_small_networks_on_cpu` for a configuration.
+      program: the program name in the help text.
     """
     config = parse(config_type, arguments, base=base, default=default, program=program)
     if small_networks(config):
         quicken_small_networks_on_cpu()
     try:
         if getattr(config, "resume_step", None) is not None and not getattr(config, "resume", False):
-            raise ValueError("resume_step is the checkpoint to go on from: it needs resume=True.")
+            raise ValueError("resume_step is the checkpoint to continue from: it needs resume=True.")
         main(config)
     except TrainingInterrupted as stopped:
         print(f"\n{_as_flags(str(stopped))}", file=sys.stderr)
@@ -168,5 +168,5 @@ def run_experiment(
 
 
 def _as_flags(message: str) -> str:
-    """Arguments of the library that a message names, as the flags that set them."""
+    """Replaces arguments of the library in a message by the flags that set them."""
     return message.replace("overwrite=True", "--overwrite").replace("resume=True", "--resume")

@@ -1,4 +1,4 @@
-"""Over how many devices and processes a run goes: its settings, and what follows from them."""
+"""Devices and processes of a run: the settings, and the placement that they define."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class ParallelConfig:
 
 
 def join_processes(parallel: ParallelConfig) -> None:
-    """Makes this process one of several, where the settings say so; before anything else of JAX.
+    """Makes this process one of several if the settings say so; call it before other functions of JAX.
 
     Raises:
       ValueError: if the settings about processes do not fit each other, or none are found.
@@ -58,7 +58,7 @@ def open_shared_run(
     overwrite: bool = False,
     uncompared: frozenset[str] = frozenset(),
 ) -> RunFolder:
-    """Opens a run's folder as `jaxebm.training.open_run` does, once, for all processes; it must be shared."""
+    """Opens a run's folder with `jaxebm.training.open_run`, once for all processes, which must share it."""
     open_folder = partial(open_run, output, config, uncompared=uncompared)
     if jax.process_index() == 0:
         run = open_folder(resume=resume, overwrite=overwrite)
@@ -70,10 +70,10 @@ def open_shared_run(
 
 
 def place(devices: int | None, parallel: ParallelConfig) -> Placement | None:
-    """Returns where the run's arrays live, or None for the one device that is the default.
+    """Returns the placement of the run's arrays, or None for the single default device.
 
     Raises:
-      ValueError: if there are fewer devices, or the strata are no multiple of them.
+      ValueError: if there are fewer devices, or the strata are not a multiple of their number.
     """
     devices = devices if parallel.distributed else devices or 1
     if devices == 1 and parallel.strata in (None, 1):
@@ -85,7 +85,7 @@ def choose_generator(parallel: ParallelConfig) -> str:
     """Returns the implementation of `jax.random.key` that the settings ask for.
 
     Raises:
-      ValueError: if there is none of that name.
+      ValueError: if the name is unknown.
     """
     known = ("auto", "threefry2x32", "rbg")
     if parallel.generator not in known:

@@ -1,4 +1,4 @@
-"""The card of a run: at its end, and again of an old one, with any settings of the evaluation."""
+"""Evaluation of a run: its card at the end of training, and again later, with any settings."""
 
 import json
 import time
@@ -19,7 +19,7 @@ from jaxebm.recipes.sampler import make_initial, make_kernel
 from jaxebm.recipes.serialisation import as_json, from_json
 from jaxebm.recipes.shell import command_for
 from jaxebm.recipes.twin import load_twin
-from jaxebm.report import CARD_FILES, ReportSettings, evaluate, find_outliers, write_card
+from jaxebm.report import CARD_FILES, ReportSettings, evaluate, find_outliers, summary_text, write_card
 from jaxebm.training import Checkpoints, RunFolder, TrainState, fetch, open_run, read_run
 from jaxebm.types import Params
 
@@ -28,7 +28,7 @@ __all__ = ["Evaluate", "evaluate_run", "judge_run", "open_finished", "publish"]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """What `evaluate_run` evaluates: a run of ``jaxebm train``, from its checkpoint."""
+    """Settings of `evaluate_run`, which evaluates a run of ``jaxebm train`` from its checkpoint."""
 
     run: Path
     """Folder of the run."""
@@ -37,44 +37,53 @@ class Evaluate:
     overwrite: bool = False
     """Replace the evaluation in the folder."""
     select: Literal["last", "best"] | None = None
-    """The newest checkpoint, or that of the least validation NLL; what the run itself does by default."""
+    """Newest checkpoint (last) or that of the least validation NLL (best); default: that of the run."""
+    dataset: str | None = None
+    """Images that it was trained on, if they were your own arrays: npz:PATH; else those of the run."""
     evaluation: ReportSettings | None = None
-    """What to look at, and what that may cost; the settings of the run itself by default."""
+    """Settings of the evaluation; those of the run by default."""
 
 
 def evaluate_run(settings: Evaluate, dataset: Dataset | None = None) -> dict[str, Any]:
     """Reads a run, evaluates it and writes the folder of the evaluation; returns the card.
 
     Args:
-      settings: which run, and what to look at.
-      dataset: the images that it was trained on, where they were not loaded by name.
+      settings: the run, and the settings of the evaluation.
+      dataset: the images that it was trained on, if they were not loaded by name.
 
     Returns:
       The card (docs/card.md).
 
     Raises:
       FileNotFoundError: if there is no run, or it has no checkpoint.
-      FileExistsError: if there is an evaluation in the folder already, and ``overwrite`` is False.
+      FileExistsError: if the folder has an evaluation already, and ``overwrite`` is False.
       ValueError: for settings that are out of range.
     """
     started = time.monotonic()
     if settings.select not in (None, "last", "best"):
         raise ValueError(f"select={settings.select!r}: 'last', 'best' or None is needed.")
     if settings.evaluation is not None:
+        if not isinstance(settings.evaluation, ReportSettings):
+            raise TypeError(
+                "evaluation is no jaxebm.report.ReportSettings, such as ReportSettings(tasks=False)."
+            )
         settings.evaluation.check()
     run, config = open_finished(settings.run)
     looked_at = config.evaluation if settings.evaluation is None else settings.evaluation
     output = run.path / "evaluation" if settings.output is None else Path(settings.output)
     if (output / run.checkpoints.name).exists():
         raise ValueError(f"output={output} holds a run and its checkpoints: choose another folder.")
+    if dataset is None and settings.dataset is not None:
+        dataset = load_dataset(settings.dataset, exclude_classes=config.data.exclude_classes)
     if dataset is None:
         if not _has_known_name(config):
             raise ValueError(
                 f"{run.path} was trained on a data set of the user's own, {config.dataset!r}, that no name "
-                "loads: give it to jaxebm.recipes.evaluate_run(settings, dataset)."
+                "loads. Set dataset=npz:PATH, or give it to "
+                "jaxebm.recipes.evaluate_run(jaxebm.recipes.Evaluate(run=...), dataset)."
             )
         dataset = load_dataset(config.dataset, exclude_classes=config.data.exclude_classes)
-    find_outliers(looked_at, dataset.image_shape)  # what is missing is told before compiling
+    find_outliers(looked_at, dataset.image_shape)  # a missing set is reported before compilation
     training = build(config, dataset)
     state = restore(run, training, config.run.select if settings.select is None else settings.select)
     if settings.output is None:
@@ -103,14 +112,14 @@ def judge_run(
     Args:
       run: the run's folder.
       training: as it was built from the run's configuration.
-      dataset: what it was trained on.
-      state: what to evaluate, on this host.
-      twin_params: of the same network trained by cross-entropy alone, or None.
-      settings: those of the evaluation.
-      folder: where pictures and samples go; the run's own by default.
+      dataset: the data set that it was trained on.
+      state: the training state to evaluate, on this host.
+      twin_params: parameters of the same network trained by cross-entropy alone, or None.
+      settings: the settings of the evaluation.
+      folder: where pictures and samples are written; the folder of the run by default.
 
     Returns:
-      The card, but for its costs.
+      The card without the cost of training.
     """
     config = training.config
     folder = run if folder is None else folder
@@ -132,6 +141,7 @@ def judge_run(
         seed=config.seed,
         records=run.read_metrics(),
         recoveries=run.read_recoveries(),
+        progress=config.run.progress,
         details={
             "experiment": "jem",
             "dataset": config.dataset,
@@ -144,11 +154,11 @@ def judge_run(
 
 
 def publish(run: RunFolder, card: dict[str, Any], *, shown: bool = True) -> None:
-    """Writes the card for machines and for readers; prints the latter and where they are, if ``shown``."""
+    """Writes the card as JSON and as text; prints the text and the folder if ``shown``."""
     run.claim(*CARD_FILES)
-    text = write_card(run.path, card)
+    write_card(run.path, card)
     if shown:
-        print(f"{text}\nwritten to {run.path}")
+        print(f"{summary_text(card)}\n\nwritten to {run.path}: report.html, card.md, card.json and pictures")
 
 
 def open_finished(path: Path) -> tuple[RunFolder, Config]:
@@ -160,7 +170,13 @@ def open_finished(path: Path) -> tuple[RunFolder, Config]:
     """
     path = Path(path)
     run = read_run(path)
-    config = from_json(Config, {**run.config, "output": str(path)}, where=str(path / "config.json"))
+    try:
+        config = from_json(Config, {**run.config, "output": str(path)}, where=str(path / "config.json"))
+    except ValueError as error:
+        raise ValueError(
+            f"{error} A run of jaxebm train or jaxebm.recipes.train is needed; of a run of your own "
+            "jaxebm.training.fit, jaxebm.training.read_params reads the parameters."
+        ) from None
     config.check()
     strata = config.parallel.strata or config.devices
     alone = replace(
@@ -180,7 +196,7 @@ def restore(run: RunFolder, training: Training, select: str) -> TrainState:
     """Returns the state of a checkpoint, on this host.
 
     Raises:
-      FileNotFoundError: if there is none, or with ``best`` none that was judged on validation images.
+      FileNotFoundError: if there is none, or with ``best`` none that has validation metrics.
       CheckpointCorruptError: if it is damaged.
       CheckpointMismatchError: if it is of other data or another configuration.
     """
@@ -202,12 +218,12 @@ def restore(run: RunFolder, training: Training, select: str) -> TrainState:
 
 
 def _has_known_name(config: Config) -> bool:
-    """Whether `jaxebm.data.load_dataset` finds the images of a run; a user's own arrays have any name."""
+    """Whether `jaxebm.data.load_dataset` can load the images of a run, which may be arrays of a user."""
     return config.dataset in DATASETS or config.dataset.startswith("npz:")
 
 
 def _costs_of_training(run: RunFolder) -> dict[str, Any]:
-    """What training took, as the run's own card says; None where it never came to one."""
+    """The cost of training, from the card of the run; None if it has no card."""
     names = ("seconds_training", "seconds_compiling", "device_memory")
     path = run.path / "card.json"
     card = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

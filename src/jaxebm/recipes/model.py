@@ -1,6 +1,7 @@
 """A trained model as an object: its densities, classes and samples, in the pixels that its user gave."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, overload
@@ -251,6 +252,13 @@ class Model:
         low, high = self.space.value_range
         if not (np.issubdtype(images.dtype, np.number) and np.isfinite(images).all()):
             raise ValueError(f"images must be finite numbers in {low:g} to {high:g}, raw pixels.")
+        least, greatest, width = float(images.min()), float(images.max()), high - low
+        if least < low - 0.5 * width or greatest > high + 0.5 * width or 0 < greatest - least < 0.01 * width:
+            warnings.warn(
+                f"images span {least:g} to {greatest:g}, and the model was trained on raw pixels of "
+                f"{low:g} to {high:g}: check their scale.",
+                stacklevel=4,
+            )
         return np.asarray(self.space.rescale(images), np.float32)
 
     def _need_classes(self, name: str) -> None:

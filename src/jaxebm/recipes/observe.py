@@ -1,4 +1,4 @@
-"""What is measured now and then while a JEM trains: its classifier and its chains, on validation images."""
+"""Measurements during the training of a JEM: its classifier and its chains, on validation images."""
 
 from functools import partial
 
@@ -19,11 +19,11 @@ from jaxebm.types import Array, JointEnergyFn, LogitsFn, Metrics, Params
 __all__ = ["BEST_METRIC", "TELEMETRY", "make_observe"]
 
 VALIDATION_BATCH = 500
-"""Validation images that are classified at once while training."""
+"""Batch size of the classification of validation images."""
 BEST_METRIC = "validation_nll"
-"""By what the best checkpoint is told."""
+"""The metric that selects the best checkpoint."""
 TELEMETRY = "telemetry_"
-"""What the names of its metrics begin with, so that they are told from those of the training step."""
+"""Prefix of the names of these metrics, which separates them from those of the training step."""
 
 
 def make_observe(
@@ -33,19 +33,20 @@ def make_observe(
     chain_energy: JointEnergyFn,
     negatives: NegativeSampler | None,
 ) -> Observe | None:
-    """Returns what looks at a run: the averaged weights as a classifier, and the chains (`make_telemetry`).
+    """Returns the observation of a run: the averaged weights as a classifier, and the chains
+    (`make_telemetry`).
 
-    The samples are the replay buffer's where there is one, else what the sampler would train on next.
+    The samples are those of the replay buffer if there is one, else the next negatives of the sampler.
 
     Args:
-      config: of the run.
-      dataset: its validation split is looked at.
+      config: the configuration of the run.
+      dataset: the data set, whose validation split is used.
       logits: f(params, x) of one image.
-      chain_energy: E(params, x, label), on which training's chains run.
-      negatives: training's sampler, or None.
+      chain_energy: E(params, x, label), on which the training chains run.
+      negatives: the sampler of training, or None.
 
     Returns:
-      ``state -> metrics``, or None where nothing is to be observed.
+      ``state -> metrics``, or None if there is nothing to observe.
     """
     if not config.run.telemetry_every and config.run.select == "last":
         return None
@@ -74,7 +75,7 @@ def make_observe(
         return sampler.draw(rng_key, chain_energy, state.params, *start, state.sampler_state)[0].positions
 
     def observe(state: TrainState) -> Metrics:
-        # Training's own keys are fold_in(rng_key, step): these are others, of a step that no run reaches.
+        # Training uses the keys fold_in(rng_key, step); no step reaches the number used here.
         other_key = jax.random.fold_in(state.rng_key, jnp.iinfo(jnp.uint32).max)
         keys = jax.random.split(jax.random.fold_in(other_key, state.step))
         chains = chains_of(state.sampler_state)

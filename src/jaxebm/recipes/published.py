@@ -1,12 +1,13 @@
-"""Published recipes of training, as what they change in a configuration, by dotted name of the setting.
+"""Published training recipes, as settings that they change in a configuration, by dotted name.
 
-A recipe has two halves. Its *method* is what the paper invented: sampler, buffer, objective, normalisation.
-Its *learning* is what the paper's network took to be learnt: size, optimiser, rate, epochs. On the paper's
-network (``network="wide-resnet"``) both are in force, to the number; on another one the method is, and rate
-and epochs stay those that suit that network. Any setting overrides either: an ablation is one setting.
+A recipe has two parts. Its *method* is the contribution of the paper: sampler, buffer, objective,
+normalisation. Its *learning* is how the paper trained its network: size, optimiser, learning rate, epochs. On
+the paper's network (``network="wide-resnet"``) both apply, with the numbers of the paper. On another network
+only the method applies, with the learning rate and epochs of that network. Any setting overrides both, so an
+ablation changes one setting.
 
-Pixels lie in [-1, 1] here. What a paper says of pixels in [0, 1] is translated: lengths are twice as long,
-gradients half as large, and a step, which is position squared by energy, is four times as large.
+Pixels lie in [-1, 1] here. Values of a paper for pixels in [0, 1] are converted: lengths are multiplied by 2,
+gradients by 1/2, and step sizes, which have the unit of position squared per energy, by 4.
 """
 
 from collections.abc import Mapping
@@ -19,12 +20,12 @@ __all__ = ["RECIPES", "Recipe", "base_config"]
 
 
 class Recipe(NamedTuple):
-    """What a paper does, as values of settings.
+    """The recipe of a paper, as values of settings.
 
     Attributes:
-      method: in force on every network.
-      learning: in force on the paper's network, `wide-resnet`.
-      reference: the paper, and where in it.
+      method: settings for every network.
+      learning: settings for the paper's network, `wide-resnet`.
+      reference: the paper, with the sections.
     """
 
     method: Mapping[str, Any]
@@ -49,8 +50,8 @@ PROXIMAL = {
     "sampler.restart_probability": 0.05,
     "architecture.norm": "batch",
 }
-"""JEM++'s "proximal" steps, entries of the gradient within +-1 and pixels within [-1, 1], its informative
-start of chains, a Gaussian of each class with full covariance plus 1e-4 I, and batch normalisation."""
+"""The "proximal" steps of JEM++ (entries of the gradient within +-1, pixels within [-1, 1]), its informative
+initialisation (one Gaussian per class, with full covariance plus 1e-4 I), and batch normalisation."""
 WIDE = {
     "network": "wide-resnet",
     "architecture.depth": 28,
@@ -71,7 +72,7 @@ RECIPES: dict[str, Recipe] = {
     "tuned": Recipe(
         method={},
         learning={},
-        reference="this package's own: JEM's objective, chains hot enough to stay on the data",
+        reference="of this package: JEM's objective, at a temperature at which chains stay near the data",
     ),
     "jem": Recipe(
         method={
@@ -143,7 +144,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "dat": Recipe(
         # From steps of .1 and a ball of .5 for pixels in [0, 1]. The paper starts chains from 80 million tiny
-        # images, which are withdrawn, and lets the steps grow to their number as the energy learns.
+        # images, which are withdrawn, and increases the number of steps during training.
         method={
             **PLAIN,
             "objective.contrast": "binary",
@@ -263,7 +264,7 @@ NETWORKS: dict[str, Mapping[str, Any]] = {
     },
     "wide-resnet": {"network": "wide-resnet"},
 }
-"""What suits a network on digits; `mlp` and `convnet` were tuned on the validation split."""
+"""Settings of each network on digits; those of `mlp` and `convnet` were tuned on the validation split."""
 
 UNCONDITIONAL = {
     "objective.p_y_given_x_weight": 0.0,
@@ -275,17 +276,17 @@ UNCONDITIONAL = {
 """log p(x) alone."""
 
 CROPPED: Mapping[str, Any] = {"data.crop_padding": 4, "data.max_shift": 0.0, "data.max_shift_p_x": 0.0}
-"""JEM's augmentation of images of 32 x 32: reflect four pixels and crop."""
+"""JEM's augmentation of images of 32 x 32: pad by four reflected pixels and crop."""
 MIRRORED: Mapping[str, Any] = {**CROPPED, "data.flip": True}
-"""And mirror, which makes no digit of a digit."""
+"""The same with mirroring, which is not for digits."""
 AUGMENTATION = {"cifar10": MIRRORED, "cifar100": MIRRORED, "svhn_cropped": CROPPED}
 
 LARGER: Mapping[str, Any] = {
-    # Hundreds of pixels make energies steep and chains slow: larger and fewer steps, a low weight of p(x),
-    # gradients kept from jumping. Chains live long, in a small buffer: with restarts of 5% few get to 1000
-    # steps, what lies beyond is not learnt from, and long chains end in thin strokes. The fourth level sees
-    # the whole image: without it energies are sums over windows of 16 pixels, and any strokes are likely. The
-    # rate stays up, for chains mix because energies change: as it fell to a hundredth, Omniglot came nearer.
+    # With hundreds of pixels energies are steep and chains are slow: larger and fewer steps, a low weight of
+    # p(x), clipped gradients. Chains are long, in a small buffer: with 5% restarts few reach 1000 steps,
+    # longer chains are not trained on, and they end in thin strokes. The fourth level covers the whole image:
+    # without it energies are sums over windows of 16 pixels, and any strokes are likely. The learning rate
+    # stays high, because chains mix while energies change: with a decay to 1%, Omniglot was harder to detect.
     "architecture.channels": (32, 64, 128, 128),
     "data.batch_size": 128,
     "epochs": 16,
@@ -303,15 +304,15 @@ LARGER: Mapping[str, Any] = {
     "sampler.buffer_size": 1000,
     "sampler.restart_probability": 0.002,
     "run.telemetry_every": 1000,
-    # What the card costs, so that it takes minutes on two processors.
+    # Smaller settings of the card, so that it takes minutes on two processors.
     "evaluation.samples_per_class": 60,
     "evaluation.attack_images": 20,
     "evaluation.likelihood_steps": 250,
 }
-"""What suits `convnet` on larger images than digits; chosen on MNIST and Fashion-MNIST, see RESULTS.md."""
+"""Settings of `convnet` on images larger than digits; tuned on MNIST and Fashion-MNIST, see RESULTS.md."""
 CIFAR10: Mapping[str, Any] = {
     **LARGER,
-    # What 20 minutes on two processors hold, card included.
+    # As much as 20 minutes on two processors allow, card included.
     "epochs": 5,
     "optimizer.learning_rate_floor": 0.01,
     "optimizer.ema_decay": 0.999,
@@ -319,8 +320,8 @@ CIFAR10: Mapping[str, Any] = {
     "evaluation.attack_images": 10,
     "evaluation.likelihood_steps": 100,
     "evaluation.likelihood_chains": 32,
-    # Pixels seldom lie at the ends of their range, where the clamp takes noise away: more of it than the
-    # input noise tells samples from images whatever they show, and the energy of images falls without end.
+    # Pixels are rarely at the ends of their range, where the clamp removes noise. With more sampler noise
+    # than input noise, samples differ from images by their noise alone, and the energy of images diverges.
     "sampler.noise": 0.01,
     "sampler.initial": "gaussian",
 }
@@ -334,15 +335,15 @@ CONVNET: dict[str, Mapping[str, Any]] = {
 
 
 ENTRIES = {"digits": 8 * 8, "mnist": 28 * 28, "fashion_mnist": 28 * 28}
-"""Numbers in an image of a data set; of all others the papers' 32 x 32 x 3."""
+"""Entries of an image of each data set; for other data sets 32 x 32 x 3, as in the papers."""
 
 
 def _method_for(recipe: Recipe, dataset: str) -> dict[str, Any]:
-    """Returns a recipe's method, its steps those that move pixels of this data set as far as the paper's.
+    """Returns a recipe's method, with step sizes that move pixels of this data set as far as in the paper.
 
-    An energy-L2 term keeps energies of order one whatever the image; shared by d entries, gradients go as
-    1 / d. There steps are multiplied by d / 3072, and bounds of the gradient divided by it: steps of 400,
-    right for CIFAR-10, throw digits from one end of their range to the other.
+    With an energy-L2 term energies are of order one for images of any size d, so gradients scale as 1 / d.
+    There step sizes are multiplied by d / 3072, and bounds of the gradient divided by it: a step size of 400,
+    right for CIFAR-10, would move pixels of digits from one end of their range to the other.
     """
     method = dict(recipe.method)
     if method.get("objective.energy_l2", 0.0) > 0.0:
@@ -356,12 +357,12 @@ def _method_for(recipe: Recipe, dataset: str) -> dict[str, Any]:
 def base_config(
     recipe: str = "tuned", *, network: str = "mlp", dataset: str = "digits", task: str = "supervised"
 ) -> Config:
-    """Returns the configuration of a recipe on a network, a data set and a task, all else at its default.
+    """Returns the configuration of a recipe on a network, a data set and a task; all else is at its default.
 
     Args:
       recipe: one of `RECIPES`.
       network: ``"mlp"``, ``"convnet"`` or ``"wide-resnet"``.
-      dataset: as `jaxebm.data.load_dataset` takes it.
+      dataset: a name for `jaxebm.data.load_dataset`.
       task: ``"supervised"`` or ``"unconditional"``.
 
     Returns:

@@ -2,13 +2,11 @@
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxebm.data import ImageSpace
 from jaxebm.recipes.build import make_network
@@ -18,11 +16,12 @@ from jaxebm.recipes.model import DESCRIPTION, Model, uniform_start
 from jaxebm.recipes.observe import BEST_METRIC
 from jaxebm.samplers import ClassGaussianInitial, GaussianInitial, UniformInitial
 from jaxebm.training import Checkpoints, RunFolder
+from jaxebm.training.parameters import AVERAGE, fill
 
 __all__ = ["load"]
 
-AVERAGE, STARTS = ".ema_params", ".sampler_state.initial"
-"""The paths in a checkpoint of the averaged weights, and of the distribution that chains start from."""
+STARTS = ".sampler_state.initial"
+"""The path in a checkpoint of the distribution that chains start from."""
 
 
 def load(
@@ -80,8 +79,8 @@ def load(
         step = checkpoints.latest_step() if step is None else step
         arrays = checkpoints.read(step, prefix=AVERAGE)
         starts = checkpoints.read(step, prefix=STARTS)
-    params = _restored(_params_template(config, space), AVERAGE, arrays)
-    initial = _restored(_initial_template(config, space), STARTS, starts) if starts else uniform_start(space)
+    params = fill(_params_template(config, space), AVERAGE, arrays)
+    initial = fill(_initial_template(config, space), STARTS, starts) if starts else uniform_start(space)
     return Model(config, params, space, initial, int(step or 0), _read_log_partition(run, int(step or 0)))
 
 
@@ -130,17 +129,3 @@ def _initial_template(config: Config, space: ImageSpace) -> Any:
         array(space.num_classes, size, size),  # type: ignore[arg-type]
         *ends,
     )
-
-
-def _restored(template: Any, prefix: str, arrays: Mapping[str, np.ndarray]) -> Any:
-    """Puts arrays, by their path under a prefix, where the leaves of a template are."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
-    found = []
-    for path, leaf in leaves:
-        name = prefix + jax.tree_util.keystr(path)
-        if name not in arrays or arrays[name].shape != leaf.shape:
-            raise ValueError(
-                f"the checkpoint does not fit the configuration: {name} of shape {leaf.shape} is needed."
-            )
-        found.append(jnp.asarray(arrays[name]))
-    return jax.tree.unflatten(structure, found)

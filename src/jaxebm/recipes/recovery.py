@@ -1,4 +1,4 @@
-"""How a run recovers from divergence: remedies change its sampler and objective; the learner is made anew."""
+"""Recovery of a run from divergence: remedies change its sampler and objective, in a new learner."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,10 @@ __all__ = ["SamplerNumbers", "recovery_for", "refine"]
 
 
 class SamplerNumbers(NamedTuple):
-    """What a remedy changes.
+    """The numbers that a remedy changes.
 
     Attributes:
-      num_steps: sampler steps an update.
+      num_steps: sampler steps per update.
       step_size: factor of the gradient.
       noise: standard deviation of the noise.
       energy_l2: weight of E(x)^2.
@@ -28,8 +28,8 @@ class SamplerNumbers(NamedTuple):
 
 
 def refine(numbers: SamplerNumbers, remedy: Remedy) -> SamplerNumbers:
-    """Returns the numbers with a remedy in force: more, smaller steps at the same temperature, bounded
-    energies.
+    """Returns the numbers with a remedy in force: more and smaller steps at the same temperature, a larger
+    energy-L2 weight.
 
     The temperature of a step is noise^2 / (2 step_size).
 
@@ -52,9 +52,9 @@ def recovery_for(
     """Returns the recovery of a run, or None with ``run.recovery=False``.
 
     Args:
-      config: of the run.
+      config: the configuration of the run.
       make_learner: makes the learner of a configuration.
-      keep_on: where snapshots are kept.
+      keep_on: where snapshots are kept, "device" or "host".
     """
     if not config.run.recovery:
         return None

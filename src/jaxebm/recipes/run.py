@@ -1,5 +1,6 @@
-"""Train a JEM from its configuration, in a run's folder that can be resumed, reloaded and judged."""
+"""Training of a JEM from its configuration, in a run folder that can be resumed, reloaded and evaluated."""
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +25,13 @@ __all__ = ["TrainedRun", "run_training", "train"]
 
 
 class TrainedRun(NamedTuple):
-    """What `train` returns.
+    """The result of `train`.
 
     Attributes:
-      model: the trained model, of the averaged weights.
-      result: what `jaxebm.training.fit` returned.
-      card: the evaluation (docs/card.md); None without a report, and on all processes but the first.
-      folder: of the run.
+      model: the trained model, with the averaged weights.
+      result: the result of `jaxebm.training.fit`.
+      card: the evaluation (docs/card.md); None without a report, and on all processes except the first.
+      folder: the folder of the run.
     """
 
     model: Model
@@ -38,22 +39,25 @@ class TrainedRun(NamedTuple):
     card: dict[str, Any] | None
     folder: Path
 
+    def __repr__(self) -> str:
+        return f"TrainedRun(model={self.model!r}, folder={str(self.folder)!r})"
+
 
 def train(config: Config, dataset: Dataset | None = None) -> TrainedRun:
-    """Trains, evaluates and writes the run's folder: all that the command ``jaxebm train`` does.
+    """Trains, evaluates and writes the run's folder, as the command ``jaxebm train``.
 
     Args:
       config: such as ``base_config("jem", network="convnet")``, changed by `replace_settings`.
-      dataset: your own images (`jaxebm.data.dataset_from_arrays`); None loads ``config.dataset``. Of your own
-        images ``config.dataset`` is their name.
+      dataset: your own images (`jaxebm.data.dataset_from_arrays`), with their name in ``config.dataset``;
+        None loads ``config.dataset``.
 
     Returns:
       A `TrainedRun`.
 
     Raises:
       ValueError: for settings that are out of range or do not fit the data or each other.
-      FileExistsError: if the folder holds anything and the configuration neither resumes nor overwrites it.
-      DatasetNotAvailableError: if a data set is not there.
+      FileExistsError: if the folder is not empty and the configuration neither resumes nor overwrites it.
+      DatasetNotAvailableError: if a data set is not available.
       DivergenceError: if the run diverges and no remedy helps.
 
     Example:
@@ -70,18 +74,19 @@ def train(config: Config, dataset: Dataset | None = None) -> TrainedRun:
       (2, True)
     """
     started = time.monotonic()
-    config = from_json(Config, as_json(config))  # a path given as text becomes one, a list a tuple
+    config = from_json(Config, as_json(config))  # converts text to paths and lists to tuples
     config.check()
     join_processes(config.parallel)
     if dataset is None:
         dataset = load_dataset(config.dataset, exclude_classes=config.data.exclude_classes)
     else:
         if config.data.exclude_classes:
-            raise ValueError("data.exclude_classes is for data sets that are loaded by name.")
+            raise ValueError("data.exclude_classes is only for data sets that are loaded by name.")
         config = replace(config, dataset=dataset.name)
     if config.report:
-        find_outliers(config.evaluation, dataset.image_shape)  # what is missing is told now, not at the end
-    training = build(config, dataset)  # before the folder is made, for what it refuses
+        find_outliers(config.evaluation, dataset.image_shape)  # a missing set is reported now, not at the end
+    training = build(config, dataset)  # before the folder is made, because it checks the settings
+    begins = config.resume and not (config.output / "config.json").exists()
     run = open_shared_run(
         config.output,
         as_json(config),
@@ -90,6 +95,8 @@ def train(config: Config, dataset: Dataset | None = None) -> TrainedRun:
         uncompared=UNCOMPARED,
     )
     first = jax.process_index() == 0
+    if first and begins and config.run.progress:
+        print(f"{config.output} holds no run to resume: a new one begins.", file=sys.stderr)
     if first:
         run.write_json(DESCRIPTION, describe(dataset))
     if config.run.pretrain_epochs:
@@ -98,12 +105,14 @@ def train(config: Config, dataset: Dataset | None = None) -> TrainedRun:
     state = fetch(result.state if result.best_state is None else result.best_state)
     model = model_of(config, dataset, state)
     if not config.report:
+        if first and config.run.progress:
+            print(f"written to {config.output}")
         return TrainedRun(model, result, None, config.output)
     twin_params = None
     if config.run.twin and config.generative:
         twin_params = fetch(run_training(build(twin_config(config), dataset)).params)
     if not first:
-        return TrainedRun(model, result, None, config.output)  # one process evaluates
+        return TrainedRun(model, result, None, config.output)  # only one process evaluates
     if twin_params is not None:
         save_twin(run, twin_params)
     card = judge_run(run, training, dataset, state, twin_params, config.evaluation)
@@ -122,7 +131,7 @@ def run_training(training: Training, run: RunFolder | None = None) -> FitResult:
 
     Args:
       training: from `jaxebm.recipes.build`.
-      run: the folder, or None to keep nothing.
+      run: the folder, or None to write nothing.
     """
     config, settings = training.config, training.config.run
     checkpointing = None
@@ -150,7 +159,7 @@ def run_training(training: Training, run: RunFolder | None = None) -> FitResult:
 
 
 def _pretrain(config: Config, dataset: Dataset, run: RunFolder) -> Params:
-    """Returns the averaged weights after cross-entropy alone, in a run of its own in the folder."""
+    """Returns the averaged weights after training by cross-entropy alone, as a separate run in the folder."""
     first = pretraining_config(config)
     run.claim(first.output.name)
     training = build(first, dataset)

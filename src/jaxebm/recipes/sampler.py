@@ -1,4 +1,4 @@
-"""The sampler of a JEM run, made from its configuration: where chains start, what moves and keeps them."""
+"""The sampler of a JEM run, made from its configuration: initial distribution, kernel, replay buffer."""
 
 from functools import partial
 from typing import Any
@@ -30,11 +30,11 @@ from jaxebm.types import Array, JointEnergyFn, MakeKernel
 __all__ = ["PIXELS", "make_chain_energy", "make_initial", "make_kernel", "make_negatives"]
 
 PIXELS = (-1.0, 1.0)
-"""Range of the images that the network sees."""
+"""Range of the images that the network gets."""
 BUFFER_COLOUR = 0.1
-"""Strength of the changes of brightness and contrast with sampler.augment_buffer."""
+"""Strength of the jitter of brightness and contrast with sampler.augment_buffer."""
 BUFFER_BLUR = 0.5
-"""Greatest standard deviation, in pixels, of its blur."""
+"""Greatest standard deviation of the blur with sampler.augment_buffer, in pixels."""
 
 
 def make_initial(config: Config, dataset: Dataset) -> Initial:
@@ -48,11 +48,11 @@ def make_initial(config: Config, dataset: Dataset) -> Initial:
 
 
 def make_kernel(config: Config) -> MakeKernel:
-    """Returns the kernel that moves chains on any target, still to be bound to it.
+    """Returns the kernel, not yet bound to a target, which can be any function.
 
-    Of ``sampler.kernel="first-layer"`` this is the plain kernel that does the same: the first layers of this
-    package's networks are affine, so that N inner updates are one of N times the size
-    (`jaxebm.samplers.first_layer_sgld` says why), with noise of N times the variance.
+    For ``sampler.kernel="first-layer"`` this is the equivalent plain kernel: the first layers of this
+    package's networks are affine, so N inner updates equal one of N times the size (see
+    `jaxebm.samplers.first_layer_sgld`), with noise of N times the variance.
     """
     clamp = PIXELS if config.sampler.clamp else None
     if config.sampler.kernel == "descent":
@@ -94,13 +94,13 @@ def make_chain_energy(config: Config, network: Any, image_shape: tuple[int, ...]
 def make_negatives(
     config: Config, initial: Initial | None, num_classes: int, placement: Placement | None
 ) -> NegativeSampler | None:
-    """Returns where the model's samples come from; None for a plain classifier.
+    """Returns the sampler of the negatives; None for a plain classifier.
 
     Args:
-      config: of the run.
+      config: the configuration of the run.
       initial: from `make_initial`; not needed by contrastive divergence.
-      num_classes: that chains may belong to; 1 where there are none.
-      placement: of the run's arrays.
+      num_classes: number of classes that chains may belong to; 1 without classes.
+      placement: the placement of the run's arrays.
     """
     sharding = None if placement is None else placement.split
     if not config.generative:

@@ -4,6 +4,7 @@ import dataclasses
 import numbers
 import types
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -47,13 +48,13 @@ def from_json(kind: type[Settings], values: Mapping[str, Any], *, where: str = "
     Args:
       kind: the dataclass.
       values: by name, groups as nested dictionaries.
-      where: what messages call the source.
+      where: the name of the source in messages.
 
     Returns:
       An instance of ``kind``.
 
     Raises:
-      ValueError: for a name that ``kind`` does not have, or a value that its field does not take.
+      ValueError: for a name that ``kind`` does not have, or a value that its field does not accept.
 
     Example:
       >>> from jaxebm.recipes import Config
@@ -66,7 +67,7 @@ def from_json(kind: type[Settings], values: Mapping[str, Any], *, where: str = "
 def _read(kind: Any, values: Any, where: str, path: str) -> Any:
     prefix = f"{where}: " if where else ""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix}{path or 'the configuration'} is no dictionary of settings by name.")
+        raise ValueError(f"{prefix}{path or 'the configuration'} is not a dictionary of settings by name.")
     hints = get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -94,7 +95,7 @@ _UNFIT = object()
 
 
 def _value(hint: Any, value: Any) -> Any:
-    """The value as its field holds it, or `_UNFIT`."""
+    """The value converted to the type of its field, or `_UNFIT`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return value if isinstance(value, str) and value in arguments else _UNFIT
@@ -139,7 +140,7 @@ def replace_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings
       A new configuration.
 
     Raises:
-      ValueError: for a name that it does not have, or a value that the setting does not take.
+      ValueError: for a name that it does not have, or a value that the setting does not accept.
 
     Example:
       >>> from jaxebm.recipes import Config
@@ -147,6 +148,16 @@ def replace_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings
       0.5
     """
     return _replaced(settings, changes, "")
+
+
+def _all_names(kind: Any) -> list[str]:
+    """The dotted names of all settings."""
+    found = []
+    for name, hint in get_type_hints(kind).items():
+        found.append(name)
+        if dataclasses.is_dataclass(hint):
+            found += [f"{name}.{inner}" for inner in _all_names(hint)]
+    return found
 
 
 def _replaced(settings: Any, changes: Mapping[str, Any], path: str) -> Any:
@@ -157,7 +168,11 @@ def _replaced(settings: Any, changes: Mapping[str, Any], path: str) -> Any:
         name, dot, rest = dotted.partition(".")
         hint: Any = hints.get(name)
         if hint is None or (dot and not dataclasses.is_dataclass(hint)):
-            raise ValueError(f"{path}{dotted}: there is no such setting in {type(settings).__name__}.")
+            near = get_close_matches(dotted.replace("-", "_"), _all_names(type(settings)), n=1)
+            suggestion = f" Did you mean {path}{near[0]}?" if near else ""
+            raise ValueError(
+                f"{path}{dotted}: there is no such setting in {type(settings).__name__}.{suggestion}"
+            )
         if dot:
             groups.setdefault(name, {})[rest] = value
         elif not dataclasses.is_dataclass(hint):

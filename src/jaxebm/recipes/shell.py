@@ -1,4 +1,4 @@
-"""The command that trains a run anew, in the fewest flags."""
+"""The shortest command that trains a run again."""
 
 import dataclasses
 import shlex
@@ -17,7 +17,7 @@ def command_for(config: Config) -> str:
     """Returns the command that trains a run: the settings that differ from the defaults of its recipe.
 
     Args:
-      config: the run's configuration.
+      config: the configuration of the run.
 
     Example:
       >>> from jaxebm.recipes import replace_settings

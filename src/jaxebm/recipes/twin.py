@@ -1,4 +1,4 @@
-"""The same network as a classifier alone: a run's twin, which it is compared with, and its pretraining."""
+"""The same network as a plain classifier: the twin, with which a run is compared, and its pretraining."""
 
 import io
 import json
@@ -16,11 +16,11 @@ from jaxebm.types import Params
 __all__ = ["classifier_config", "load_twin", "pretraining_config", "save_twin", "twin_config"]
 
 TWIN = "twin.npz"
-"""The parameters of the run's twin."""
+"""The file of the parameters of the run's twin."""
 
 
 def classifier_config(config: Config) -> Config:
-    """Returns the configuration of the same network learnt by cross-entropy alone."""
+    """Returns the configuration of the same network trained by cross-entropy alone."""
     return replace(
         config,
         objective=replace(
@@ -32,7 +32,7 @@ def classifier_config(config: Config) -> Config:
 
 
 def twin_config(config: Config) -> Config:
-    """Returns the configuration of a run's twin: a classifier, learnt from images as they are."""
+    """Returns the configuration of a run's twin: a classifier, trained without adversarial examples."""
     plain = classifier_config(config)
     return replace(
         plain,
@@ -60,7 +60,7 @@ def pretraining_config(config: Config) -> Config:
 
 
 def save_twin(run: RunFolder, params: Params) -> None:
-    """Keeps the parameters of the twin beside its run, for later evaluations."""
+    """Saves the parameters of the twin in the folder of the run, for later evaluations."""
     stream = io.BytesIO()
     arrays: dict[str, Any] = {"config": json.dumps(_comparable(run.config)), **_by_path(params)}
     np.savez(stream, **arrays)
@@ -71,7 +71,7 @@ def load_twin(run: RunFolder, template: Params) -> Params | None:
     """Returns the parameters of the run's twin, or None where the run has none.
 
     Args:
-      run: its folder.
+      run: the folder of the run.
       template: parameters of the same network.
     """
     if not (run.path / TWIN).is_file():
@@ -81,7 +81,7 @@ def load_twin(run: RunFolder, template: Params) -> Params | None:
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _by_path(template).items()}
     of_another_run = str(arrays.pop("config")) != json.dumps(_comparable(run.config))
     if of_another_run or {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()} != expected:
-        return None  # left by a run that was here before
+        return None  # from an earlier run in this folder
     return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in expected])
 
 
@@ -91,7 +91,7 @@ def _by_path(params: Params) -> dict[str, np.ndarray]:
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a twin depends on, and more, but not where it lies nor what is looked at."""
+    """The settings that identify a twin: without paths and the settings of the evaluation."""
     ignored = {name for name in UNCOMPARED if "." not in name} | {"evaluation"}
     groups = {name.partition(".")[::2] for name in UNCOMPARED if "." in name}
     kept: dict[str, Any] = {}

@@ -1,14 +1,23 @@
-"""The evaluation card: what an energy or a classifier has learnt, in numbers, pictures and a page.
+"""The evaluation card: an evaluation of an energy or a classifier in numbers, pictures and an HTML page.
 
     card = report.evaluate(logits, params, dataset, folder=folder)
     print(report.write_card(folder, card))
 
-One file a question (`Question`: its judge, its rows of the summary, its sections and pictures); `QUESTIONS`
-lists those that make the card. docs/card.md says what each entry means. matplotlib, scikit-learn, Pillow,
-tabulate and markdown-it-py come with the ``experiments`` extra, and are imported when they are used.
+Each question of the evaluation has its own file (`Question`: its computation, its rows of the summary, its
+sections and pictures); `QUESTIONS` lists those of the card. docs/card.md explains each entry. matplotlib,
+scikit-learn, Pillow, tabulate and markdown-it-py come with the ``experiments`` extra, and are imported when
+they are used.
 """
 
-from jaxebm.report.card import CARD_FILES, DEFAULT_KERNEL, QUESTIONS, card_text, evaluate, write_card
+from jaxebm.report.card import (
+    CARD_FILES,
+    DEFAULT_KERNEL,
+    QUESTIONS,
+    card_text,
+    evaluate,
+    summary_text,
+    write_card,
+)
 from jaxebm.report.environment import describe_environment
 from jaxebm.report.markdown import markdown_table
 from jaxebm.report.out_of_distribution import find_outliers
@@ -34,5 +43,6 @@ __all__ = [
     "evaluate",
     "find_outliers",
     "markdown_table",
+    "summary_text",
     "write_card",
 ]

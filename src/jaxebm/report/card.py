@@ -1,7 +1,9 @@
-"""The evaluation card: which questions make it, how it is computed, and how it is written."""
+"""The evaluation card: its questions, how it is computed, and how it is written."""
 
 import dataclasses
 import json
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,7 @@ from jaxebm.samplers import Initial, ReplayBuffer, UniformInitial, sgld
 from jaxebm.training import write_atomically
 from jaxebm.types import EnergyFn, LogitsFn, MakeKernel, Params
 
-__all__ = ["CARD_FILES", "DEFAULT_KERNEL", "QUESTIONS", "card_text", "evaluate", "write_card"]
+__all__ = ["CARD_FILES", "DEFAULT_KERNEL", "QUESTIONS", "card_text", "evaluate", "summary_text", "write_card"]
 
 SCHEMA = 2
 QUESTIONS = (
@@ -45,14 +47,14 @@ QUESTIONS = (
     TASKS,
     TRAINING_HISTORY,
 )
-"""The questions that make the card, in the order of its sections."""
+"""The questions of the card, in the order of its sections."""
 CARD, TEXT, PAGE = "card.json", "card.md", "report.html"
 CARD_FILES = (CARD, TEXT, PAGE, *(name for question in QUESTIONS for name in question.files))
 """The names of all files and folders that an evaluation may write."""
 DEFAULT_KERNEL: MakeKernel = partial(
     sgld, step_size=0.2, noise_scale=0.1, gradient_clip=1.0, state_clamp=(-1.0, 1.0)
 )
-"""Moves the chains where no other kernel is given."""
+"""The default kernel of the chains."""
 
 
 def evaluate(
@@ -72,7 +74,8 @@ def evaluate(
     records: Sequence[Mapping[str, Any]] = (),
     recoveries: Sequence[Mapping[str, Any]] = (),
     details: Mapping[str, Any] | None = None,
-    questions: Sequence[Question] = QUESTIONS,
+    questions: Sequence[Question | str] = QUESTIONS,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a model on the test split of a data set, and returns the entries of its card.
 
@@ -80,25 +83,26 @@ def evaluate(
 
         p(y|x) = softmax(f(x))[y],    E(x) = -logsumexp_y f(x)[y];
 
-    an energy has no classes: what concerns them is then left out. Nothing is selected on the test split.
+    an energy has no classes, so the parts about classes are left out. Nothing is selected on the test split.
 
     Args:
       model: ``logits(params, x) -> (K,)`` or ``energy(params, x) -> ()``, x of shape (H, W, C) in [-1, 1].
       params: Its parameters.
       dataset: K classes of images, raw as `jaxebm.data.load_dataset` gives them.
-      folder: Where pictures and samples are written; it is made if need be. None writes nothing.
-      settings: What to look at, and what that may cost; `ReportSettings()` by default.
+      folder: Where pictures and samples are written; it is made if needed. None writes nothing.
+      settings: Settings of the evaluation; `ReportSettings()` by default.
       kernel: The sampler, for any target; by default `DEFAULT_KERNEL`, sgld of step 0.2 and noise 0.1.
-      num_steps: Steps of the sampler in one update of training, in whose multiples long chains are counted.
+      num_steps: Steps of the sampler in one update of training; long chains have multiples of this number.
       initial: Where fresh chains start; uniform over [-1, 1] by default.
       buffer: The replay buffer at the end of training, or None.
       conditional: Whether the buffer's chains belong to classes.
       twin_params: Parameters of the same network trained by cross-entropy alone, to compare with, or None.
-      seed: Of everything that is drawn.
+      seed: Seed of all random numbers.
       records: The metrics that training logged, each with its ``step``; none where there was no training.
       recoveries: The recoveries that training logged.
       details: Further entries of the card: ``experiment``, ``config``, ``command``, ``updates``, ``seconds``.
-      questions: What to ask; `QUESTIONS` by default.
+      questions: Questions, or their names, such as ``["classes"]``; `QUESTIONS` by default.
+      progress: Print each question to standard error when it is asked.
 
     Returns:
       A dictionary as documented in docs/card.md, of JSON's types; `write_card` writes it.
@@ -106,7 +110,7 @@ def evaluate(
     Raises:
       TypeError: If an argument is of the wrong type.
       ValueError: If the model cannot be applied to the images, or a setting is out of range.
-      DatasetNotAvailableError: If one of ``settings.ood_sets`` is not there.
+      DatasetNotAvailableError: If one of ``settings.ood_sets`` is not available.
 
     Example:
       >>> import jax.numpy as jnp
@@ -116,11 +120,12 @@ def evaluate(
       >>> prototypes = jnp.stack([jnp.mean(images[labels == y], axis=0) for y in range(10)])
       >>> def logits(params, x):
       ...     return -jnp.sum((params - x) ** 2, axis=(1, 2, 3))
-      >>> card = evaluate(logits, prototypes, dataset, questions=QUESTIONS[:1])
+      >>> card = evaluate(logits, prototypes, dataset, questions=["classes"])
       >>> round(card["accuracy"], 2)
       0.9
     """
     settings = ReportSettings() if settings is None else settings
+    asked = [_named(question) for question in questions]
     _check(dataset, settings, num_steps, seed)
     logits = as_logits(model, params, dataset)
     if twin_params is not None:
@@ -132,18 +137,31 @@ def evaluate(
     subject = ModelUnderTest(logits, params, kernel, num_steps, initial, twin_params, buffer, conditional)
     folder = None if folder is None else Path(folder)
     evaluation = Evaluation(subject, dataset, settings, seed, folder, records, recoveries)
-    if settings.ood_sets and OUT_OF_DISTRIBUTION in questions:
-        evaluation.once(outlier_sets)  # what is missing is told before anything is compiled
+    if settings.ood_sets and OUT_OF_DISTRIBUTION in asked:
+        evaluation.once(outlier_sets)  # a missing set is reported before compilation
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     card: dict[str, Any] = {"schema": SCHEMA, "dataset": dataset.name, "seed": seed}
-    for question in questions:
+    started = time.monotonic()
+    for number, question in enumerate(asked, start=1):
+        if progress:
+            done = f"{time.monotonic() - started:.0f} s"
+            print(f"evaluating {number}/{len(asked)}: {question.name} ({done})", file=sys.stderr, flush=True)
         card |= question.judge(evaluation)
     card["parameters"] = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
     card["environment"] = describe_environment()
     names = [entry.name for entry in dataclasses.fields(ReportSettings)]
     card["evaluation"] = _plain({name: getattr(settings, name) for name in names})
     return card | dict(details or {})
+
+
+def _named(question: Question | str) -> Question:
+    by_name = {known.name: known for known in QUESTIONS}
+    if isinstance(question, Question):
+        return question
+    if question not in by_name:
+        raise ValueError(f"questions has {question!r}: choose among {', '.join(by_name)}.")
+    return by_name[question]
 
 
 def _check(dataset: Any, settings: Any, num_steps: Any, seed: Any) -> None:
@@ -171,14 +189,14 @@ def _check(dataset: Any, settings: Any, num_steps: Any, seed: Any) -> None:
 
 
 def write_card(folder: str | Path, card: Card, *, questions: Sequence[Question] = QUESTIONS) -> str:
-    """Writes a card as ``card.json``, ``card.md`` and ``report.html``, each whole or not at all.
+    """Writes a card as ``card.json``, ``card.md`` and ``report.html``, each atomically.
 
-    The page takes in the pictures that `evaluate` wrote into the folder; missing ones are left out.
+    The page contains the pictures that `evaluate` wrote into the folder; missing ones are left out.
 
     Args:
-      folder: Where the pictures are; it is made if need be.
-      card: As `evaluate` returns it.
-      questions: Those that it was made of.
+      folder: Where the pictures are; it is made if needed.
+      card: A card, from `evaluate`.
+      questions: The questions of the card.
 
     Returns:
       The Markdown text of ``card.md``.
@@ -196,12 +214,25 @@ def write_card(folder: str | Path, card: Card, *, questions: Sequence[Question] 
     return text
 
 
-def card_text(card: Card, questions: Sequence[Question] = QUESTIONS) -> str:
-    """Returns the card in Markdown: the summary, a section a question, and how to get it again.
+def summary_text(card: Card, questions: Sequence[Question] = QUESTIONS) -> str:
+    """Returns the summary of a card as plain text for a terminal: a name, its value and a comparison a line.
 
     Args:
-      card: As `evaluate` returns it.
-      questions: Those that it was made of.
+      card: A card, from `evaluate`.
+      questions: The questions of the card.
+    """
+    from tabulate import tabulate
+
+    rows = [row for question in questions for row in question.summary(card)]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
+def card_text(card: Card, questions: Sequence[Question] = QUESTIONS) -> str:
+    """Returns the card in Markdown: the summary, the sections of each question, and how to reproduce it.
+
+    Args:
+      card: A card, from `evaluate`.
+      questions: The questions of the card.
     """
     summary = [row for question in questions for row in question.summary(card)]
     lines = [f"# Energy-based model on {escape_markdown(card['dataset'])}", ""]
@@ -223,7 +254,7 @@ def _lead(card: Card) -> str:
     facts.append(f"{card['parameters']:,} parameters")
     return (
         f"{', '.join(facts)}, on {versions['device']} with jaxebm {versions['jaxebm']} and JAX "
-        f"{versions['jax']}. All figures are of the test split; whatever was chosen was chosen on the "
+        f"{versions['jax']}. All figures are of the test split; all choices were made on the "
         "validation split."
     )
 
@@ -241,7 +272,7 @@ def _section(section: Section) -> list[str]:
 
 
 def _reproduction(card: Card) -> list[str]:
-    """The command and the settings; the words after a block's language are its title on the page."""
+    """The command and the settings; the text after the language of a code block is its title on the page."""
     lines = ["## How to get it again", ""]
     if "command" in card:
         lines += ["The command trains and evaluates the model.", "", "```sh", card["command"], "```", ""]
@@ -262,5 +293,5 @@ def _check_finite(path: str, value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """As it would be read back from JSON: tuples become lists."""
+    """The value as it would be read back from JSON: tuples become lists."""
     return json.loads(json.dumps(value))

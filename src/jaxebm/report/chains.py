@@ -1,4 +1,4 @@
-"""Chains of an evaluation: where they start, how they are run, and which of them diverged."""
+"""Chains of an evaluation: their initial distribution, their runs, and which of them diverged."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,14 +16,14 @@ __all__ = ["Samples", "advance", "finite", "fresh_chains", "start_chains"]
 
 
 class Samples(NamedTuple):
-    """Images and the classes that they are meant to be of; None where they are of no class."""
+    """Images and their intended classes; None for images without classes."""
 
     images: np.ndarray
     labels: np.ndarray | None
 
 
 def start_chains(rng_key: Array, initial: Initial, labels: Array) -> Array:
-    """Returns where new chains start, one for each label."""
+    """Returns the initial positions of new chains, one for each label."""
     return jax.vmap(initial)(jax.random.split(rng_key, len(labels)), labels)
 
 
@@ -43,13 +43,13 @@ def fresh_chains(
 
     Args:
       rng_key: One key.
-      evaluation: Whose model it is.
+      evaluation: The evaluation, with its model.
       energy: E(params, x, y).
       labels: The class of each chain, ``(n,)``.
       steps: Increasing numbers of sampler steps.
 
     Returns:
-      Where the chains are after each of ``steps``, ``(n, H, W, C)`` each.
+      The positions of the chains after each of ``steps``, ``(n, H, W, C)`` each.
     """
     model = evaluation.model
     keys = jax.random.split(rng_key, len(steps) + 1)
@@ -64,16 +64,16 @@ def fresh_chains(
 
 
 def finite(samples: Samples) -> Samples:
-    """Leaves out the chains that diverged, which a sampler without a clamp allows; the card counts them.
+    """Leaves out the chains that diverged, which can happen without a clamp; the card counts them.
 
     Raises:
-      RuntimeError: If all of them did.
+      RuntimeError: If all chains diverged.
     """
     images, labels = samples
     whole = np.isfinite(images).all(axis=(1, 2, 3))
     if not whole.any():
         raise RuntimeError(
-            f"all {len(images)} chains diverged: the samples of this model cannot be judged. Give its kernel "
-            "a state_clamp, the range of the images, or a smaller step_size."
+            f"all {len(images)} chains diverged: the samples of this model cannot be evaluated. Give its "
+            "kernel a state_clamp, the range of the images, or a smaller step_size."
         )
     return Samples(images[whole], None if labels is None else labels[whole])

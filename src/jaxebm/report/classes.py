@@ -1,4 +1,4 @@
-"""What does the model know of classes? Accuracy and calibration, before and after temperature scaling."""
+"""How good is the classifier? Accuracy and calibration, before and after temperature scaling."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ CLASS_MEASURES = {
     "adaptive_ece": "ECE, 15 bins of equal mass",
     "brier": "Brier",
 }
-"""What the card says of every classifier, and what it is called."""
+"""The measures of every classifier in the card, and their titles."""
 EMPTY = dict.fromkeys(CLASS_MEASURES) | {"validation": None, "twin": None, "temperature_scaled": None}
 TITLES = {"model": "JEM", "twin": "cross-entropy twin"}
 
@@ -56,7 +56,7 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
         curves[title] = reliability_curve(splits["test"], label["test"]), judged[name]["ece"]
         try:
             temperature = fit_temperature(splits["validation"], label["validation"])
-        except ValueError as error:  # no finite temperature is best: the card says why
+        except ValueError as error:  # there is no finite best temperature: the card gives the reason
             scaled[name] = {"temperature": None, "reason": str(error)}
             continue
         softened = scale(splits["test"], temperature)
@@ -111,7 +111,7 @@ def reliability_diagram(path: Path, curves: Mapping[str, tuple[Any, float]]) -> 
 
 
 def summary(card: Card) -> list[SummaryRow]:
-    """Accuracy and calibration error, beside those of the twin."""
+    """Accuracy and calibration error, next to those of the twin."""
     if card.get("accuracy") is None:
         return []
     twin, scaled = card["twin"], card["temperature_scaled"]["twin"]
@@ -150,7 +150,7 @@ def sections(card: Card) -> list[Section]:
         "Classes",
         "p(y|x) = softmax f(x) on the test split. ECE is the mean distance between the confidence of the "
         "classifier and its accuracy. The temperature T is fitted on the validation split: it shows how well "
-        "a classifier can be calibrated without any generative training.",
+        "a classifier can be calibrated without generative training.",
         notes,
         [Table("Test split", ["", *columns], rows)],
         [Picture("reliability", "Accuracy in each bin of confidence; on the dashed line both are equal.")],

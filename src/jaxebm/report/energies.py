@@ -1,4 +1,4 @@
-"""Where do the energies of data, samples and other images lie? All on one axis."""
+"""What are the energies of data, samples and other images? All on one axis."""
 
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ __all__ = ["ENERGIES"]
 
 
 def judge(evaluation: Evaluation) -> dict[str, Any]:
-    """Mean and standard deviation of E(x) on data and fresh samples, drawn beside other sets' energies."""
+    """Mean and standard deviation of E(x) on data and fresh samples, plotted with those of other sets."""
     model = evaluation.model
     batch = jax.jit(jax.vmap(partial(marginal_energy(model.logits), model.params)))
     fresh = f"fresh, {evaluation.settings.sample_steps[-1]} steps"
@@ -39,7 +39,7 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
 def energy_histogram(path: Path, energies: Images) -> None:
     """Draws histograms of E(x) = -log p(x) - log Z of several sets on one axis.
 
-    Far tails are gathered at the edges.
+    Values beyond the axis are counted in its first and last bins.
     """
     values = np.concatenate([np.asarray(value, float) for value in energies.values()])
     low, high = np.quantile(values, [0.005, 0.995])
@@ -57,7 +57,7 @@ def energy_histogram(path: Path, energies: Images) -> None:
 
 
 def summary(card: Card) -> list[SummaryRow]:
-    """No row: energies have no scale of their own."""
+    """No row, because the scale of energies has no meaning."""
     del card
     return []
 

@@ -13,10 +13,10 @@ __all__ = ["describe_environment"]
 
 
 def describe_environment() -> dict[str, str | int | None]:
-    """Returns what the numbers of a run may depend on.
+    """Returns the environment on which the numbers of a run may depend.
 
     Returns:
-      Versions of ``jaxebm``, ``jax``, ``flax`` and ``python``; the ``device`` and how many; the
+      Versions of ``jaxebm``, ``jax``, ``flax`` and ``python``; the ``device`` and their number; the
       ``processors`` of this host that the run may use; the ``date`` (UTC); and the ``commit`` of the checkout
       that the package runs from, with a "+" where files differ from it. The commit is None where the package
       is installed elsewhere, and where there is no git.
@@ -32,7 +32,7 @@ def describe_environment() -> dict[str, str | int | None]:
 
 
 def _processors() -> int:
-    """As XLA counts them: PJRT_NPROC says how many threads its client on CPU has."""
+    """The number that XLA uses: PJRT_NPROC sets the threads of its CPU client."""
     asked = os.environ.get("PJRT_NPROC", "")
     return int(asked) if asked.isdigit() and int(asked) else os.cpu_count() or 1
 
@@ -40,7 +40,7 @@ def _processors() -> int:
 def _commit(source: Path) -> str | None:
     """The commit of the repository that tracks a source file; None where none does.
 
-    A virtual environment may lie inside some other repository: one that does not track the file.
+    A virtual environment may be inside another repository, which does not track the file.
     """
 
     def git(*arguments: str) -> str | None:

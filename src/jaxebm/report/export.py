@@ -15,20 +15,20 @@ SAMPLES_FILE = "samples.npz"
 EXPORTED = "exported"
 """The folder of the PNG files."""
 RULES = {
-    True: "the first fresh chains of each class, class after class in turn; none is left out or chosen",
-    False: "the first fresh chains; none is left out or chosen",
+    True: "the first fresh chains of each class, one class after another; none is selected or left out",
+    False: "the first fresh chains; none is selected or left out",
 }
 
 
 def export_samples(evaluation: Evaluation, arrays: Images, samples: Samples) -> dict[str, Any] | None:
-    """Writes all fresh samples as arrays, and as many of the longest chains as are asked for as PNG files.
+    """Writes all fresh samples as arrays, and the requested number of the longest chains as PNG files.
 
-    They are the first chains, class after class in turn: nothing is selected.
+    They are the first chains of each class, one class after another: none is selected.
 
     Args:
-      evaluation: Its folder is where the files go; nothing is written where it has none.
+      evaluation: The files are written into its folder; nothing is written if it has none.
       arrays: All samples, by name.
-      samples: Those of the longest chains.
+      samples: The samples of the longest chains.
 
     Returns:
       The card's entry, or None where no PNG files are written.
@@ -45,11 +45,11 @@ def export_samples(evaluation: Evaluation, arrays: Images, samples: Samples) -> 
 
     folder = evaluation.folder / EXPORTED
     folder.mkdir(exist_ok=True)
-    for left in folder.glob("*.png"):  # of an evaluation that this one replaces
+    for left in folder.glob("*.png"):  # files of an earlier evaluation
         left.unlink()
     order = np.arange(len(samples.images))
     if samples.labels is not None:
-        rank = np.empty_like(order)  # of each chain among those of its class
+        rank = np.empty_like(order)  # number of each chain within its class
         for y in range(evaluation.dataset.num_classes):
             members = np.flatnonzero(samples.labels == y)
             rank[members] = np.arange(len(members))

@@ -1,7 +1,7 @@
-"""What pictures share: their style, how they are written, grids of images, curves of training.
+"""Common parts of the pictures: style, writing of files, grids of images, training curves.
 
-matplotlib is imported when a picture is drawn, and its state outside is left as it is: no backend is chosen
-and no setting stays changed. Draw inside `drawing`, which makes a figure in the report's style and writes it:
+matplotlib is imported when a picture is drawn, and its global state is not changed: no backend is selected
+and all settings are restored. Draw inside `drawing`, which makes a figure in the report's style and saves it:
 
     with drawing(folder / "losses.png", 1, 2, figsize=(6.4, 3.2)) as (figure, axes):
         axes[0, 0].plot(losses, color=ACCENT)
@@ -58,10 +58,10 @@ def drawing(
     """Makes a figure in the report's style, and writes it when the block ends without an exception.
 
     Args:
-      path: The PNG; it is written whole or not at all.
-      rows: Of panels.
-      columns: Of panels.
-      **options: Of ``matplotlib.pyplot.subplots``: ``figsize``, ``sharex``, ``width_ratios`` and others.
+      path: The PNG file, written atomically.
+      rows: Rows of panels.
+      columns: Columns of panels.
+      **options: Options of ``matplotlib.pyplot.subplots``: ``figsize``, ``sharex``, ``width_ratios``, ...
 
     Yields:
       The figure and its axes, ``(rows, columns)``.
@@ -78,7 +78,7 @@ def drawing(
 
 
 def tile(images: np.ndarray, columns: int, pad: int = 1) -> np.ndarray:
-    """Lays images (n, H, W, C) in [0, 1] side by side, ``columns`` to a row, on white."""
+    """Arranges images (n, H, W, C) in [0, 1] in a grid of ``columns`` columns, on white."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     sheet = np.ones((rows * (height + pad) + pad, columns * (width + pad) + pad, channels))
@@ -96,7 +96,7 @@ def show_image(axes: "Axes", sheet: np.ndarray) -> None:
 
 
 def legend_below(axes: "Axes", **options: Any) -> None:
-    """Puts the legend under the panel: inside it would hide curves."""
+    """Puts the legend below the panel, where it hides no curves."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), **options)
 
 
@@ -108,7 +108,7 @@ def image_grid(path: Path, images: np.ndarray, *, columns: int, title: str = "")
 def image_grids(
     path: Path, sheets: Mapping[str, np.ndarray], *, columns: int, per_row: int | None = None
 ) -> None:
-    """Draws several sheets of images side by side, each under its title, ``per_row`` to a row if not all."""
+    """Draws several sheets of images side by side, each with its title, ``per_row`` (or all) in a row."""
     grids = {title: tile(images, columns) for title, images in sheets.items()}
     aspect = max(grid.shape[0] / grid.shape[1] for grid in grids.values())
     across = len(grids) if per_row is None else per_row
@@ -124,7 +124,7 @@ def image_grids(
 
 
 def labelled_rows(path: Path, rows: Mapping[str, np.ndarray]) -> None:
-    """Draws rows of images (n, H, W, C) in [0, 1], each row under its title."""
+    """Draws rows of images (n, H, W, C) in [0, 1], each row with its title."""
     count = max(len(images) for images in rows.values())
     height, width = next(iter(rows.values())).shape[1:3]
     size = 0.62 * height / width + 0.3
@@ -144,13 +144,13 @@ def training_curves(
     names: Sequence[str],
     recoveries: Sequence[int] = (),
 ) -> None:
-    """Draws the named metrics against the update, each from the records that have it.
+    """Plots the named metrics against the update, each from the records that have it.
 
     Args:
       path: the picture.
       records: lines of ``metrics.jsonl``.
       names: metrics, some of which may be missing.
-      recoveries: updates at which the run was taken back, marked by lines.
+      recoveries: updates at which the run was rolled back, marked by lines.
     """
     measured = {name: [record for record in records if name in record] for name in names}
     present = [name for name in names if measured[name]]

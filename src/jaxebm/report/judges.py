@@ -1,4 +1,4 @@
-"""Independent classifiers, trained on real images alone, and the images that samples are compared with."""
+"""Independent classifiers, trained on real images only, and the reference images for samples."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -19,19 +19,19 @@ __all__ = ["NEIGHBOURS", "Judges", "first_of_each_class", "independent_judges"]
 NEIGHBOURS = 5
 """k of precision, recall, density and coverage."""
 CLASSIFIER_IMAGES = 5000
-"""At most this many training images are what the independent classifier and network are trained on."""
+"""Greatest number of training images for the independent classifier and network."""
 REFERENCES_PER_CLASS = 500
-"""At most this many training images of each class, the first ones, are what samples are compared with."""
+"""Greatest number of training images of each class, the first ones, with which samples are compared."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
 class Judges(NamedTuple):
-    """Classifiers that never saw the model, and what samples are compared with.
+    """Classifiers that do not depend on the model, and the reference images for samples.
 
     Attributes:
-      predict: A support vector machine on pixels; 0 where there is one class.
-      network: In whose features samples are compared, or None.
+      predict: A support vector machine on pixels; returns 0 if there is one class.
+      network: The network in whose features samples are compared, or None.
       real: Training images of all classes, ``(n, H, W, C)``.
       labels: Their classes, ``(n,)``.
       features: Their features, ``(n, F)``, or None.
@@ -47,13 +47,13 @@ class Judges(NamedTuple):
 
 
 def independent_judges(evaluation: Evaluation) -> Judges:
-    """Trains the independent classifiers on real images, a fixed subset of many; take it by `once`."""
+    """Trains the independent classifiers on a fixed subset of the real images; call it through `once`."""
     dataset, train = evaluation.dataset, evaluation.images["train"]
     label = dataset.train.label
     rows = np.random.default_rng(0).permutation(len(train))[:CLASSIFIER_IMAGES]
     chosen = first_of_each_class(label, dataset.num_classes, REFERENCES_PER_CLASS)
     network = features = None
-    several = dataset.num_classes > 1  # of one class there is nothing to tell: every image is of it
+    several = dataset.num_classes > 1  # with one class, every image is of that class
     if evaluation.settings.features and several:
         key = jax.random.key(0)  # the same judge for every seed of the model
         network = fit_feature_network(key, train[rows], label[rows], dataset.num_classes)
@@ -70,5 +70,5 @@ def _of_one_class(images: np.ndarray) -> np.ndarray:
 
 
 def first_of_each_class(labels: np.ndarray, num_classes: int, count: int) -> np.ndarray:
-    """Returns the indices of the first ``count`` members of each class, class after class."""
+    """Returns the indices of the first ``count`` members of each class, one class after another."""
     return np.concatenate([np.flatnonzero(labels == y)[:count] for y in range(num_classes)])

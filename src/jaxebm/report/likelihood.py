@@ -36,15 +36,15 @@ KERNEL = partial(hmc, num_integration_steps=5)
 SETTLING_STEPS = 200
 """Transitions of the reverse chains on the model itself, before they are annealed back."""
 DRAWS = 20
-"""Places within each image's cell over which its mass is averaged."""
+"""Points within the cell of each image over which its mass is averaged."""
 COVERAGE = 0.99
 
 
 class LikelihoodSettings(NamedTuple):
-    """What the estimate costs.
+    """Settings and cost of the estimate.
 
     Attributes:
-      temperatures: T of exp(-E / T), each judged by itself; 1 is the model as it is defined.
+      temperatures: Values of T in exp(-E / T), evaluated separately; T = 1 is the model.
       steps: Temperatures of the annealing path; 0 leaves the likelihood out.
       chains: Annealed chains in each direction.
     """
@@ -55,7 +55,7 @@ class LikelihoodSettings(NamedTuple):
 
 
 def judge(evaluation: Evaluation) -> dict[str, Any]:
-    """The interval at each temperature; None where it is not asked for or pixels are no levels."""
+    """The interval at each temperature; None if it is off or pixels have no discrete levels."""
     chosen, model = evaluation.settings, evaluation.model
     settings = LikelihoodSettings(
         chosen.likelihood_temperatures, chosen.likelihood_steps, chosen.likelihood_chains
@@ -67,16 +67,16 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
 def bound_likelihood(
     rng_key: Array, logits: LogitsFn, params: Params, dataset: Dataset, settings: LikelihoodSettings
 ) -> dict[str, Any] | None:
-    """Returns the card's entry on the likelihood of the test images, or None where it is not asked for.
+    """Returns the card's entry on the likelihood of the test images, or None if it is off.
 
-    Images whose pixels are no levels (a user's own floating-point ones) have no cells, and get None as well.
+    Images without discrete pixel levels (floating-point images of a user) have no cells, and get None, too.
 
     Args:
       rng_key: One key.
       logits: f(params, x) of one image.
       params: Its parameters.
-      dataset: Its test split is judged.
-      settings: How much to spend.
+      dataset: The data set, whose test split is evaluated.
+      settings: Settings of the estimate.
 
     Returns:
       The entry ``likelihood`` of docs/card.md.
@@ -92,7 +92,7 @@ def bound_likelihood(
         return marginal(at[0], x) / at[1]
 
     images = jnp.asarray(dataset.rescale(dataset.test.image))
-    # Made once: programs are recognised by the functions that they were made of.
+    # Made once, because JAX caches compiled programs by the functions they were made from.
     box = restrict_to_box(heated, dataset.image_shape, -1.0 - bin_width / 2, 1.0 + bin_width / 2)
     parts = {"energy": heated, "box": box, "images": images, "bin_width": bin_width, "settings": settings}
     bound = partial(_bound_at_temperature, **parts)
@@ -121,7 +121,7 @@ def _bound_at_temperature(
     bin_width: float,
     settings: LikelihoodSettings,
 ) -> dict[str, Any]:
-    """Both bounds of log Z at one temperature, and with them those of the images' mean likelihood."""
+    """Both bounds of log Z at one temperature, and the bounds of the images' mean likelihood."""
     keys = jax.random.split(rng_key, 6)
     problem = (box.energy, at, box.base, KERNEL)
     path = fit_annealing_path(
@@ -176,7 +176,7 @@ def _log_density(state: Any, info: Any) -> Array:
 
 
 def summary(card: Card) -> list[SummaryRow]:
-    """Bits per dimension of the model as it is defined, T = 1."""
+    """Bits per dimension of the model, T = 1."""
     likelihood = card.get("likelihood") or {}
     entry = likelihood.get("by_temperature", {}).get("1")
     if not entry:
@@ -189,7 +189,7 @@ def summary(card: Card) -> list[SummaryRow]:
 
 
 def sections(card: Card) -> list[Section]:
-    """The interval at each temperature, and what tells whether it is to be believed."""
+    """The interval at each temperature, and diagnostics of its reliability."""
     likelihood = card.get("likelihood")
     if likelihood is None:
         return []
@@ -207,13 +207,14 @@ def sections(card: Card) -> list[Section]:
         of_chains = f"{weights['forward']:.0f} and {weights['reverse']:.0f} of {likelihood['chains']}"
         settling = "{mean:+.2f} ({standard_error:.2f})".format(**entry["settling"])
         rows.append(table_row(temperature, *bounds, of_chains, settling))
-    header = ["T", "bits per dimension", "nats an image", "log Z", "effective weights", "settling, nats (se)"]
+    header = ["T", "bits per dimension", "nats per image", "log Z", "effective weights", "settling, nats"]
     section = Section(
         "Likelihood",
         "Test images under exp(-E / T), on the box of their cells. Annealed importance sampling over "
         f"{likelihood['steps']} temperatures, forward and reverse; uniform noise costs "
-        f"{likelihood['uniform_bits_per_dimension']:.3f} bits. Settling: by how much log p rose in the "
-        "chains that the reverse run starts from; far from 0, the upper bound of log Z means little.",
+        f"{likelihood['uniform_bits_per_dimension']:.3f} bits. Settling (standard error): the increase of "
+        "log p in the chains that the reverse run starts from; far from 0, the upper bound of log Z is not "
+        "reliable.",
         tables=[Table("Intervals between lower and upper bounds", header, rows)],
     )
     return [section]

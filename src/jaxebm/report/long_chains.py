@@ -1,4 +1,4 @@
-"""Where do chains go that run far longer than in training? New ones of p(x), at several lengths."""
+"""Do chains that run far longer than in training stay near the data? New chains of p(x), several lengths."""
 
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from jaxebm.report.subject import Evaluation, flat, map_batches
 __all__ = ["LONG_CHAINS"]
 
 COLUMNS = 10
-"""Chains in a row of the picture."""
+"""Chains in each row of the picture."""
 MEASURES = {
     "energy": "mean energy",
     "saturated": "pixels at the edge",
@@ -26,11 +26,11 @@ MEASURES = {
     "precision": "precision",
     "coverage": "coverage",
 }
-"""What the card says of chains of each length, and what it is called."""
+"""The measures of chains of each length in the card, and their titles."""
 
 
 def judge(evaluation: Evaluation) -> dict[str, Any]:
-    """Runs new chains of p(x) for 1, 10, 100 ... times the training length, and shows where they are."""
+    """Runs new chains of p(x) for 1, 10, 100 ... times the training length, and shows their positions."""
     model, dataset, settings = evaluation.model, evaluation.dataset, evaluation.settings
     if not settings.long_run_factors:
         return {"long_run": None}
@@ -70,13 +70,13 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def summary(card: Card) -> list[SummaryRow]:
-    """No row: the section has to be read as a whole."""
+    """No row: its numbers have a meaning only together."""
     del card
     return []
 
 
 def sections(card: Card) -> list[Section]:
-    """The chains at each length, in numbers and as images."""
+    """The chains at each length, as numbers and as images."""
     found = card.get("long_run")
     if found is None:
         return []

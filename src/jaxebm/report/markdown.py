@@ -1,4 +1,4 @@
-"""Markdown: tables, by tabulate, and text that stands in it as it is."""
+"""Markdown: tables, made by tabulate, and escaped text."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
       rows: The cells, as text.
 
     Returns:
-      The lines, the header's first.
+      The lines, beginning with the header.
 
     Example:
       >>> print(*markdown_table(["", "max p(y|x)"], [["mean", "0.93"]]), sep="\\n")
@@ -30,7 +30,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
         return [cell.replace("|", "&#124;") for cell in cells]
 
     # Without alignment, which would pad every cell to the widest of its column. With numparse, tabulate would
-    # read cells such as 1.0000 as numbers and write them anew.
+    # parse cells such as 1.0000 as numbers and format them again.
     text = tabulate(
         [escaped(row) for row in rows],
         headers=escaped(header),
@@ -42,7 +42,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
 
 
 def escape_markdown(text: str) -> str:
-    """Returns text in which Markdown finds no markup; for names that users give.
+    """Returns text with its Markdown markup escaped, for names given by users.
 
     Example:
       >>> escape_markdown("my_set *new*")

@@ -1,4 +1,4 @@
-"""Does the model tell its data from other images? How well its scores separate the two."""
+"""Does the model detect images from other data sets? How well its scores separate them from test images."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -27,9 +27,9 @@ from jaxebm.report.subject import Evaluation, Images, map_batches
 __all__ = ["OUT_OF_DISTRIBUTION", "find_outliers", "log_densities", "outlier_sets"]
 
 TYPICAL_IMAGES = 10_000
-"""At most this many training images, the first ones, say what log p(x) is typical."""
+"""Greatest number of training images, the first ones, that define the typical log p(x)."""
 CLASS_SCORES = ("confidence", "joint_maximum")
-"""Of p(y|x) or p(x, y): a model without classes has none."""
+"""Scores from p(y|x) or p(x, y), which a model without classes does not have."""
 SCORES = {
     "log_density": "log p(x)",
     "confidence": "max p(y|x)",
@@ -37,7 +37,7 @@ SCORES = {
     "joint_maximum": "max log p(x, y)",
     "typicality": "typicality",
 }
-"""The scores in the order and under the names in which they are shown."""
+"""The scores in the order of the card, with their titles."""
 
 
 def judge(evaluation: Evaluation) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _score_sets(evaluation: Evaluation, score: Callable[..., Any]) -> Images:
 
 
 def outlier_sets(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """Those that need no other data, the classes left out of training, and the named ones, resized."""
+    """The generated sets, the classes left out of training, and the named sets, resized."""
     dataset = evaluation.dataset
     rng = np.random.default_rng(evaluation.seed)
     makers = dict(OOD_SETS)
@@ -93,17 +93,17 @@ def outlier_sets(evaluation: Evaluation) -> dict[str, np.ndarray]:
 def find_outliers(settings: ReportSettings, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
     """Returns the sets that ``settings.ood_sets`` names, in the shape of the model's images.
 
-    Call it before a long run, too: a missing set is then told before the run and not after it.
+    Call it before a long run, so that a missing set is reported before the run and not after it.
 
     Args:
-      settings: Of the evaluation.
+      settings: Settings of the evaluation.
       image_shape: (H, W, C).
 
     Returns:
       Images (n, H, W, C) in [-1, 1] of each set.
 
     Raises:
-      DatasetNotAvailableError: If one is not there.
+      DatasetNotAvailableError: If one is not available.
 
     Example:
       >>> found = find_outliers(ReportSettings(ood_sets=("digits",)), (4, 4, 1))
@@ -150,7 +150,7 @@ def summary(card: Card) -> list[SummaryRow]:
 
 
 def sections(card: Card) -> list[Section]:
-    """A table a measure, and the histograms."""
+    """A table for each measure, and the histograms."""
     if "ood" not in card:
         return []
     found = card["ood"]
@@ -158,7 +158,7 @@ def sections(card: Card) -> list[Section]:
     sets = list(card["ood_sets"])
     header = ["score", *(_shown(name) for name in sets)]
     kinds = {
-        "": "AUROC: the chance that a test image scores above one of the set; 0.5 is chance",
+        "": "AUROC: the probability that a test image scores above one of the set; 0.5 is chance",
         "_auprc": "AUPR: area under precision-recall, test images positive",
         "_fpr95": "FPR95: share of the set accepted where 95% of test images are; lower is better",
     }
@@ -172,10 +172,10 @@ def sections(card: Card) -> list[Section]:
     ]
     section = Section(
         "Out of distribution",
-        "Each score is higher for what looks more like the data. log p(x) is known up to log Z, and so "
+        "Each score is higher for images that are more like the data. log p(x) is known up to log Z, and so "
         "equals minus the energy. Typicality is minus the distance from the training images' mean log p(x). "
-        "Generative models often find simple images likelier than their own data: below 0.5 the score ranks "
-        "the wrong way round.",
+        "Generative models often give simple images a higher likelihood than their own data: an AUROC below "
+        "0.5 means that the score ranks the other set higher.",
         tables=tables,
         pictures=[Picture("ood", "Scores of test images (filled) and of the other sets, with the AUROC.")],
     )

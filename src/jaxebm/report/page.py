@@ -1,4 +1,4 @@
-"""One HTML page for a card: its Markdown, rendered by markdown-it-py, with the pictures in the file."""
+"""The card as one HTML file: its Markdown, rendered by markdown-it-py, with embedded pictures."""
 
 import base64
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ __all__ = ["render_page"]
 def render_page(text: str, folder: Path) -> str:
     """Returns a card's Markdown as an HTML page that needs no other file.
 
-    Each second-level heading begins a section, and has an entry in the table of contents. The table under the
-    title becomes a row of tiles. A block of code whose language is followed by a title is folded under it.
+    Each second-level heading begins a section, and has an entry in the table of contents. The table below the
+    title becomes a row of tiles. A code block whose language is followed by a title is collapsed under it.
 
     Args:
       text: The Markdown.
-      folder: Where its pictures are; missing ones are left out.
+      folder: The folder of its pictures; missing ones are left out.
     """
     markdown = _renderer(folder)
     groups: list[list[Token]] = [[]]
@@ -76,7 +76,7 @@ def _renderer(folder: Path) -> "MarkdownIt":
     def table_close(renderer: Any, tokens: Sequence["Token"], index: int, options: Any, env: Any) -> str:
         return f"{renderer.renderToken(tokens, index, options, env)}</div>\n"
 
-    # Without raw HTML: what a user calls a class or a data set is text.
+    # Without raw HTML, because names of classes and data sets come from the user.
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     for name, rule in {
         "image": image,
@@ -89,7 +89,7 @@ def _renderer(folder: Path) -> "MarkdownIt":
 
 
 def _with_figures(tokens: list["Token"]) -> list["Token"]:
-    """Takes images that stand alone out of their paragraphs, which may hold no figures in HTML."""
+    """Moves single images out of their paragraphs, because HTML allows no figures in paragraphs."""
     for index, token in enumerate(tokens):
         children = token.children or []
         if token.type == "inline" and [child.type for child in children] == ["image"]:

@@ -1,4 +1,4 @@
-"""What a question of the evaluation is made of: its judge, its summary, its sections and their parts."""
+"""A question of the evaluation: its judge (computation), its summary, its sections and their parts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -8,13 +8,13 @@ from jaxebm.report.subject import Evaluation
 __all__ = ["Card", "Picture", "Question", "Section", "SummaryRow", "Table", "as_text", "table_row"]
 
 Card: TypeAlias = Mapping[str, Any]
-"""The entries of docs/card.md: names, numbers, lists and mappings, as JSON holds them."""
+"""The entries of docs/card.md: names, numbers, lists and mappings, as in JSON."""
 SummaryRow: TypeAlias = tuple[str, str, str]
-"""A name, its value, and what stands beside it for comparison."""
+"""A name, its value, and values for comparison."""
 
 
 class Table(NamedTuple):
-    """Cells as text, the first column being names."""
+    """Cells as text; the first column has names."""
 
     caption: str
     header: Sequence[str]
@@ -22,19 +22,19 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG beside the card, without its ending, and what it shows."""
+    """A PNG in the folder of the card: its name without the extension, and its caption."""
 
     name: str
     caption: str
 
 
 class Section(NamedTuple):
-    """What the card says on one question, in Markdown.
+    """One section of the card, in Markdown.
 
     Attributes:
-      title: The question's name.
-      meaning: How to read the answer.
-      notes: What this card says beside numbers, a paragraph each.
+      title: The title of the section.
+      meaning: How to read the numbers.
+      notes: Further text of this card, one paragraph each.
       tables: The numbers.
       pictures: The pictures.
     """
@@ -50,10 +50,10 @@ class Question(NamedTuple):
     """One question that an evaluation answers; `jaxebm.report.QUESTIONS` lists those of the card.
 
     Attributes:
-      name: What the question is called.
+      name: The name of the question.
       judge: ``(evaluation) -> entries`` of the card. It writes its pictures through `Evaluation.draw`.
-      summary: ``(card) -> rows``, the few figures that say most; empty where the card has no answer.
-      sections: ``(card) -> sections``; empty where the card has no answer.
+      summary: ``(card) -> rows``, the most important figures; empty if the card has no answer.
+      sections: ``(card) -> sections``; empty if the card has no answer.
       files: The names of all files and folders that the judge may write.
     """
 

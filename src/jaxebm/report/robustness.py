@@ -1,4 +1,4 @@
-"""How well does the classifier withstand attacks, alone and behind the sampler?"""
+"""How robust is the classifier against attacks, alone and after refinement by the sampler?"""
 
 import time
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from jaxebm.types import BATCH_AXIS, Array
 __all__ = ["ROBUSTNESS"]
 
 NORMS: dict[DescentNorm, str] = {"linf": "attack_radii_linf", "l2": "attack_radii_l2"}
-"""The norms of the attacks, and the settings that hold their radii."""
+"""The norms of the attacks, and the settings with their radii."""
 NAMES = {"linf": "L-infinity", "l2": "L2"}
 SYMBOLS = {"linf": "$L_\\infty$", "l2": "$L_2$"}
 
 
 def judge(evaluation: Evaluation) -> dict[str, Any]:
-    """Accuracy against the radius of an attack, a curve for each number of refinement steps, and the twin's.
+    """Accuracy against the attack radius: one curve for each number of refinement steps, and for the twin.
 
     A refined classifier is attacked twice. The adaptive attack differentiates through the refinement and
-    averages its gradient over the refinement's noise; the transferred one is made against the classifier
-    alone. In deep refinements noise hides the gradient from the first, and the second finds more: the curve
-    is the lower of the two. Both are judged with fresh noise.
+    averages its gradient over the refinement's noise; the transferred attack is made against the classifier
+    alone. With many refinement steps, noise dominates the gradient of the adaptive attack, and the
+    transferred one is stronger: the curve is the lower of the two. Both are evaluated with fresh noise.
     """
     settings, model = evaluation.settings, evaluation.model
     if not settings.attack_images or not evaluation.classes:
@@ -66,7 +66,7 @@ def _curves(
     """The curves of one norm: the classifier alone, its refinements, the twin."""
     settings, model = evaluation.settings, evaluation.model
     count = settings.attack_images
-    images = np.clip(evaluation.images["test"][:count], -1.0, 1.0)  # rounding goes beyond
+    images = np.clip(evaluation.images["test"][:count], -1.0, 1.0)  # rounding can exceed the range
     labels = evaluation.dataset.test.label[:count]
     key, transfer_key, judge_key = jax.random.split(rng_key, 3)
     cost: dict[str, Any] = {"num_steps": settings.attack_steps, "num_restarts": settings.attack_restarts}
@@ -99,7 +99,7 @@ def _curves(
             predicted = np.asarray(classify(keys, model.params, xs)).argmax(axis=1)
             hits.append(np.mean(predicted == labels))
         adaptive[steps], transfer[steps] = _numbers(found), _numbers(hits)
-        # A smaller ball lies in a larger one: what is misclassified there is so here.
+        # A smaller ball lies in a larger one: misclassified in the smaller means misclassified in the larger.
         lowest = np.minimum.accumulate(np.minimum(found[1:], hits[1:]))
         refined[steps] = _numbers([found[0], *np.minimum(lowest, found[0])])
     return {
@@ -116,7 +116,7 @@ def _numbers(values: Any) -> list[float]:
 
 
 def robustness_curves(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draws accuracy against the radius of the attack, a panel a norm, a curve a number of refinement steps.
+    """Plots accuracy against the attack radius: one panel per norm, one curve per number of refinement steps.
 
     Args:
       path: The picture.
@@ -137,7 +137,7 @@ def robustness_curves(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def summary(card: Card) -> list[SummaryRow]:
-    """Accuracy at the middle radius of each norm, beside that of refined classifiers and of the twin."""
+    """Accuracy at the middle radius of each norm, next to that of refined classifiers and of the twin."""
     rows = []
     for norm, name in NAMES.items():
         entry: Mapping[str, Any] | None = (card.get("robustness") or {}).get(norm)
@@ -154,7 +154,7 @@ def summary(card: Card) -> list[SummaryRow]:
 
 
 def sections(card: Card) -> list[Section]:
-    """A table a norm, and the curves."""
+    """One table per norm, and the curves."""
     found = card.get("robustness")
     if found is None:
         return []
@@ -182,7 +182,7 @@ def sections(card: Card) -> list[Section]:
         "classifier alone. A curve is the lower of the two, and an upper bound: a stronger attack may find "
         "more.",
         tables=tables,
-        pictures=[Picture("robustness", "Accuracy that is left at each radius; higher is better.")],
+        pictures=[Picture("robustness", "Accuracy at each radius; higher is better.")],
     )
     return [section]
 

@@ -1,4 +1,4 @@
-"""How good are new samples? Fresh chains, apart from those of the replay buffer, which trained the model."""
+"""How good are new samples? Fresh chains, separate from those of the replay buffer, used in training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ from jaxebm.report.subject import Evaluation, flat, log_probabilities
 __all__ = ["SAMPLES", "class_samples", "longest_samples", "unconditional_samples"]
 
 SAMPLE_MEASURES = ("class_agreement", "precision", "recall", "density", "coverage", "in_range")
-"""What the card says of every set of samples of classes, in this order; more is better in each."""
+"""The measures of each set of class samples in the card, in this order; higher is better."""
 FEATURE_MEASURES = {
     "precision": "precision",
     "recall": "recall",
@@ -34,15 +34,15 @@ FEATURE_MEASURES = {
     "coverage": "coverage",
     "frechet_distance": "Fréchet distance",
 }
-"""The same in the features of an independent network, and what they are called."""
+"""The same in the features of an independent network, with their titles."""
 TEST_IMAGES = 1000
-"""At most this many test images, the first ones, tell how far new images lie from the training images."""
+"""Greatest number of test images, the first ones, whose distance to the training images is the reference."""
 COLUMNS = 10
-"""Samples of each class in the picture."""
+"""Samples per class in the picture."""
 
 
 def unconditional_samples(evaluation: Evaluation) -> dict[int, np.ndarray]:
-    """Returns fresh chains of p(x) after each number of steps; take them by `Evaluation.once`."""
+    """Returns fresh chains of p(x) after each number of steps; call it through `Evaluation.once`."""
     settings, logits = evaluation.settings, evaluation.model.logits
     key, label_key = jax.random.split(evaluation.key(4))
     count, num_classes = settings.samples_per_class, evaluation.dataset.num_classes
@@ -76,9 +76,9 @@ def _longest(evaluation: Evaluation) -> Samples:
 
 
 def judge(evaluation: Evaluation) -> dict[str, Any]:
-    """Draws, judges and shows fresh samples after each number of steps, and the replay buffer.
+    """Draws, evaluates and shows fresh samples after each number of steps, and the replay buffer.
 
-    Writes ``samples.npz``, and the PNG files that are asked for.
+    Writes ``samples.npz``, and the requested PNG files.
     """
     model, dataset, settings = evaluation.model, evaluation.dataset, evaluation.settings
     count, longest = settings.samples_per_class, settings.sample_steps[-1]
@@ -121,7 +121,7 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _buffered(evaluation: Evaluation) -> Samples | None:
-    """The chains of the replay buffer, with the classes that they are of, or that the model gives them."""
+    """The chains of the replay buffer, with their own classes, or those that the model predicts."""
     model = evaluation.model
     if model.buffer is None:
         return None
@@ -130,7 +130,7 @@ def _buffered(evaluation: Evaluation) -> Samples | None:
         return Samples(images, None)
     if model.conditional:
         return Samples(images, np.asarray(model.buffer.labels))
-    # A marginal chain has no class of its own: the model says which it is.
+    # A marginal chain has no class of its own: the model predicts it.
     predicted = log_probabilities(model.logits, model.params, images).argmax(axis=1)
     return Samples(images, predicted.astype(np.int32))
 
@@ -157,7 +157,7 @@ def _judge(samples: Samples, evaluation: Evaluation, judges: Judges) -> dict[str
     if judges.network is not None and judges.features is not None:
         views["features"] = judges.features, judges.network.features(images)
         entry["features"] = {"frechet_distance": frechet_distance(*views["features"])}
-    if smallest <= NEIGHBOURS:  # a class with so few chains has no neighbours to measure
+    if smallest <= NEIGHBOURS:  # too few chains for nearest neighbours
         return entry
     for name, (real, fake) in views.items():
         if labels is None:
@@ -173,7 +173,7 @@ def _judge(samples: Samples, evaluation: Evaluation, judges: Judges) -> dict[str
 
 
 def _sheet(samples: Samples, evaluation: Evaluation) -> np.ndarray:
-    """A row a class, the first samples of each, white where there are fewer: no selection."""
+    """One row per class with its first samples, white if there are fewer; none is selected."""
     dataset, (images, classes) = evaluation.dataset, samples
     if classes is None:
         return np.asarray(dataset.restore(images[: COLUMNS * dataset.num_classes]))
@@ -186,7 +186,7 @@ def _sheet(samples: Samples, evaluation: Evaluation) -> np.ndarray:
 def _judge_neighbours(evaluation: Evaluation) -> dict[str, float]:
     """Draws samples beside their nearest training images; returns the distances.
 
-    Those of samples beside those of test images tell copying from learning.
+    If samples are much closer than test images, the model copies training images.
     """
     dataset, images = evaluation.dataset, evaluation.images
     samples = evaluation.once(longest_samples)
@@ -227,7 +227,7 @@ def summary(card: Card) -> list[SummaryRow]:
 
 
 def sections(card: Card) -> list[Section]:
-    """All sets of samples beside test images, in pixels and in features, and their pictures."""
+    """All sets of samples compared with test images, in pixels and in features, and their pictures."""
     if "samples" not in card:
         return []
     samples = card["samples"]
@@ -262,13 +262,13 @@ def sections(card: Card) -> list[Section]:
         notes.append(f"{exported['count']} files in {exported['folder']}/: {exported['rule']}.")
     section = Section(
         "Samples",
-        "Fresh chains start from noise and never trained the model; the replay buffer's chains did. "
-        "Precision and density: are samples like data? Recall and coverage: is all of the data among them? "
-        "Class agreement: an independent classifier sees the class that was asked for.",
+        "Fresh chains start from noise and were not used in training; those of the replay buffer were. "
+        "Precision and density: are samples like data? Recall and coverage: do samples cover the data? "
+        "Class agreement: an independent classifier predicts the requested class.",
         notes,
         tables,
         [
-            Picture("samples", "The first samples of each kind, a row a class; none is selected."),
+            Picture("samples", "The first samples of each kind, one row per class; none is selected."),
             Picture("neighbours", "Fresh samples, each with its nearest training image on its right."),
         ],
     )

@@ -1,4 +1,4 @@
-"""The settings of an evaluation: what the card shows, and what that may cost."""
+"""The settings of an evaluation: the contents of the card and the cost of computing it."""
 
 from dataclasses import dataclass
 
@@ -9,36 +9,36 @@ __all__ = ["ReportSettings"]
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What the card shows, and what that may cost; the same settings on the same weights give the same card.
+    """Settings of the evaluation; the same settings and weights give the same card.
 
     Example:
       >>> ReportSettings(sample_steps=(100,), attack_images=0).check()
     """
 
     samples_per_class: int = 140
-    """Fresh class-conditional chains of the evaluation; as many in all are unconditional."""
+    """Fresh chains for each class; also the total number of unconditional chains."""
     sample_steps: tuple[int, ...] = (100, 1000)
-    """Lengths, in sampler steps, at which fresh chains are judged."""
+    """Lengths of the fresh chains that are evaluated, in sampler steps."""
     export_samples: int = 0
-    """Fresh samples written as PNG files too, the first ones; samples.npz holds all."""
+    """Number of fresh samples to write as PNG files, the first ones; samples.npz has all."""
     features: bool = True
-    """Also judge samples in the features of an independent network, trained on real images alone."""
+    """Also evaluate samples in the features of an independent network, trained on real images only."""
     long_run_factors: tuple[int, ...] = (10, 100)
-    """Lengths of the long chains, in multiples of the sampler's steps in one update; none leaves them out."""
+    """Lengths of the long chains, in multiples of the sampler steps per update; empty: no long chains."""
     long_run_chains: int = 40
-    """Long chains, which start anew."""
+    """Number of long chains, which start from new draws."""
 
     likelihood_temperatures: tuple[float, ...] = (1.0,)
-    """T of exp(-E / T), for each of which the test images' likelihood is bounded; 1 is the model itself."""
+    """Values of T for the likelihood bounds of the test images under exp(-E / T); the model has T = 1."""
     likelihood_steps: int = 500
-    """Temperatures of the annealing between noise and model that log Z comes from; 0 leaves it out."""
+    """Temperatures of the annealed importance sampling of log Z; 0: no likelihood."""
     likelihood_chains: int = 64
     """Annealed chains in each direction."""
 
     ood_sets: tuple[str, ...] = ()
-    """Further out-of-distribution sets, tensorflow-datasets names such as mnist or omniglot, resized."""
+    """More out-of-distribution sets (tensorflow-datasets names such as mnist or omniglot), resized."""
     ood_images: int = 1000
-    """At most this many images of each of them, the first ones."""
+    """Greatest number of images of each of these sets, the first ones."""
 
     attack_radii_linf: tuple[float, ...] = (0.0627, 0.1255, 0.251)
     """Radii of L-infinity attacks, pixels in [-1, 1]: 8/255 of pixels in [0, 1] is 16/255 = 0.0627 here."""
@@ -47,22 +47,22 @@ class ReportSettings:
     attack_steps: int = 20
     """Steps of projected gradient descent."""
     attack_restarts: int = 4
-    """Random starts of each attack, of which the best counts."""
+    """Random starts of each attack; the best one counts."""
     attack_images: int = 50
-    """Test images that are attacked, the first ones; 0 leaves the attacks out."""
+    """Number of test images that are attacked, the first ones; 0: no attacks."""
     attack_expectation_samples: int = 1
-    """Draws of the refinement's noise over which the attack averages its gradient (EOT)."""
+    """Noise draws of the refinement over which the attack averages its gradient (EOT)."""
     refinement_steps: tuple[int, ...] = (0, 1, 10)
-    """Sampler steps before the classifier, a curve for each; attacks differentiate through them."""
+    """Sampler steps before the classifier, one curve for each; attacks differentiate through them."""
 
     tasks: bool = True
-    """Also inpainting, denoising and composition of classes by the sampler."""
+    """Also evaluate inpainting, denoising and composition of classes by the sampler."""
     task_images: int = 100
-    """Test images of these tasks, the first ones; as many samples of each composition."""
+    """Number of test images of these tasks, the first ones, and of samples of each composition."""
     task_steps: int = 100
-    """Sampler steps of inpainting and composition; denoising takes `refinement_steps`."""
+    """Sampler steps of inpainting and composition; denoising uses `refinement_steps`."""
     task_noise: float = 0.3
-    """Standard deviation of the Gaussian noise that is to be removed, pixels in [-1, 1]."""
+    """Standard deviation of the Gaussian noise to be removed, for pixels in [-1, 1]."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is out of range."""
@@ -100,6 +100,6 @@ class ReportSettings:
                 )
         for name in ("sample_steps", "refinement_steps"):
             if not getattr(self, name):
-                raise ValueError(f"{name}=(): one number at least is needed.")
+                raise ValueError(f"{name}=(): at least one number is needed.")
         if len(set(self.ood_sets)) < len(self.ood_sets):
             raise ValueError(f"ood_sets={list(self.ood_sets)}: each set must be named once.")

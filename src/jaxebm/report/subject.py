@@ -1,4 +1,4 @@
-"""What the questions share: the model that is judged, how it is applied to many images, and what is kept."""
+"""Common parts of the questions: the model, its application to many images, and cached results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,22 +18,22 @@ from jaxebm.types import Array, EnergyFn, LogitsFn, MakeKernel, Params
 __all__ = ["Evaluation", "Images", "ModelUnderTest", "as_logits", "flat", "log_probabilities", "map_batches"]
 
 BATCH = 2048
-"""Images a compiled call of the evaluation."""
+"""Images per compiled call of the evaluation."""
 
 Images = Mapping[str, np.ndarray]
 Result = TypeVar("Result")
 
 
 class ModelUnderTest(NamedTuple):
-    """What is evaluated.
+    """The model that is evaluated.
 
     Attributes:
       logits: f(params, x) of one image in [-1, 1], ``(K,)``; one logit where the model has no classes.
       params: Its parameters.
       kernel: The sampler, for any target.
-      num_steps: Of the sampler in one update of training.
-      initial: Where fresh chains start.
-      twin_params: Of the same network trained by cross-entropy alone, or None.
+      num_steps: Sampler steps in one update of training.
+      initial: The initial distribution of fresh chains.
+      twin_params: Parameters of the same network trained by cross-entropy alone, or None.
       buffer: The replay buffer at the end of training, or None.
       conditional: Whether the buffer's chains belong to classes.
     """
@@ -50,14 +50,14 @@ class ModelUnderTest(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """One evaluation in progress, which every judge is given.
+    """One evaluation in progress, the argument of every judge.
 
     Attributes:
-      model: What is judged.
-      dataset: By its test split.
-      settings: What to look at.
-      seed: Of everything that is drawn.
-      folder: Where pictures and arrays go; None writes nothing.
+      model: The model that is evaluated.
+      dataset: The data set, whose test split is used.
+      settings: Settings of the evaluation.
+      seed: Seed of all random numbers.
+      folder: Where pictures and arrays are written; None writes nothing.
       records: The metrics that training logged, in order, each with its ``step``.
       recoveries: The recoveries that training logged.
     """
@@ -80,16 +80,16 @@ class Evaluation:
 
     @cached_property
     def classes(self) -> bool:
-        """Whether the model tells classes apart."""
+        """Whether the model has more than one class."""
         example = jax.ShapeDtypeStruct(self.dataset.image_shape, np.float32)
         return jax.eval_shape(self.model.logits, self.model.params, example).shape[0] > 1
 
     def key(self, part: int) -> Array:
-        """Returns the key of one part of the evaluation, the same whatever the other parts are."""
+        """Returns the key of one part of the evaluation, which does not depend on the other parts."""
         return jax.random.fold_in(jax.random.key(self.seed), part)
 
     def once(self, compute: Callable[["Evaluation"], Result]) -> Result:
-        """Returns ``compute(self)``, computed by the first caller: what several questions need of one."""
+        """Returns ``compute(self)``, computed only once, for results that several questions need."""
         if compute not in self._computed:
             self._computed[compute] = compute(self)
         return self._computed[compute]
@@ -102,7 +102,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _MinusEnergy:
-    """An energy as one logit: E(x) = -logsumexp of it. Equal where made of equal energies, as jit needs."""
+    """An energy as one logit, -E(x). Instances of equal energies are equal, as the cache of jit requires."""
 
     energy: EnergyFn
 
@@ -114,23 +114,23 @@ def as_logits(model: LogitsFn | EnergyFn, params: Params, dataset: Dataset) -> L
     """Returns a model of one image as a function that returns logits; nothing is computed.
 
     Args:
-      model: ``logits(params, x) -> (K,)``, or ``energy(params, x) -> ()``, which is read as the one logit -E.
+      model: ``logits(params, x) -> (K,)``, or ``energy(params, x) -> ()``, which becomes the one logit -E.
       params: Its parameters.
-      dataset: Whose images it is to be applied to.
+      dataset: The data set to whose images it will be applied.
 
     Returns:
       ``logits(params, x) -> (K,)``.
 
     Raises:
       TypeError: If ``model`` cannot be called, or returns no floating-point array.
-      ValueError: If it fails on one image, or has neither one logit nor as many as there are classes.
+      ValueError: If it fails on one image, or has neither one logit nor one per class.
     """
     if not callable(model):
-        raise TypeError(f"model={model!r} is no function: logits(params, x) or energy(params, x) is needed.")
+        raise TypeError(f"model={model!r} is not a function: logits(params, x) or energy(params, x) needed.")
     shape = dataset.image_shape
     try:
         found = jax.eval_shape(model, params, jax.ShapeDtypeStruct(shape, np.float32))
-    except Exception as error:  # whatever the user's function raises
+    except Exception as error:  # any error of the user's function
         raise ValueError(f"model(params, x) fails on one image x of shape {shape}: {error}") from error
     if not isinstance(found, jax.ShapeDtypeStruct) or not jnp.issubdtype(found.dtype, jnp.floating):
         raise TypeError(
@@ -147,7 +147,7 @@ def as_logits(model: LogitsFn | EnergyFn, params: Params, dataset: Dataset) -> L
 
 
 def map_batches(function: Callable[[Any], Array], images: np.ndarray, size: int = BATCH) -> np.ndarray:
-    """Applies a compiled batched function block by block, so that memory does not grow with the data set."""
+    """Applies a compiled batched function in blocks, so that memory does not grow with the data set."""
     return np.concatenate([np.asarray(function(images[i : i + size])) for i in range(0, len(images), size)])
 
 

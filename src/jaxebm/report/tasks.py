@@ -1,4 +1,4 @@
-"""What is the sampler good for? Filling in, removing noise, composing classes."""
+"""Can the sampler solve other tasks? Inpainting, denoising, composition of classes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,13 +29,13 @@ from jaxebm.types import BATCH_AXIS, Array, EnergyFn, JointEnergyFn, Params
 __all__ = ["TASKS"]
 
 SHOWN = 10
-"""Images in a row of the pictures."""
+"""Images in each row of the pictures."""
 DRAWS = 4
-"""Chains that fill in each image."""
+"""Inpainting chains for each image."""
 
 
 def judge(evaluation: Evaluation) -> dict[str, Any]:
-    """Runs all tasks on the first test images and draws them; None where they are not asked for."""
+    """Runs all tasks on the first test images and draws them; None if they are off."""
     settings = evaluation.settings
     if not settings.tasks:
         return {"tasks": None}
@@ -66,7 +66,7 @@ def _inpaint(evaluation: Evaluation, judges: Judges, images: np.ndarray) -> dict
         starts = jax.vmap(fill, (0, None, 0))(noise, mask, observed)
 
         def one(rng_key: Array, start: Array, values: Array) -> Array:
-            # Each image conditions the energy by itself.
+            # Each image has its own conditional energy.
             kernel = model.kernel(lambda x: clamp(marginal, mask, values)(params, x))
             state, _ = run_chain(rng_key, kernel, start, settings.task_steps)
             return fill(state.position, mask, values)
@@ -120,7 +120,7 @@ def _denoise(evaluation: Evaluation, images: np.ndarray) -> dict[str, Any]:
 
 
 def _refined(evaluation: Evaluation, rng_key: Array, images: np.ndarray) -> dict[int, np.ndarray]:
-    """Returns images before, and after each number of refinement steps of chains on p(x)."""
+    """Returns images before refinement and after each number of steps of chains on p(x)."""
     model = evaluation.model
     run = advance(model, ignore_label(marginal_energy(model.logits)))
     labels = jnp.zeros(len(images), jnp.int32)
@@ -147,7 +147,7 @@ def _accuracies(evaluation: Evaluation, after: dict[int, np.ndarray]) -> dict[st
 
 
 def _compose(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
-    """Chains on energies that are made of those of two classes, of those whose mean images are closest."""
+    """Chains on compositions of the energies of two classes, those whose mean images are closest."""
     model, dataset, settings = evaluation.model, evaluation.dataset, evaluation.settings
     if not evaluation.classes or dataset.num_classes < 2:
         return None
@@ -197,7 +197,7 @@ def _compose(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
 
 
 def _alike(evaluation: Evaluation) -> tuple[int, int]:
-    """The two classes whose mean training images are closest: a rule, so that nobody chooses."""
+    """The two classes whose mean training images are closest: a fixed rule, without selection by hand."""
     train, labels = evaluation.images["train"], evaluation.dataset.train.label
     means = np.stack([flat(train)[labels == y].mean(axis=0) for y in range(evaluation.dataset.num_classes)])
     distances = np.sum((means[:, None] - means[None]) ** 2, axis=2)
@@ -221,13 +221,13 @@ def _titles(this: str, that: str) -> dict[str, str]:
 
 
 def summary(card: Card) -> list[SummaryRow]:
-    """No row: the tasks have their sections."""
+    """No row: the tasks have sections of their own."""
     del card
     return []
 
 
 def sections(card: Card) -> list[Section]:
-    """One section a task."""
+    """One section per task."""
     tasks = card.get("tasks")
     if tasks is None:
         return []
@@ -260,8 +260,8 @@ def _denoising(entry: Card) -> Section:
     caption = f"Gaussian noise of standard deviation {entry['noise']:g}"
     return Section(
         "Denoising",
-        "The sampler starts from a noisy image and climbs log p(x), with noise of its own. Accuracy is that "
-        "of the model's own classifier.",
+        "The sampler starts from a noisy image and runs on p(x). Accuracy is that of the model's own "
+        "classifier.",
         tables=[Table(caption, ["sampler steps", *entry["mse"]], rows)],
         pictures=[Picture("denoising", "The first test images, with noise, and after the sampler.")],
     )
@@ -279,7 +279,7 @@ def _composition(entry: Card) -> Section:
         "Composition",
         "Energies add up: AND is E(x, a) + E(x, b), OR is -logsumexp of both, AND NOT is "
         "E(x, a) - log(1 - p(b|x)). The two classes are those whose mean images are closest. Judged: by "
-        "an independent classifier; p(y|x): by the model itself, in the mean.",
+        "an independent classifier; p(y|x): the mean over samples, by the model itself.",
         tables=[Table("Shares of the samples", header, rows)],
         pictures=[Picture("composition", "The first chains of each composed energy.")],
     )

@@ -12,7 +12,7 @@ from jaxebm.report.subject import Evaluation
 __all__ = ["TELEMETRY", "TRAINING_HISTORY"]
 
 TELEMETRY = "telemetry_"
-"""What the names of the telemetry's metrics begin with, by which they are told from those of training."""
+"""Prefix of the names of the telemetry's metrics, which separates them from those of training."""
 WATCHED = (
     "energy_gap",
     "chain_distance",
@@ -23,13 +23,13 @@ WATCHED = (
     "mmd_squared",
     "ksd_squared",
 )
-"""Telemetry in the picture; the card has the last of all."""
+"""Telemetry metrics in the picture; the card has the last values of all."""
 METRICS = ("loss", "cross_entropy", "energy_gap", "gradient_norm")
-"""Metrics of training in the picture."""
+"""Training metrics in the picture."""
 
 
 def judge(evaluation: Evaluation) -> dict[str, Any]:
-    """Draws the metrics of training; tells the last telemetry and the recoveries, None without training."""
+    """Draws the training metrics; returns the last telemetry and the recoveries, None without training."""
     records = evaluation.records
     if not records:
         return {"telemetry": None, "recoveries": None}
@@ -46,13 +46,13 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def summary(card: Card) -> list[SummaryRow]:
-    """What the whole run took, where that is known."""
+    """The cost of the whole run, if it is known."""
     if card.get("seconds") is None:
         return []
     cost = f"{card['parameters']} parameters, {card['environment']['device']}"
     if card.get("updates") is not None:
         cost = f"{card['updates']} updates, {cost}"
-    return [("seconds in all", f"{card['seconds']:.0f}", cost)]
+    return [("seconds in total", f"{card['seconds']:.0f}", cost)]
 
 
 def sections(card: Card) -> list[Section]:
@@ -62,7 +62,7 @@ def sections(card: Card) -> list[Section]:
     pictures = [Picture("training", "Metrics of training; dotted lines are recoveries.")]
     if card["telemetry"]:
         pictures.append(Picture("telemetry", "Telemetry of the chains while training, on validation images."))
-    notes = ["No update diverged: the run never had to recover."]
+    notes = ["No update diverged: the run needed no recovery."]
     if card["recoveries"]:
         notes = [f"The run recovered {len(card['recoveries'])} times (lines in the pictures)."]
         notes += [_told(recovery) for recovery in card["recoveries"]]
@@ -70,8 +70,8 @@ def sections(card: Card) -> list[Section]:
         notes = ["Recovery was off."]
     section = Section(
         "Training",
-        "The energy gap, E(data) - E(samples), should move about 0: far below it, samples are too easy to "
-        "tell from data; far above it, they are likelier than data.",
+        "The energy gap, E(data) - E(samples), should stay near 0: far below 0, samples are much less likely "
+        "than data; far above 0, they are more likely than data.",
         notes,
         pictures=pictures,
     )

@@ -1,7 +1,6 @@
-"""Where chains start: initial distributions, unbatched callables ``initial(rng_key, label) -> position``.
+"""Initial distributions of chains: unbatched callables ``initial(rng_key, label) -> position``.
 
-They are pytrees whose arrays are leaves, so they pass through ``jit`` as arguments and are not baked into the
-program.
+They are pytrees whose arrays are leaves, so they are arguments of compiled programs and not constants.
 """
 
 from collections.abc import Callable
@@ -35,7 +34,7 @@ _static: Any = partial(field, metadata={"static": True})
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class UniformInitial:
-    """Uniform noise on [low, high): what JEM restarts its chains from, whatever the label.
+    """Uniform noise on [low, high), from which JEM restarts its chains; it ignores the label.
 
     Attributes:
       low: lower end, ``()``.
@@ -56,7 +55,7 @@ class UniformInitial:
     shape: tuple[int, ...] = _static()
 
     def __post_init__(self) -> None:
-        # Only what a person wrote: jax rebuilds the object around tracers and placeholders.
+        # Only Python numbers, because jax rebuilds the object with tracers and placeholders.
         if (
             isinstance(self.low, int | float)
             and isinstance(self.high, int | float)
@@ -73,7 +72,7 @@ class UniformInitial:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GaussianInitial:
-    r"""A Gaussian with full covariance, optionally clamped, whatever the label.
+    r"""A Gaussian with full covariance, optionally clamped; it ignores the label.
 
     .. math:: x = \mathrm{clip}(\mu + L n, low, high), \qquad n \sim N(0, I), \quad L L^T = \Sigma
 
@@ -104,7 +103,7 @@ class GaussianInitial:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClassGaussianInitial:
-    """One Gaussian a class, with full covariance: the label picks the mean and the factor.
+    """One Gaussian per class, with full covariance: the label selects the mean and the factor.
 
     Attributes:
       means: ``(num_classes, ...)``, each of the shape of one position, with d entries.
@@ -127,7 +126,7 @@ class ClassGaussianInitial:
         """Returns one draw from the Gaussian of class ``label``, an integer scalar."""
         mean = self.means[label]
         noise = jax.random.normal(rng_key, (mean.size,), mean.dtype)
-        # Every class's product, then the one wanted: under vmap this is one matrix product, whereas picking
+        # The products of all classes, then selection: under vmap this is one matrix product, while selecting
         # the factor first would copy a (d, d) matrix for each chain (37 MB at 32x32x3).
         offset = (self.factors @ noise)[label]
         return jnp.clip(mean + offset.reshape(mean.shape), self.low, self.high)
@@ -154,7 +153,7 @@ class _UniformTree:
 
 
 def uniform_like(example: Position, low: float = -1.0, high: float = 1.0) -> Initial:
-    """Uniform noise on [low, high) in the shape of an example: where chains start unless told otherwise.
+    """Uniform noise on [low, high) in the shape of an example: the default initial distribution of chains.
 
     Args:
       example: one position, any pytree of arrays or of their shapes.
@@ -273,7 +272,7 @@ def _checked_images(images: Any, regularisation: float) -> np.ndarray:
     checks.positive("regularisation", regularisation)
     if not np.issubdtype(images.dtype, np.floating):
         raise TypeError(
-            f"images has dtype {images.dtype}: floating-point images, scaled as the model's inputs are, are "
+            f"images has dtype {images.dtype}: floating-point images, scaled like the model's inputs, are "
             f"needed."
         )
     if images.ndim < 2 or images.shape[0] == 0:

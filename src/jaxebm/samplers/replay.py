@@ -1,13 +1,13 @@
-"""The persistent buffer: chains that outlive a parameter update.
+"""The replay buffer: chains that persist over parameter updates.
 
-A buffer holds positions, never sampler states, because a cached energy is stale after an update. The slots
-drawn for one step are all different, and what was read from a slot goes back to it, so every slot is one
+A buffer holds positions and no sampler states, because a cached energy is out of date after an update. The
+slots drawn for one step are all different, and each chain is written back to its slot, so every slot is one
 chain.
 
-A buffer can be read and written in *strata*, contiguous blocks of slots of one size, of which each gives an
-equal share of every draw. What is drawn depends on the number of strata alone; so any number of devices that
-divides it computes the same numbers, and a device that holds whole strata needs nothing of the others: given
-the sharding of such a buffer, each reads and writes its own slots only.
+A buffer can be read and written in *strata*: contiguous blocks of slots of the same size. Each gives an equal
+share of every draw. Draws depend only on the number of strata: any number of devices that divides it computes
+the same numbers, and a device that holds whole strata needs no data of the others. With the sharding of such
+a buffer, each device reads and writes only its own slots.
 """
 
 from collections.abc import Callable
@@ -28,12 +28,12 @@ _INIT_BATCH = 256
 
 
 class ReplayBuffer(NamedTuple):
-    """Chains at rest; a pytree, to be donated to the step that advances them.
+    """The stored chains; a pytree, to be donated to the step that advances them.
 
     Attributes:
       positions: leaves ``(capacity, ...)``.
       labels: ``(capacity,)`` int32, fixed: slot i belongs to class i % num_classes.
-      ages: ``(capacity,)`` int32, sampler steps since the slot's last restart.
+      ages: ``(capacity,)`` int32, sampler steps since the last restart of each slot.
     """
 
     positions: Position
@@ -45,8 +45,8 @@ class BufferDraw(NamedTuple):
     """The chains to advance in one training step.
 
     Attributes:
-      slots: ``(n,)`` int32, all different: where each chain came from and goes back to.
-      positions: leaves ``(n, ...)``, where the chains start.
+      slots: ``(n,)`` int32, all different: the slot of each chain.
+      positions: leaves ``(n, ...)``, the initial positions of the chains.
       labels: ``(n,)`` int32, the classes of the slots.
       restarted: ``(n,)`` bool, which chains start from the initial distribution instead of their slot.
     """
@@ -67,10 +67,10 @@ def init_buffer(
       initial: ``(rng_key, label) -> position``.
       capacity: number of slots, a multiple of num_classes * num_strata.
       num_classes: slot i belongs to class i % num_classes; 1 for chains without a class.
-      num_strata: blocks that draws will be taken from; the same number of slots of every class in each.
+      num_strata: number of blocks for draws; each has the same number of slots of every class.
 
     Returns:
-      The buffer, with ages 0. What it holds does not depend on num_strata.
+      The buffer, with ages 0. Its contents do not depend on num_strata.
 
     Raises:
       ValueError: if capacity, num_classes or num_strata is not a positive integer, or capacity not a multiple
@@ -95,7 +95,7 @@ def init_buffer(
         )
     labels = jnp.arange(capacity, dtype=jnp.int32) % num_classes
     keys = jax.random.split(rng_key, capacity)
-    # In batches: an initial distribution with many classes needs room for all of them for each of its draws.
+    # In batches, because an initial distribution may need memory for all classes in each draw.
     positions = jax.lax.map(lambda at: initial(*at), (keys, labels), batch_size=min(capacity, _INIT_BATCH))
     return ReplayBuffer(positions, labels, jnp.zeros(capacity, jnp.int32))
 
@@ -115,20 +115,20 @@ def draw(
     """Draws the chains of one step: different slots, each restarted with a small probability.
 
     Without labels the slots are uniform over the buffer. With labels, chain j comes from a slot of class
-    ``labels[j]``, uniform over that class's slots; num_classes is then needed, the one that the buffer was
-    made with. With S strata, chain j comes from stratum j // (n / S), the j-th of S equal blocks of slots.
+    ``labels[j]``, uniform over that class's slots; num_classes of the buffer is
+    then needed. With S strata, chain j comes from stratum j // (n / S), the j-th of S equal blocks of slots.
 
     Args:
       rng_key: one key.
       buffer: the buffer.
       num_chains: n, at most the capacity, and with labels at most capacity // num_classes, because all n may
         be of one class; a multiple of num_strata. With strata both limits hold for each stratum's share.
-      restart_probability: of each chain, in [0, 1], ``()``; JEM's is 0.05.
+      restart_probability: probability that a chain is restarted, in [0, 1], ``()``; 0.05 in JEM.
       initial: ``(rng_key, label) -> position``, for the restarts.
       labels: ``(n,)`` integers, or ``None``.
       num_classes: with labels, the number of classes of the buffer.
-      num_strata: contiguous blocks of slots of which each gives n / num_strata chains.
-      sharding: of the buffer's leading axis, where that is split over devices, and then of the chains'.
+      num_strata: contiguous blocks of slots; each gives n / num_strata chains.
+      sharding: sharding of the leading axis of the buffer, and of the chains, if split over devices.
 
     Returns:
       The draw; its slots are all different.
@@ -188,14 +188,14 @@ def write(
     *,
     sharding: NamedSharding | None = None,
 ) -> ReplayBuffer:
-    """Puts advanced chains back into the slots that they came from.
+    """Writes advanced chains back to their slots.
 
     Args:
       buffer: the buffer that the chains were drawn from. Under ``jit``, donate it and it is updated in place.
-      draw: what was drawn.
-      positions: where the chains ended, leaves ``(n, ...)``, in the draw's order.
+      draw: the draw.
+      positions: final positions of the chains, leaves ``(n, ...)``, in the order of the draw.
       num_steps: sampler steps that were taken, at least 0.
-      sharding: that of the draw.
+      sharding: the sharding of the draw.
 
     Returns:
       The buffer, other slots untouched; ages of the drawn slots are num_steps if restarted, else num_steps
@@ -228,7 +228,7 @@ def write(
 
 
 def check_strata(num_strata: int, capacity: int, num_chains: int, sharding: NamedSharding | None) -> None:
-    """Raises ``ValueError`` unless strata divide slots and chains, and devices strata, without remainder."""
+    """Raises ``ValueError`` unless strata divide slots and chains, and devices divide strata."""
     checks.positive_integer("num_strata", num_strata)
     if capacity % num_strata or num_chains % num_strata:
         raise ValueError(
@@ -257,10 +257,10 @@ def _write_slots(leaf: Array, slots: Array, new: Array) -> Array:
 
 
 def _on_each_device(function: Callable[..., Array], sharding: NamedSharding | None) -> Callable[..., Array]:
-    """Lets every device apply ``function(its block of slots, slots counted from its first, ...)``.
+    """Applies ``function(its block of slots, slots counted from its first, ...)`` on every device.
 
-    A leading axis of strata would let the compiler find out that no device needs another's slots, but where
-    images have one channel, reshaping to that axis costs a copy of the whole buffer at every step.
+    With a leading axis of strata the compiler could detect that no device needs the slots of another, but for
+    images of one channel, reshaping to that axis copies the whole buffer at every step.
     """
     if sharding is None:
         return function
@@ -314,7 +314,7 @@ def _checked_classes(
         )
     if capacity // num_classes < num_chains:
         raise ValueError(
-            f"num_chains={num_chains}: the buffer has {capacity // num_classes} slots a class, and all "
+            f"num_chains={num_chains}: the buffer has {capacity // num_classes} slots per class, and all "
             f"chains may be of one class; make the buffer with a capacity of at least num_classes * "
             f"num_chains = {num_classes * num_chains}, or draw fewer chains."
         )

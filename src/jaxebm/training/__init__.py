@@ -27,6 +27,7 @@ from jaxebm.training.manifest import (
     describe_versions,
     fingerprint,
 )
+from jaxebm.training.parameters import read_params
 from jaxebm.training.placement import (
     SHARDS,
     SMALLEST_SPLIT,
@@ -110,6 +111,7 @@ __all__ = [
     "measure_chains",
     "name_faults",
     "open_run",
+    "read_params",
     "read_run",
     "remedies_in_force",
     "roll_back",

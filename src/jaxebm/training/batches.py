@@ -50,7 +50,10 @@ class Preparation(NamedTuple):
             return
         if examples.labels is None and self.augment_x_data not in (None, self.augment):
             raise ValueError("augment_x_data is only for data with labels: without labels use augment.")
-        for name, part in (("data", examples.x), ("data.unlabelled", examples.unlabelled)):
+        for name, part in (
+            ("data" if examples.unlabelled is None else "labelled data", examples.x),
+            ("data.unlabelled", examples.unlabelled),
+        ):
             if part is None:
                 continue
             length = checks.batch_length(name, part)

@@ -66,7 +66,7 @@ class DivergenceError(RuntimeError):
 class Monitor(NamedTuple):
     """Settings that define a faulty update.
 
-    Non-finite numbers are always a fault. A watched metric is at fault if it leaves its running band, mean +-
+    Non-finite numbers are always a fault. A watched metric is a fault if it leaves its running band, mean +-
     ``deviations`` standard deviations. Bands are exponential averages with a time constant of ``window``
     updates, and are not used before they have ``warmup`` values. An outlier enters a band as two standard
     deviations at most, so that a slow divergence does not widen the band that should detect it.

@@ -1,6 +1,6 @@
-"""What a checkpoint holds: arrays by their paths, and a manifest that says what they are of.
+"""The contents of a checkpoint: arrays by their paths, and a manifest that describes them.
 
-The manifest has a checksum of every file, so that damage is found before anything else reads them.
+The manifest has a checksum of every file, so that damage is found before the files are used.
 """
 
 import functools
@@ -37,7 +37,7 @@ class CheckpointMismatchError(ValueError):
 
 
 class CheckpointCorruptError(ValueError):
-    """Raised when a checkpoint is not what was written: cut short, altered, or with a file missing."""
+    """Raised when a checkpoint is damaged: a file is truncated, changed or missing."""
 
 
 def is_key(leaf: Any) -> bool:
@@ -51,7 +51,7 @@ def spans_hosts(leaf: Any) -> bool:
 
 
 def finite_if_all(leaf: Any) -> Any:
-    """Returns a leaf; of floats that span hosts, one number that is finite if all of them are."""
+    """Returns a leaf; for floats that span hosts, one number that is finite if all of them are."""
     return jnp.max(jnp.abs(leaf)) if spans_hosts(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
@@ -69,7 +69,7 @@ def describe(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_arrays(state: Any) -> dict[str, np.ndarray | jax.Array]:
-    """Returns the leaves of a state by their paths: on the host, but for those that span hosts."""
+    """Returns the leaves of a state by their paths, on the host except for those that span hosts."""
     leaves = named_leaves(state)
     for leaf in leaves.values():
         if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
@@ -78,7 +78,7 @@ def to_arrays(state: Any) -> dict[str, np.ndarray | jax.Array]:
 
 
 def from_arrays(template: State, arrays: Mapping[str, Any]) -> State:
-    """Returns the arrays in the structure of ``template``, each process and device with its own part."""
+    """Returns the arrays in the structure and with the sharding of ``template``."""
 
     def place(leaf: Any, array: np.ndarray) -> jax.Array:
         if is_key(leaf):
@@ -97,14 +97,14 @@ def fingerprint(data: Any) -> str:
     """Returns a digest of a pytree of arrays: SHA-256 over paths, shapes, dtypes and bytes.
 
     Args:
-      data: arrays, typed keys or numbers, all of them on this host (before they are spread over several).
+      data: arrays, typed keys or numbers, all of them on this host (before they are placed on several).
 
     Returns:
       64 hexadecimal digits, equal for equal data on any machine of the same byte order.
 
     Raises:
       ValueError: if an array's values are not all on this host.
-      TypeError: if a leaf is no array of numbers.
+      TypeError: if a leaf is not an array of numbers.
 
     Example:
       >>> fingerprint({"x": np.zeros(2)}) == fingerprint({"x": np.zeros(2)})
@@ -116,14 +116,14 @@ def fingerprint(data: Any) -> str:
     for name, leaf in named_leaves(data).items():
         if spans_hosts(leaf):
             raise ValueError(
-                f"data{name} of shape {leaf.shape} is spread over several hosts: take the fingerprint of the "
-                "host's own arrays, before they are placed."
+                f"data{name} of shape {leaf.shape} is spread over several hosts: compute the fingerprint of "
+                "the host's own arrays, before they are placed."
             )
         array = np.asarray(leaf)
         if array.dtype.hasobject:
             raise TypeError(f"data{name} is {type(leaf).__name__}: arrays of numbers are needed.")
         digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
-        if array.size:  # as bytes, because the buffer protocol knows no bfloat16
+        if array.size:  # as bytes, because the buffer protocol does not support bfloat16
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
@@ -141,7 +141,7 @@ def describe_versions() -> dict[str, str]:
     return dict(_versions())
 
 
-@functools.cache  # read once, for each checkpoint has them
+@functools.cache  # read once, because every checkpoint needs them
 def _versions() -> tuple[tuple[str, str], ...]:
     return (("python", platform.python_version()), *((name, version(name)) for name in PACKAGES))
 
@@ -153,9 +153,9 @@ def differing_entries(
 
     Args:
       saved: one configuration, JSON values; groups of settings are dictionaries in it.
-      now: the other one. A setting that one of them does not have counts as None, a group as empty.
+      now: the other one. A missing setting counts as None, a missing group as empty.
       uncompared: dotted names of settings or whole groups that may differ.
-      group: the dotted name of the group that is compared, with a dot at its end.
+      group: the dotted name of the compared group, with a dot at its end.
 
     Example:
       >>> differing_entries({"sampler": {"step_size": 0.2}}, {"sampler": {"step_size": 0.5}})
@@ -175,26 +175,26 @@ def differing_entries(
 
 
 def changed_versions(manifest: Mapping[str, Any]) -> str:
-    """Returns which versions are others than when a checkpoint was written; empty if none is."""
+    """Returns which versions differ from those that wrote a checkpoint; empty if none does."""
     saved, now = manifest["versions"], describe_versions()
     changed = [f"{name} {saved.get(name)} (now {now[name]})" for name in now if saved.get(name) != now[name]]
     if not changed:
         return ""
     return (
-        f"{', '.join(changed)}: the run goes on, but its numbers may differ in their last bits from those of "
-        "a run that was never stopped."
+        f"{', '.join(changed)}: the run continues, but its numbers may differ in their last bits from those "
+        "of an uninterrupted run."
     )
 
 
 def make_manifest(
     step: int, run: Mapping[str, Any], metrics: Mapping[str, float], arrays: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the manifest of a checkpoint, all but its checksums, as plain JSON values.
+    """Returns the manifest of a checkpoint without its checksums, as plain JSON values.
 
     Args:
-      step: of the checkpoint.
-      run: what it is of: ``config``, ``data`` and whatever else must be the same in a run that resumes it.
-      metrics: of the state; a NaN or an infinity becomes text, for which JSON has no number.
+      step: the step of the checkpoint.
+      run: description of the run: ``config``, ``data`` and other entries that must be equal to resume it.
+      metrics: metrics of the state; a NaN or an infinity becomes text, because JSON has no number for it.
       arrays: from `describe`.
     """
     devices = jax.devices()
@@ -221,7 +221,7 @@ def _file_checksum(path: Path) -> str:
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes the manifest into a folder whose files are complete, with the checksum of each of them."""
+    """Writes the manifest into a folder whose files are complete, with the checksum of each file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     checksums = {path.relative_to(folder).as_posix(): _file_checksum(path) for path in files}
     content = {**content, "files": checksums}
@@ -230,7 +230,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def flush(paths: Iterable[Path]) -> None:
-    """Asks for files and folders to be on the disk, not only in the system's memory."""
+    """Flushes files and folders from the system's memory to the disk."""
     for path in paths:
         number = os.open(path, os.O_RDONLY)
         try:
@@ -240,10 +240,10 @@ def flush(paths: Iterable[Path]) -> None:
 
 
 def read_manifest(folder: Path, step: int) -> dict[str, Any]:
-    """Returns the manifest in a folder, itself verified.
+    """Returns the manifest in a folder, verified by its own checksum.
 
     Raises:
-      CheckpointCorruptError: if it is missing, cut short, altered, or of another step.
+      CheckpointCorruptError: if it is missing, truncated, changed, or of another step.
       CheckpointMismatchError: if it is of another format.
     """
     try:
@@ -253,9 +253,9 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointCorruptError(f"{MANIFEST} is missing") from None
     except (ValueError, KeyError, TypeError):  # JSONDecodeError and UnicodeDecodeError are of the first kind
-        raise CheckpointCorruptError(f"{MANIFEST} is cut short or altered: it cannot be read") from None
+        raise CheckpointCorruptError(f"{MANIFEST} cannot be read: it was truncated or changed") from None
     if not intact:
-        raise CheckpointCorruptError(f"{MANIFEST} was altered: its checksum is another")
+        raise CheckpointCorruptError(f"{MANIFEST} was changed: its checksum differs")
     if content.get("format") != FORMAT:
         raise CheckpointMismatchError(
             f"the checkpoint of step {step} has a manifest of format {content.get('format')}, and this "
@@ -267,7 +267,7 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
 
 
 def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises `CheckpointCorruptError` naming the first file that is not what was written, byte for byte.
+    """Raises `CheckpointCorruptError` naming the first file whose bytes differ from those written.
 
     Args:
       folder: where the files are.
@@ -283,18 +283,18 @@ def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         except OSError as error:
             raise CheckpointCorruptError(f"the file {name} cannot be read: {error.strerror}") from error
         if found != checksum:
-            raise CheckpointCorruptError(f"the file {name} was altered: its checksum is another")
+            raise CheckpointCorruptError(f"the file {name} was changed: its checksum differs")
 
 
 def check_same_run(
     where: str, manifest: Mapping[str, Any], run: Mapping[str, Any], uncompared: Collection[str] = ()
 ) -> None:
-    """Raises `CheckpointMismatchError` naming what a checkpoint and the run that resumes it differ in.
+    """Raises `CheckpointMismatchError` naming the differences of a checkpoint and the run that resumes it.
 
     Args:
-      where: the checkpoint, as messages call it.
+      where: the name of the checkpoint in messages.
       manifest: from `read_manifest`.
-      run: of the one that resumes, as it would be read back from JSON; entries that it has not are not
+      run: description of the run that resumes it, as it would be read back from JSON; only its entries are
         compared.
       uncompared: dotted names of settings that may differ, within each entry.
     """
@@ -306,8 +306,8 @@ def check_same_run(
             differing = "" if saved == now else f"saved {saved!r}, now {now!r}"
         if differing:
             raise CheckpointMismatchError(
-                f"{where} is of {OTHER.get(name, f'another {name}')} ({differing}). Resume with what it was "
-                "made with, or choose another output."
+                f"{where} is of {OTHER.get(name, f'another {name}')} ({differing}). Resume with the same, or "
+                "choose another output."
             )
 
 
@@ -315,7 +315,7 @@ def check_same_arrays(where: str, manifest: Mapping[str, Any], wanted: Mapping[s
     """Raises `CheckpointMismatchError` naming the first array of another shape, dtype or name.
 
     Args:
-      where: the checkpoint, as messages call it.
+      where: the name of the checkpoint in messages.
       manifest: from `read_manifest`.
       wanted: from `describe`.
     """

@@ -34,7 +34,7 @@ __all__ = [
 SHARDS = "shards"
 """The name of the axis of the mesh."""
 SMALLEST_SPLIT = 1024
-"""Parameters of fewer entries stay replicated with ``shard_parameters``: below 4 KB a message does not pay."""
+"""Smaller parameters stay replicated with ``shard_parameters``: the communication would cost more."""
 
 Tree = TypeVar("Tree")
 
@@ -95,7 +95,7 @@ class Placement:
         return jax.lax.with_sharding_constraint(gradient, jax.tree.map(self._parameter, gradient))
 
     def constrain(self, state: TrainState) -> TrainState:
-        """Gives the new state the sharding of the old one, inside a compiled function, so that it can be donated."""
+        """Gives a state its `state_shardings`, inside a compiled function, so that it can be donated."""
         return jax.lax.with_sharding_constraint(state, self.state_shardings(state))
 
     # --- outside of it ---
@@ -113,7 +113,7 @@ class Placement:
           that the number of devices divides. All else, such as the initial distribution, is replicated.
 
         Raises:
-          ValueError: if a leading axis of the chains or the streams is not a multiple of the number of devices.
+          ValueError: if a leading axis of the chains or streams is not a multiple of the number of devices.
         """
         shardings = {}
         for name, part in state._asdict().items():
@@ -152,7 +152,7 @@ class Placement:
           >>> make_placement(1).place_state(state).params.sharding.is_fully_replicated
           True
         """
-        # Copies, even of arrays that are there already: the compiled step donates the copies, not the originals.
+        # Copies, even of arrays that are there already: the step donates them and must keep the originals.
         return jax.tree.map(lambda leaf, to: _put(jnp.copy(leaf), to), state, self.state_shardings(state))
 
     def place_data(self, data: Tree, *, local: bool = False) -> Tree:

@@ -44,6 +44,12 @@ class FitResult(NamedTuple):
     device_memory: DeviceMemory | None
     best_state: TrainState | None = None
 
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        shown = {name: last[name] for name in ("step", "loss", "energy_gap") if name in last}
+        listed = ", ".join(f"{name}={value:.6g}" for name, value in shown.items())
+        return f"FitResult({listed}, recoveries={len(self.recoveries)}, seconds={self.seconds:.1f})"
+
     @property
     def params(self) -> Params:
         """The averaged parameters: of the best checkpoint if there is one, else after the last update."""

@@ -102,6 +102,9 @@ class RunFolder:
         self.config: dict[str, Any] = dict(config or {})
         self.uncompared = frozenset(uncompared)
 
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
@@ -269,11 +272,11 @@ def read_run(path: str | Path) -> RunFolder:
       FileNotFoundError: nowhere holds no run: a folder with config.json and checkpoints/ is needed.
     """
     run = RunFolder(Path(path))
-    if not (run.path / CONFIG).is_file() or not run.checkpoints.is_dir():
+    if not (run.path / CONFIG).is_file():
         raise FileNotFoundError(f"{path} holds no run: a folder with {CONFIG} and {CHECKPOINTS}/ is needed.")
-    if not any(entry.name.isdigit() for entry in run.checkpoints.iterdir()):
+    if not run.checkpoints.is_dir() or not any(entry.name.isdigit() for entry in run.checkpoints.iterdir()):
         raise FileNotFoundError(
-            f"{path} holds a run without a checkpoint: train it for longer, or choose another folder."
+            f"{path} holds a run without a checkpoint yet: train it for longer, or choose another folder."
         )
     try:
         run.config = _read_config(run.path)

@@ -17,7 +17,7 @@ from jaxebm.training.health import measure_chains, sample_norm
 from jaxebm.training.placement import Placement
 from jaxebm.training.sharpness import Sharpness, ascend
 from jaxebm.training.state import Learner, TrainState, TrainStep, init_health
-from jaxebm.types import Array, Metrics, Params, Position
+from jaxebm.types import BATCH_AXIS, Array, Metrics, Params, Position
 
 __all__ = ["InitParams", "learner"]
 
@@ -125,8 +125,9 @@ def learner(
             f"batch_size={batch_size} must be a multiple of the placement's {num_strata} strata: each gives "
             "an equal share of a batch."
         )
+    no_samples = no_negatives()
     if negatives is None:
-        negatives = no_negatives()
+        negatives = no_samples
     prepare = Preparation(
         batch_size, noise, augment, augment if augment_x_data == "same" else augment_x_data, rescale
     )
@@ -140,6 +141,7 @@ def learner(
         sampler_key, run_key = jax.random.split(keys[0])
         if _is_function(params):
             params = jax.jit(params)(keys[1], example)
+        _check_functions(objective, params, example, examples, samples=negatives is not no_samples)
         streams = () if examples.is_sampler else start_streams(keys[2], keys[3], examples, num_strata)
         state = _with_copies(
             params,
@@ -240,6 +242,42 @@ def _check_classes(objective: Objective, negatives: NegativeSampler, examples: E
             f"negatives has num_classes={negatives.num_classes}, and the labels of data go up to "
             f"{num_classes - 1}: chains on E(x, y) need num_classes={num_classes}."
         )
+
+
+def _check_functions(
+    objective: Objective, params: Params, example: Position, examples: Examples, *, samples: bool
+) -> None:
+    """Raises ``ValueError`` where energy or logits do not fit one example; only shapes are computed."""
+
+    def shape_of(function: Any, name: str, *label: Any) -> tuple[int, ...]:
+        def one(params: Params, x: Position) -> Any:
+            return function(params, x, *label)
+
+        batched = jax.vmap(one, (None, 0), axis_name=BATCH_AXIS)
+        batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), example)
+        try:
+            return jax.eval_shape(batched, params, batch).shape[1:]
+        except Exception as error:  # whatever the function of a user raises
+            shapes = jax.tree.map(jnp.shape, example)
+            raise ValueError(
+                f"objective.{name} fails on one example of shape {shapes}: {error}\n"
+                "A network that takes a batch becomes a function of one example by "
+                "jaxebm.unbatched(module.apply); its parameters are initialised with a batch of one."
+            ) from error
+
+    if objective.logits is not None:
+        shape = shape_of(objective.logits, "logits")
+        if len(shape) != 1:
+            raise ValueError(f"objective.logits has shape {shape} for one example: (K,) is needed.")
+        if examples.labels is not None and (most := int(np.max(np.asarray(examples.labels)))) >= shape[0]:
+            raise ValueError(
+                f"data has the label {most}, and there are {shape[0]} logits: class numbers 0.."
+                f"{shape[0] - 1} are needed."
+            )
+    if samples:
+        shape = shape_of(objective.energy, "energy", jnp.zeros((), jnp.int32))
+        if shape != ():
+            raise ValueError(f"objective.energy has shape {shape} for one example: a scalar () is needed.")
 
 
 def _kind(value: Any) -> str:
