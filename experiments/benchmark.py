@@ -16,10 +16,10 @@
     device    two cores of an AMD EPYC; utilisation needs a GPU
 
 All implementations get the same float32 inputs and weights, and their results are compared before they are
-timed: energies and gradients to 1e-4, samplers by the moments of their chains in standard errors, a JEM update
-by its new parameters. Then they are timed in turn, in an order that is reversed every round; the result is the
-median over the rounds of the ratio of times within a round. The row of bare gradients is a lower bound: only
-the same number of gradients. Run nothing else on the machine; its load is recorded.
+timed: energies and gradients to 1e-4, samplers by the moments of their chains in standard errors, a JEM
+update by its new parameters. Then they are timed in turn, in an order that is reversed every round; the
+result is the median over the rounds of the ratio of times within a round. The row of bare gradients is a
+lower bound: only the same number of gradients. Run nothing else on the machine; its load is recorded.
 
 Prints tables, writes them as Markdown next to the JSON file, and draws the curves.
 """
@@ -80,7 +80,7 @@ def as_markdown(card: Mapping[str, Any]) -> str:
     sampled = [card["workloads"][name] for name in samplers.WORKLOADS if name in card["workloads"]]
     if sampled:
         worst = max((sigma for one in sampled for sigma in one["differences"].values()), default=0.0)
-        parts.append(f"Largest difference in distribution between implementations: {worst:.1f} standard errors.")
+        parts.append(f"Largest difference between distributions of chains: {worst:.1f} standard errors.")
     for name, count in card["compilations"].items():
         memories = hopfield.NEW_MEMORIES
         parts.append(f"Programs compiled for {memories} memories of one shape, `{name}`: {count}")
@@ -117,7 +117,7 @@ def main(config: Config) -> dict[str, Any]:
             for name, (workload, differences) in suite.make_workloads(config, part, seed).items():
                 with suite.precision_of(part):
                     results[name] = compete(workload, rounds, config.seconds) | {"differences": differences}
-                print(tables([results[name]]), flush=True)  # written now, because the run may be stopped before its end
+                print(tables([results[name]]), flush=True)  # now, in case the run is stopped
     card = {
         "schema": 2,
         "experiment": "benchmark",

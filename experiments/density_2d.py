@@ -13,8 +13,8 @@ density by persistent contrastive divergence. A transition of the chains is one 
 proposal over the window, accepted or rejected by Metropolis-Hastings: with local moves alone the masses of
 separate modes could not be learnt.
 
-Writes a folder for each density (config.json, metrics.jsonl, checkpoints/, card.json, density.png: true density,
-learnt density and samples), and card.json and card.md for all in the output folder.
+Writes a folder for each density (config.json, metrics.jsonl, checkpoints/, card.json, density.png: true
+density, learnt density and samples), and card.json and card.md for all in the output folder.
 """
 
 import time
@@ -147,7 +147,7 @@ def make_recovery(config: Config, learner_of: Callable[[Config], Learner]) -> Re
     """Returns the recovery from divergence, or None with --no-recovery."""
     if not config.recovery:
         return None
-    # The noise of MALA follows from its step: there is none to change.
+    # The noise of MALA follows from its step size and cannot be changed.
     numbers = SamplerNumbers(config.sampler_steps, config.sampler_step_size, 0.0, config.energy_l2)
 
     def remake(remedy: Remedy) -> Learner:

@@ -1,9 +1,9 @@
 """Evaluate a finished or interrupted run of experiments/jem.py again, with any settings of the evaluation.
 
     python experiments/evaluate.py runs/jem                                        # the run's own card
-    python experiments/evaluate.py runs/jem --evaluation.ood-sets mnist omniglot   # with more out-of-distribution sets
+    python experiments/evaluate.py runs/jem --evaluation.ood-sets mnist omniglot   # more OOD sets
     python experiments/evaluate.py runs/jem --evaluation.attack-images 1000 --output runs/attacked
-    python experiments/evaluate.py runs/jem --select best                          # the checkpoint of the least validation NLL
+    python experiments/evaluate.py runs/jem --select best                          # least validation NLL
 
 Flags that are not given are those of the run. The same settings and weights give the same card, in about two
 minutes on 2 CPU cores for digits. The same as the command ``jaxebm evaluate``, and in a notebook

@@ -15,8 +15,8 @@ each pooling by its mean accuracy over the seeds on validation bags; then it is 
 settings and evaluated on test bags. Bags for training, validation and test come from those splits of the data
 set, and each seed draws its own.
 
-Writes config.json, metrics.jsonl (one line per trial), card.json, card.md, accuracy.png and attention.png (the
-first positive test bag of the first seed, with its weights).
+Writes config.json, metrics.jsonl (one line per trial), card.json, card.md, accuracy.png and attention.png
+(the first positive test bag of the first seed, with its weights).
 """
 
 import itertools

@@ -1,20 +1,21 @@
-"""JEM on CIFAR-10 for the least wall time: one file, from raw pixels to samples, everything on the device.
+"""JEM on CIFAR-10 in the shortest time: one file, from raw pixels to samples, everything on the device.
 
     python experiments/jem_cifar10_speedrun.py          # not yet measured on a GPU
 
     aim       92.9% test accuracy (the JEM paper's, after 36 hours) and samples that look like their classes,
               inside 10 minutes on one H200
-    measured  on a GPU: nothing yet; only a run fills this line
-    device    one GPU with 16 GB or more; on a CPU it is for trying out what changes (--help)
-    n         1 seed a run; --seed for others
+    measured  on a GPU: not yet
+    device    one GPU with 16 GB or more; on a CPU only for tests with smaller settings (--help)
+    n         1 seed per run; --seed for others
 
-What makes it fast: images stay on the device as bytes; batches are drawn, augmented and scaled inside the
-compiled step, an epoch to a dispatch. The network computes in bfloat16 and in the layout (NHWC) that its
-convolutions want; parameters, energies and chains are float32. It first learns to classify, which takes few
-epochs and no chains (`--classifier-epochs`), then log p(x) is faded in (`--fade-epochs`). Chains are few (a
-quarter of a batch) and short: 10 steps without noise, clipped and clamped, from the buffer or a Gaussian of
-each class (SADA-JEM's sampler). No normalisation, so that a gradient is one pass; energies are held together
-by their squares (`--energy-l2`). One cycle of the learning rate, label smoothing, averaged weights.
+Why it is fast: images stay on the device as bytes; batches are drawn, augmented and scaled inside the
+compiled step, one epoch per dispatch. The network computes in bfloat16 and in the layout (NHWC) of its
+convolutions; parameters, energies and chains are float32. It is first trained as a classifier, which takes
+few epochs and no chains (`--classifier-epochs`), then the weight of log p(x) increases (`--fade-epochs`).
+Chains are few (a quarter of a batch) and short: 10 steps without noise, clipped and clamped, from the buffer
+or a Gaussian of each class (SADA-JEM's sampler). There is no normalisation, so that a gradient is one pass;
+energies are bounded by their squares (`--energy-l2`). One cycle of the learning rate, label smoothing,
+averaged weights.
 
 Estimate, to be replaced by a measurement: an update is 256 x 3 + 64 x (10 x 2 + 2 x 3) forward passes (a
 gradient with respect to images costs two, to parameters three) of 1.75 GFLOP each (wide residual network
@@ -72,83 +73,81 @@ EVALUATION_BATCH = 1000
 
 @dataclass(frozen=True)
 class Config(RunFlags):
-    """Train a joint energy-based model on CIFAR-10 as fast as can be."""
+    """Train a joint energy-based model on CIFAR-10 as fast as possible."""
 
     dataset: str = "cifar10"
-    """cifar10, or any other that experiments/jem.py takes."""
+    """cifar10, or any other data set of experiments/jem.py."""
     output: Path = Path("runs/speedrun")
     """Folder of this run."""
 
     depth: int = 16
-    """Of the wide residual network, 6 n + 4."""
+    """Depth of the wide residual network, 6 n + 4."""
     width: int = 6
-    """Its widening factor."""
+    """Widening factor of the wide residual network."""
     activation: str = "leaky_relu"
-    """leaky_relu, or a smooth one: swish, gelu, softplus, elu."""
+    """Activation: leaky_relu, or a smooth one (swish, gelu, softplus, elu)."""
     norm: Literal["none", "group", "batch"] = "none"
-    """Normalisation. With `batch` chains use the running statistics and the loss those of its batches, by
-    which a network can tell images from samples whatever the chains do: watch the energy gap."""
+    """Normalisation. With `batch`, chains use running statistics and the loss those of its batches."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """In which the network computes; parameters, energies and chains are float32."""
+    """Precision of the network; parameters, energies and chains are float32."""
 
     epochs: int = 60
-    """Passes over the labelled images, in all."""
+    """Total number of epochs over the labelled images."""
     classifier_epochs: int = 6
-    """Of which the first learn by cross-entropy alone, without chains."""
+    """Number of first epochs with cross-entropy alone, without chains."""
     fade_epochs: int = 6
-    """Then log p(x) is faded in, its weight rising from 0 to --p-x-weight."""
+    """Epochs after these in which the weight of log p(x) rises from 0 to --p-x-weight."""
     batch_size: int = 256
-    """Labelled images an update."""
+    """Labelled images per update."""
     p_x_weight: float = 1.0
-    """Of log p(x) beside log p(y|x)."""
+    """Weight of log p(x); that of log p(y|x) is 1."""
     energy_l2: float = 0.1
-    """Times the mean squares of the energies of images and samples, faded in like log p(x): short chains
-    cannot follow energies that run away from each other."""
+    """Weight of the mean squared energies of images and samples; it rises with that of log p(x)."""
     learning_rate: float = 0.05
-    """Peak of the cycle of SGD with Nesterov's momentum .9."""
+    """Greatest learning rate of the cycle, for SGD with Nesterov momentum .9."""
     warmup: float = 0.2
-    """Part of the updates until the peak."""
+    """Fraction of the updates before the greatest learning rate."""
     weight_decay: float = 5e-4
-    """Added to the gradient."""
+    """Weight decay, added to the gradient."""
     gradient_clip_norm: float = 1.0
-    """Of the gradient: where log p(x) comes in, samples and images differ much for a while."""
+    """Clip of the gradient's norm, needed while the weight of log p(x) rises."""
     label_smoothing: float = 0.1
-    """Of the cross-entropy."""
+    """Label smoothing of the cross-entropy."""
     ema_decay: float = 0.999
-    """Of the average of the weights, which is what is judged."""
+    """Decay of the average of the weights, which is evaluated."""
     crop_padding: int = 4
-    """Labelled images are padded by so many reflected pixels and cropped; those of log p(x) are not."""
+    """Reflected pixels by which labelled images are padded before cropping; not for log p(x)."""
     flip: bool = True
     """Labelled images are mirrored left to right with probability 1/2."""
 
     num_chains: int = 64
-    """Chains an update, and images beside them in log p(x)."""
+    """Chains per update, and images per update in log p(x)."""
     buffer_size: int = 10_000
     """Chains in the buffer."""
     restart_probability: float = 0.05
-    """Of a drawn chain."""
+    """Probability that a drawn chain is restarted."""
     sampler_steps: int = 10
-    """Steps a chain and update."""
+    """Sampler steps per update."""
     sampler_step_size: float = 1.0
-    """Of the energy's gradient, whose entries are clipped to +-1; pixels are clamped to [-1, 1]."""
+    """Factor of the energy's gradient, whose entries are clipped to +-1; pixels stay in [-1, 1]."""
     sampler_noise: float = 0.0
-    """Added to each pixel in each step."""
+    """Standard deviation of the noise added to each pixel in each step."""
     initial_images: int = 10_000
-    """Training images that the Gaussians of the classes are fitted to."""
+    """Number of training images for the Gaussians of the classes."""
 
     steps_per_dispatch: int = 175
-    """Updates a compiled call; 175 are an epoch."""
+    """Updates per compiled call; 175 are one epoch."""
     observe_epochs: int = 10
-    """Epochs between two looks at the validation accuracy."""
+    """Epochs between measurements of the validation accuracy."""
     samples_per_class: int = 100
-    """Fresh class-conditional chains that are judged; ten of each class are shown."""
+    """Number of fresh class-conditional chains that are evaluated; ten of each class are shown."""
     sample_steps: int = 100
     """Their steps."""
     judge_epochs: int = 15
-    """Of the independent classifier in whose features samples are compared with test images."""
+    """Epochs of the independent classifier in whose features samples are compared."""
 
     def check(self) -> None:
-        """Raises ``ValueError`` for settings that no data set would suit."""
+        """Raises ``ValueError`` for settings that are wrong for every data set."""
         for name in ("epochs", "batch_size", "initial_images", "observe_epochs", "samples_per_class"):
             checks.positive_integer(name, getattr(self, name))
         for name in ("sample_steps", "judge_epochs"):
@@ -163,7 +162,7 @@ class Config(RunFlags):
 
 
 class Plan(NamedTuple):
-    """Updates: in all, by cross-entropy alone, of the fade, an epoch."""
+    """Numbers of updates: in total, with cross-entropy alone, of the fade, per epoch."""
 
     total: int
     classifier: int
@@ -172,7 +171,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: Config, num_examples: int) -> Plan:
-    """Returns how many updates there are of which kind."""
+    """Returns the numbers of updates of each kind."""
     if max(config.batch_size, config.num_chains) > num_examples:
         raise ValueError(
             f"batch_size={config.batch_size} and num_chains={config.num_chains} must be at most the "
@@ -207,7 +206,7 @@ def make_augment(config: Config) -> AugmentExample:
 
 
 def make_kernel(config: Config) -> MakeKernel:
-    """Returns the sampler's step, still to be bound to an energy."""
+    """Returns the kernel, not yet bound to an energy."""
     step, noise = config.sampler_step_size, config.sampler_noise
     return partial(sgld, step_size=step, noise_scale=noise, gradient_clip=1.0, state_clamp=PIXELS)
 
@@ -240,14 +239,14 @@ def make_optimizer(config: Config, plan: Plan) -> optax.GradientTransformation:
 
 
 def fade_at(step: Array, plan: Plan) -> Array:
-    """Returns which part of log p(x) counts in an update, in [0, 1]; ``step`` counts those before it."""
+    """Returns the factor of log p(x) in an update, in [0, 1]; ``step`` counts the updates before it."""
     return jnp.clip((step - plan.classifier + 1) / plan.fade, 0.0, 1.0)
 
 
 def make_learners(
     config: Config, dataset: Dataset, initial: ClassGaussianInitial, plan: Plan
 ) -> tuple[Learner, Learner]:
-    """Returns what learns by cross-entropy alone and what learns the JEM, of one and the same state."""
+    """Returns the learners of the cross-entropy and of the JEM, which use the same state."""
     network = make_network(config, dataset.num_classes)
     training_logits = training_apply(network) if config.norm == "batch" else None
     make_learner = partial(
@@ -291,7 +290,7 @@ def make_learners(
 
 
 def train(config: Config, dataset: Dataset, initial: ClassGaussianInitial) -> tuple[Params, dict[str, Any]]:
-    """Runs both halves; returns the averaged weights, and what they took."""
+    """Runs both parts of the training; returns the averaged weights, and their cost."""
     network = make_network(config, dataset.num_classes)
     plan = make_plan(config, len(dataset.train.label))
     alone, joint = make_learners(config, dataset, initial, plan)
@@ -309,12 +308,12 @@ def train(config: Config, dataset: Dataset, initial: ClassGaussianInitial) -> tu
     for half, until in ((alone, plan.classifier), (joint, plan.total)):
         if not until:
             continue
-        # What is usual for the norm of a gradient is another thing with another loss.
+        # With another loss the usual norm of a gradient is different.
         fresh = init_health()._replace(optimizer_norm=state.health.optimizer_norm)
         begun = state._replace(health=fresh)
         result = fit(
             jax.random.key(config.seed),
-            half._replace(init=lambda *_, begun=begun: begun),  # the second half goes on from the first
+            half._replace(init=lambda *_, begun=begun: begun),  # the second part continues from the first
             begun.params,
             data,
             num_steps=until,
@@ -396,7 +395,7 @@ def judge_samples(
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Trains, judges and writes the run's folder; returns what stands in speedrun.json."""
+    """Trains, evaluates and writes the run's folder; returns the contents of speedrun.json."""
     began = time.monotonic()
     config.check()
     dataset = load_dataset(config.dataset)

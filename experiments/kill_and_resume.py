@@ -1,20 +1,20 @@
-"""Kill a run again and again, at random moments, and compare how it ends with a run that was left alone.
+"""Kill a run many times, at random moments, resume it, and compare its end with that of an uninterrupted run.
 
     python experiments/kill_and_resume.py
     python experiments/kill_and_resume.py --kills 10 --flags "--network convnet --epochs 4"
 
     expected  100 kills of a run of 304 updates: start-up 23, training 6, checkpoint 11, evaluation 60; 61
-              runs end by themselves, and none differs from the run that was left alone
+              runs end by themselves, and none differs from the uninterrupted run
     time      12 minutes
     device    two CPU cores
 
-Runs experiments/jem.py (small, on digits) once to its end. Then again, ended by SIGKILL at a moment drawn
-uniformly over the time that a whole run takes, and taken up by ``--resume``, until one of its processes ends
-by itself before its moment. There are as many such runs as it takes for the wanted number of kills. Each must
-end with the checkpoint of the first run, bit for bit, and, but for times, with its metrics, card and samples.
+Runs experiments/jem.py (small, on digits) once to its end. Then it runs it again, killed by SIGKILL at a
+moment drawn uniformly over the time of a whole run, and continued by ``--resume``, until one of its processes
+ends before it is killed. This is repeated up to the requested number of kills. Each run must end with the
+checkpoint of the first run, bit for bit, and with the same metrics, card and samples, except for times.
 
-Writes a folder: config.json, kills.jsonl (a line a kill), card.json, card.md, and in lives/ the first run and
-the last of the others; one that ends differently stays there and ends the script with status 2.
+Writes a folder: config.json, kills.jsonl (one line per kill), card.json, card.md, and in lives/ the first run
+and the last of the others; a run that ends differently stays there, and the script ends with status 2.
 """
 
 import json
@@ -46,32 +46,32 @@ SMALL = shlex.split(
     "--run.no-progress --evaluation.samples-per-class 7 --evaluation.sample-steps 10 "
     "--evaluation.likelihood-steps 0"
 )
-"""Settings of the run: some 300 updates, a checkpoint every ten, and as little evaluation as there is."""
+"""Settings of the run: about 300 updates, a checkpoint every ten, and the smallest evaluation."""
 PHASES = ("start-up", "training", "checkpoint", "evaluation")
 MEASURED = ("seconds", "updates_per_second", "device_memory")
-"""What begins the names of numbers that depend on the clock, or on the call that finished the run."""
+"""Prefixes of the names of numbers that depend on the clock, or on the call that finished the run."""
 FOR_EACH_RUN = ("output", "resume", "overwrite", "command")
-"""Names of entries that say where a run lies and how it was called."""
+"""Names of entries with the folder and the command of a run."""
 
 
 @dataclass(frozen=True)
 class Config(RunFlags):
-    """Kill and resume a JEM run at random moments, and compare it with one that was left alone."""
+    """Kill and resume a JEM run at random moments, and compare it with an uninterrupted run."""
 
     output: Path = Path("runs/kill_and_resume")
     """Folder of the card and of the runs."""
     kills: int = 100
     """Number of kills."""
     flags: str = ""
-    """Further flags of experiments/jem.py, as one text."""
+    """More flags of experiments/jem.py, as one string."""
 
     def check(self) -> None:
-        """Raises ``ValueError`` unless there is something to do."""
+        """Raises ``ValueError`` unless the number of kills is positive."""
         checks.positive_integer("kills", self.kills)
 
 
 def start(config: Config, folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Starts the run, or takes it up where it was killed; what it compiles is kept for the next time."""
+    """Starts or resumes the run; compiled programs are cached for the next time."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -84,7 +84,7 @@ def start(config: Config, folder: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def run_to_end(config: Config, folder: Path, log: Path) -> float:
-    """Runs without harm and returns the seconds it took."""
+    """Runs without a kill and returns its seconds."""
     started = time.monotonic()
     process = start(config, folder, log)
     try:
@@ -96,25 +96,25 @@ def run_to_end(config: Config, folder: Path, log: Path) -> float:
 
 
 def check_ended_well(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Raises ``RuntimeError`` if a run ended with an error; ``log`` holds what it said."""
+    """Raises ``RuntimeError`` if a run ended with an error; ``log`` has its output."""
     if process.returncode != 0:
-        raise RuntimeError(f"the run ended with status {process.returncode}; {log} holds what it said.")
+        raise RuntimeError(f"the run ended with status {process.returncode}; its output is in {log}.")
 
 
 def newest_record(folder: Path) -> int:
-    """Returns the update of the last whole line of metrics, 0 before there is one."""
+    """Returns the update of the last complete line of metrics, 0 if there is none."""
     records = RunFolder(folder).read_metrics()
     return records[-1]["step"] if records else 0
 
 
 def unfinished_checkpoints(folder: Path) -> set[str]:
-    """Returns the names of those that are being written, or were: Orbax renames N.orbax-checkpoint-tmp."""
+    """Returns the names of unfinished checkpoints, N.orbax-checkpoint-tmp, which Orbax renames at the end."""
     entries = os.listdir(folder / "checkpoints") if (folder / "checkpoints").exists() else []
     return {name for name in entries if not name.isdigit() and name[:1].isdigit()}
 
 
 def phase_of(folder: Path, lines_before: int, unfinished_before: set[str], last_step: int) -> str:
-    """Returns what a killed run was doing, by the traces that it left and its last life had not."""
+    """Returns the phase in which a run was killed, by the files that are new since its last start."""
     if unfinished_checkpoints(folder) - unfinished_before:
         return "checkpoint"
     if newest_record(folder) == last_step:
@@ -123,7 +123,7 @@ def phase_of(folder: Path, lines_before: int, unfinished_before: set[str], last_
 
 
 def without_times(value: Any) -> Any:
-    """Returns plain values without those that no two runs share."""
+    """Returns plain values without those that differ between any two runs."""
     if isinstance(value, list):
         return [without_times(entry) for entry in value]
     if not isinstance(value, dict):
@@ -133,7 +133,7 @@ def without_times(value: Any) -> Any:
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
-    """Returns in what two finished runs differ: checkpoint, metrics, card, samples; nothing if in nothing."""
+    """Returns the differences of two finished runs: checkpoint, metrics, card, samples; empty if equal."""
     found = []
     with Checkpoints(whole / "checkpoints") as one, Checkpoints(killed / "checkpoints") as other:
         arrays, others = one.read(), other.read()
@@ -159,7 +159,7 @@ def differences(whole: Path, killed: Path) -> list[str]:
 def kill_until_done(
     config: Config, run: RunFolder, moments: random.Random, seconds: float, last_step: int, kills: list[str]
 ) -> Path:
-    """Runs once more, killed at random moments (as many as are left to do), and returns the finished run."""
+    """Runs again, killed at random moments (at most the remaining kills), and returns the finished run."""
     lives = run.file("lives")
     folder, log = lives / "killed", lives / "killed.log"
     shutil.rmtree(folder, ignore_errors=True)
@@ -186,7 +186,7 @@ def kill_until_done(
 
 
 def as_markdown(card: dict[str, Any]) -> str:
-    """Returns the card for a reader."""
+    """Returns the card as text."""
     phases = ", ".join(f"{name} {card['phases'][name]}" for name in PHASES)
     said = "none" if not card["differences"] else "; ".join(card["differences"])
     return "\n".join(
@@ -195,7 +195,7 @@ def as_markdown(card: dict[str, Any]) -> str:
             "",
             f"Killed in: {phases}. Runs that were killed and ended by themselves: {card['runs']}.",
             "",
-            f"Differences between their ends and that of the run that was left alone: {said}.",
+            f"Differences between their ends and that of the uninterrupted run: {said}.",
             "",
         ]
     )
@@ -210,7 +210,7 @@ def main(config: Config) -> dict[str, Any]:
     lives.mkdir()
     whole, again, moments = lives / "whole", lives / "again", random.Random(config.seed)
     run_to_end(config, whole, lives / "whole.log")
-    # Once more, with all programs compiled: that long a killed run would take.
+    # Again, with all programs compiled: the time of a killed run.
     seconds = run_to_end(config, again, lives / "again.log")
     found = differences(whole, again)
     last_step, kills, runs = newest_record(whole), [], 0

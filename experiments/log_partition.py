@@ -1,16 +1,17 @@
-"""Does the interval of annealed importance sampling hold log Z? A hundred intervals on each of four targets.
+"""Does the interval of annealed importance sampling contain log Z? A hundred intervals on each of 4 targets.
 
     python experiments/log_partition.py
 
-    expected  97 to 100 of 100 intervals hold log Z, at a nominal 99%; width in nats (sd) at 64 and at 1024
+    expected  97 to 100 of 100 intervals contain log Z, at a nominal 99%; width in nats (sd) at 64 and at 1024
               temperatures: gaussian_50 1.95 (.37) and .52 (.12), mixture_50 1.44 (.35) and .52 (.13),
               many_well_32 6.70 (1.28) and 1.64 (.35), hopfield_64 .15 (.04) and .04 (.01)
     time      10 minutes
     device    two CPU cores
 
 For each target and each length of the schedule, forward and reverse annealed importance sampling are repeated
-with fresh keys: how many intervals hold the exact log Z, how wide they are, on which side they miss. Schedule
-and step sizes are fitted once a target by pilot chains of other keys (`fit_annealing_path`).
+with new keys. The results are the number of intervals that contain the exact log Z, their widths, and on
+which side they miss. Schedule and step sizes are fitted once per target by pilot chains
+(`fit_annealing_path`).
 
 Writes card.json, card.md and a picture of every interval to the output folder.
 
@@ -80,12 +81,12 @@ TARGETS: Mapping[str, Callable[[], tuple[AnalyticTarget, AnalyticTarget]]] = {
 
 @dataclass(frozen=True)
 class Config(RunFlags):
-    """Count how often the interval for log Z holds it, and how its width falls with the schedule."""
+    """Count how often the interval contains log Z, and measure its width for each length of the schedule."""
 
     targets: tuple[str, ...] = tuple(TARGETS)
-    """Any of gaussian_50, mixture_50, many_well_32, hopfield_64."""
+    """Targets: any of gaussian_50, mixture_50, many_well_32, hopfield_64."""
     lengths: tuple[int, ...] = (64, 256, 1024)
-    """Numbers of temperatures of the schedule, each judged by itself."""
+    """Numbers of temperatures of the schedule, evaluated separately."""
     repetitions: int = 100
     """Intervals for each target and length."""
     chains: int = 100
@@ -149,9 +150,9 @@ def repeat_intervals(
 
 
 def as_markdown(config: Config, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the table for a reader."""
+    """Returns the table as text."""
     lines = [
-        f"# Intervals for log Z that hold it, of {config.repetitions}, nominal coverage {config.coverage:g}",
+        f"# Intervals that contain log Z, of {config.repetitions}, nominal coverage {config.coverage:g}",
         "",
     ]
     header = ("target", "exact log Z", "temperatures", "held", "missed below / above", "width, nats (sd)")

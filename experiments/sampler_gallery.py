@@ -9,10 +9,10 @@
     time      7 to 15 minutes, most of it compilation
     device    two CPU cores
 
-All chains start from one exact sample, so that a sampler which cannot travel shows it. MALA, HMC and NUTS
-tune themselves (`warm_up`, one chain); SGLD and its relatives take a fixed part of the step that these found.
-Each chain may spend the same number of gradients, and the first quarter of its steps is not looked at. Times
-are of this machine, compilation left out.
+All chains start from one exact sample, which shows whether a sampler moves between modes. MALA, HMC and NUTS
+are tuned (`warm_up`, one chain); SGLD and its variants use a fixed fraction of these step sizes. Each chain
+uses the same number of gradients, and the first quarter of its steps is discarded. Times are of one machine,
+without compilation.
 
 Writes card.json, card.md and pictures: trajectories, marginals, and a map of all errors.
 """
@@ -40,14 +40,13 @@ class Config(RunFlags):
     """Run every sampler on every analytic target and compare with the exact answers."""
 
     targets: tuple[str, ...] = tuple(TARGETS)
-    """Which targets, by the names in the table."""
+    """Targets, by their names in the table."""
     samplers: tuple[str, ...] = SAMPLERS
-    """Which of sgld, preconditioned_sgld, underdamped, proximal_sgld, mala, hmc, nuts, parallel_tempering,
-    sequential_monte_carlo."""
+    """Samplers, by their names in the table."""
     chains: int = 64
     """Chains of each sampler."""
     gradients: int = 4000
-    """Gradient evaluations a chain (NUTS decides for itself: as many transitions as HMC has)."""
+    """Gradient evaluations per chain (NUTS has the same number of transitions as HMC)."""
     output: Path = Path("runs/sampler_gallery")
     """Folder of this run."""
 
@@ -70,7 +69,7 @@ class Config(RunFlags):
 
 
 def as_entry(judgement: Judgement) -> dict[str, Any]:
-    """Returns the numbers of a judgement for JSON; None for what is not finite, as where a chain diverged."""
+    """Returns the results for JSON; None for values that are not finite, as when a chain diverged."""
     numbers = {name: value for name, value in judgement._asdict().items() if name not in ("samples", "path")}
     entry = {
         name: None if value is None or not np.isfinite(value) else float(value)
@@ -97,11 +96,11 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def as_markdown(config: Config, results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Returns a table a target."""
+    """Returns one table per target."""
     lines = [
         f"# Samplers on analytic targets, seed {config.seed}",
         "",
-        f"{config.chains} chains of {config.gradients} gradients each from one place; each column has the "
+        f"{config.chains} chains of {config.gradients} gradients each, from one start; each column has the "
         "worst coordinate; ESS is of all chains together.",
         "",
     ]
@@ -119,7 +118,7 @@ def as_markdown(config: Config, results: Mapping[str, Mapping[str, Mapping[str, 
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Judges every pair and writes the card; returns it."""
+    """Evaluates every pair and writes the card; returns it."""
     started = time.monotonic()
     config.check()
     run = open_run(config.output, as_json(config), overwrite=config.overwrite, resumable=False)

@@ -9,9 +9,9 @@
     time      seconds
     device    none
 
-Reads each run's card.json. Without more, the runs must differ in nothing but their seed, and every number of
-the card has a row. With --compare they may be of several kinds, such as recipes: a row for each kind says
-where it comes from, and a column what it is like, in the figures that say most; --picture draws their chains.
+Reads the card.json of each run. By default the runs must differ only in their seed, and every number of the
+card has a row. With --compare they may be of several kinds, such as recipes: a row for each kind shows its
+command, and a column its most important figures; --picture draws their chains.
 """
 
 import json
@@ -33,7 +33,7 @@ from jaxebm.report.markdown import markdown_table
 VARYING = UNCOMPARED | {"progress", "resume_step", "seed"}
 """Settings in which runs of one kind may differ, by dotted name."""
 LISTED = ("config", "environment", "evaluation", "schema", "seed")
-"""Entries of the card that are no results."""
+"""Entries of the card that are not results."""
 
 FRESH = "samples.fresh.by_steps."
 COMPARED: dict[str, Mapping[str, str]] = {
@@ -73,8 +73,8 @@ COMPARED: dict[str, Mapping[str, str]] = {
         "recoveries": "recoveries",
     },
 }
-"""By table: rows, and the dotted names of what stands in them. A * is any one part of the name and a dot at
-the end any rest: a row for each that there is."""
+"""By table: rows, and the dotted names of their entries. A * matches any one part of the name and a dot at
+the end any rest: one row for each match."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class Config:
     """Print mean and standard deviation over finished runs."""
 
     runs: tuple[Path, ...]
-    """Folders that hold card.json."""
+    """Folders with a card.json."""
     compare: bool = False
-    """Put runs of several kinds side by side; without it, runs may differ in their seed alone."""
+    """Compare runs of several kinds; without it, runs may differ only in their seed."""
     picture: Path | None = None
-    """With --compare, a PNG to draw the first fresh chains of each class of each kind's first run in."""
+    """With --compare: a PNG file for the first fresh chains of each class, of the first run of each kind."""
     overwrite: bool = False
-    """Draw over a picture that is there."""
+    """Replace the picture if it exists."""
 
     def __post_init__(self) -> None:
         if self.picture is None:
@@ -98,7 +98,7 @@ class Config:
         if self.picture.suffix != ".png":
             raise ValueError(f"picture is {self.picture}: a name that ends in .png is needed.")
         if not self.picture.parent.is_dir():
-            raise ValueError(f"picture is {self.picture}: {self.picture.parent} is no folder that there is.")
+            raise ValueError(f"picture is {self.picture}: there is no folder {self.picture.parent}.")
         refuse_existing("picture", self.picture, overwrite=self.overwrite)
 
 
@@ -113,15 +113,15 @@ def read_cards(runs: tuple[Path, ...]) -> list[Card]:
     for run in runs:
         card = run / "card.json"
         if not card.is_file():
-            raise FileNotFoundError(f"{card} is missing: the run is not finished; go on with --resume.")
+            raise FileNotFoundError(f"{card} is missing: the run is not finished; continue it with --resume.")
         cards.append(json.loads(card.read_text()) | {"folder": str(run)})
     if not cards:
-        raise ValueError("runs is empty: name at least one folder that holds card.json.")
+        raise ValueError("runs is empty: name at least one folder with a card.json.")
     return cards
 
 
 def group(cards: Sequence[Card]) -> list[list[Card]]:
-    """Puts together the cards whose settings differ in nothing but the seed, in the order given."""
+    """Groups the cards whose settings differ only in the seed, in the given order."""
     groups: list[list[Card]] = []
     for card in cards:
         alike = (kind for kind in groups if not _differing(kind[0], card))
@@ -247,7 +247,7 @@ def _first_chains(file: Path) -> tuple[int, dict[int, np.ndarray]]:
 
 
 def _short_names(groups: Sequence[Sequence[Card]]) -> list[str]:
-    """What a kind differs in from the others, as short as that may be said."""
+    """The shortest description of the settings in which a kind differs from the others."""
     configs = [kind[0]["config"] for kind in groups]
     names = [
         name
@@ -320,7 +320,7 @@ def main(config: Config) -> None:
     if len(groups) > 1:
         differing = ", ".join(_differing(groups[0][0], groups[1][0]))
         raise ValueError(
-            f"runs differ in {differing}: a mean over them says nothing; --compare puts them side by side."
+            f"runs differ in {differing}: a mean over them has no meaning; --compare compares them."
         )
     print(table(groups[0]))
 

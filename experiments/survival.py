@@ -1,24 +1,24 @@
-"""Does training survive? Many seeds at a setting where some diverge, with recovery and without.
+"""Does recovery work? Training of many seeds at a setting where some diverge, with recovery and without.
 
     python experiments/survival.py
     python experiments/survival.py --seeds 8 --epochs 30
 
     expected  62 of 100 seeds diverge without recovery; with it 100 of 100 finish, 62 of them after 125
-              recoveries. Test accuracy, mean (sd): recovered .9809 (.0033), never recovered .9806 (.0026)
+              recoveries. Test accuracy, mean (sd): recovered .9809 (.0033), healthy .9806 (.0026)
     time      an hour: 100 seeds, twice
     device    two CPU cores
 
-The setting is the JEM paper's own sampler on the embedded digits: step 1, noise .01, gradients and pixels
-left as they are. Where the energy's curvature exceeds 2, its chains overshoot, the energy gap grows without
-bound, and some hundred updates later the optimiser holds numbers that are not finite. Every seed is trained
-twice, with the recovery of `jaxebm.training.fit` and without. Test accuracy and samples of the runs that
-recovered are compared with those of the runs that never had to: fresh class-conditional chains, 100 steps of
-the setting's own sampler, against the training images of their class. A run without recovery has diverged if
-it ends at a number that is not finite, or if its energy gap at the end is beyond 100 nats; no healthy one
-comes to 15.
+The setting is the sampler of the JEM paper on digits: step 1, noise .01, no clip of gradients or pixels.
+Where the curvature of the energy exceeds 2, its chains overshoot, the energy gap grows without bound, and
+about a hundred updates later the optimiser has numbers that are not finite. Every seed is trained twice, with
+the recovery of `jaxebm.training.fit` and without. Test accuracy and samples of the runs that recovered are
+compared with those of the healthy runs, which needed no recovery: fresh class-conditional chains, 100 steps
+of the same sampler, against the training images of their class. A run without recovery has diverged if it
+ends at a number that is not finite, or if its energy gap at the end is beyond 100 nats; that of healthy runs
+is below 15.
 
-Writes a folder: config.json, runs.jsonl (a line a run; --resume goes on after the last), card.json, card.md,
-survival.png.
+Writes a folder: config.json, runs.jsonl (one line per run; --resume continues after the last), card.json,
+card.md, survival.png.
 """
 
 import json
@@ -66,15 +66,15 @@ class Config(RunFlags):
     output: Path = Path("runs/survival")
     """Folder of this run."""
     seeds: int = 100
-    """Number of seeds, from --seed on."""
+    """Number of seeds, beginning with --seed."""
     epochs: int = 60
-    """Passes over the training images of a run."""
+    """Epochs of each run."""
     workers: int = 2
-    """Runs at once, a process each of one thread."""
+    """Runs in parallel, each a process with one thread."""
     samples_per_class: int = 60
-    """Fresh chains of a class that a finished run is judged by."""
+    """Fresh chains per class for the evaluation of a finished run."""
     resume: bool = False
-    """Go on with the runs that are missing in the folder."""
+    """Continue with the runs that are missing in the folder."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is out of range."""
@@ -108,7 +108,7 @@ def _digits() -> Dataset:
 
 
 def survive(config: JemConfig, samples_per_class: int) -> dict[str, Any]:
-    """Trains one seed, in a process of its own, and returns what became of it, as plain values for JSON.
+    """Trains one seed, in its own process, and returns the outcome as plain values for JSON.
 
     Args:
       config: of a JEM run.
@@ -147,7 +147,7 @@ def survive(config: JemConfig, samples_per_class: int) -> dict[str, Any]:
 
 
 def _judge(training: Training, state: TrainState, samples_per_class: int) -> dict[str, float]:
-    """Test accuracy and fresh chains of the setting's own sampler, whatever remedies were in force."""
+    """Test accuracy and fresh chains of the setting's sampler, without the remedies in force."""
     dataset, config = _digits(), training.config
     logits = jax.jit(jax.vmap(partial(training.network.apply, state.ema_params)))
     classes = np.argmax(logits(jnp.asarray(dataset.rescale(dataset.test.image))), axis=1)
@@ -175,7 +175,7 @@ def _judge(training: Training, state: TrainState, samples_per_class: int) -> dic
 
 
 def run_all(config: Config, run: RunFolder) -> list[dict[str, Any]]:
-    """Trains every seed both ways, in processes, writing a line a run; returns all of them."""
+    """Trains every seed with and without recovery, in processes, and writes one line per run; returns all."""
     path = run.file("runs.jsonl")
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(record["seed"], record["recovery"]) for record in records}
@@ -186,7 +186,7 @@ def run_all(config: Config, run: RunFolder) -> list[dict[str, Any]]:
         if (seed, recovery) not in done
     ]
     started = time.monotonic()
-    # Spawned: JAX does not survive a fork.
+    # Spawned, because JAX does not work after a fork.
     with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool, path.open("a") as file:
         futures: list[Future[dict[str, Any]]] = [
             pool.submit(survive, setting(config, seed, recovery), config.samples_per_class)
@@ -216,7 +216,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns what the runs say, as plain values for JSON.
+    """Returns the results of all runs as plain values for JSON.
 
     The difference of a measure between recovered and healthy runs comes with its standard error, of two
     independent means.
@@ -259,19 +259,19 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def as_markdown(config: Config, summary: Mapping[str, Any]) -> str:
-    """Returns the card for a reader."""
+    """Returns the card as text."""
     alone, protected = summary["without_recovery"], summary["with_recovery"]
     lines = [
         f"# Survival of {config.seeds} seeds of the digits JEM, {config.epochs} epochs, the paper's sampler",
         "",
         f"Without recovery {alone['diverged']} of {alone['runs']} diverged. "
         f"With it {protected['finished']} of {protected['runs']} finished; {protected['recovered']} of them "
-        f"recovered, {protected['recoveries']} times in all.",
+        f"recovered, {protected['recoveries']} times in total.",
         "",
         f"Faults: {_counts(protected['by_fault'])}. Remedies: {_counts(protected['by_remedy'])}.",
         "",
     ]
-    header = ("", "recovered, mean (sd)", "never sick, mean (sd)", "difference (standard error)")
+    header = ("", "recovered, mean (sd)", "healthy, mean (sd)", "difference (standard error)")
     rows = []
     for name, entry in summary["measures"].items():
         cells = [_mean_sd(entry.get(group)) for group in ("recovered", "healthy")]
@@ -291,7 +291,7 @@ def _mean_sd(entry: Mapping[str, float] | None) -> str:
 
 
 def draw(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the energy gaps of all runs, with recovery and without, and how recovered runs turned out."""
+    """Draws the energy gaps of all runs, with recovery and without, and the results of recovered runs."""
     size = (11.0, 3.2)
     with drawing(path, 1, 3, figsize=size, width_ratios=(1.3, 1.3, 1.0)) as (figure, panels):
         axes = panels[0]
@@ -309,7 +309,7 @@ def draw(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         axes[1].sharey(axes[0])
         finished = [record for record in records if record["recovery"] and not record["diverged"]]
         for label, color, rows in (
-            ("never sick", INK, [record for record in finished if not record["recoveries"]]),
+            ("healthy", INK, [record for record in finished if not record["recoveries"]]),
             ("recovered", ACCENT, [record for record in finished if record["recoveries"]]),
         ):
             accuracy, coverage = ([record[name] for record in rows] for name in ("accuracy", "coverage"))

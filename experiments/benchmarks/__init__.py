@@ -1,1 +1,1 @@
-"""What experiments/benchmark.py measures: workloads, their peers, and how they are timed."""
+"""The workloads of experiments/benchmark.py, the other packages, and the timing."""

@@ -1,8 +1,8 @@
-"""Scaling of SGLD on images: seconds, samples a second and memory against chains, steps, width and devices.
+"""Scaling of SGLD on images: seconds, samples per second and memory against chains, steps, width, devices.
 
-Each curve changes one number and keeps the others. Devices are virtual ones of the CPU, in a process of
-their own each. They share its cores: what they show is how work is divided (operations a device,
-collectives), and not that anything becomes faster.
+Each curve changes one number and keeps the others. Devices are virtual devices of the CPU, each point in its
+own process. They share the cores: the curve shows how the work is divided (operations per device,
+collectives), not a speed-up.
 """
 
 import json
@@ -53,7 +53,7 @@ class Point:
 
 @dataclass(frozen=True)
 class CurveSizes:
-    """Where the curves are measured."""
+    """The points of the curves."""
 
     chains: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
     """Numbers of chains."""
@@ -64,7 +64,7 @@ class CurveSizes:
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of virtual devices."""
     at: Point = Point()
-    """The program of which each curve changes one number."""
+    """The program that each curve changes in one number."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming what is out of range."""
@@ -82,7 +82,7 @@ def measure_point(point: Point, *, rounds: int, seed: int = 0) -> dict[str, Any]
     """Compiles and times one program.
 
     Args:
-      point: which; with several devices, the first of JAX's own, chains and their keys divided among them.
+      point: the program; with several devices, chains and their keys are divided among the first ones.
       rounds: calls that are timed.
       seed: of weights, positions and noise.
 
@@ -127,7 +127,7 @@ def measure_point(point: Point, *, rounds: int, seed: int = 0) -> dict[str, Any]
 
 
 def _in_a_process_of_its_own(point: Point, rounds: int, seed: int) -> dict[str, Any]:
-    """Measures a point where the CPU poses as so many devices, which must be said before JAX starts."""
+    """Measures a point in a new process, because virtual devices must be set before JAX starts."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={point.devices}"
     environment = os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
     task = json.dumps({"point": asdict(point), "rounds": rounds, "seed": seed})
@@ -167,11 +167,11 @@ def measure_curve(name: str, sizes: CurveSizes, *, rounds: int, seed: int = 0) -
 
 
 COLUMNS = (
-    "s a call",
-    "samples a second",
-    "peak MB a device",
+    "s per call",
+    "samples per second",
+    "peak MB per device",
     "temporary MB",
-    "MFLOP a step and device",
+    "MFLOP per step and device",
     "collectives",
     "compiled in s",
 )
@@ -198,19 +198,19 @@ def as_markdown(curves: Mapping[str, Sequence[dict[str, Any]]]) -> str:
         lines += [*markdown_table(header, rows), ""]
     if "devices" in curves:
         lines += [
-            f"The devices are virtual ones, and share {os.cpu_count()} cores: only their work is divided.",
+            f"The devices are virtual and share {os.cpu_count()} cores: only their work is divided.",
             "",
         ]
     return "\n".join(lines)
 
 
 def draw(path: Path, curves: Mapping[str, Sequence[dict[str, Any]]]) -> None:
-    """Draws the curves, a column each, on doubly logarithmic axes."""
+    """Draws the curves, one column each, on logarithmic axes."""
     rows = {
-        "seconds a call": lambda point: point["seconds"],
-        "samples a second": lambda point: point["samples_per_second"],
-        "peak MB a device": lambda point: point["peak_bytes"] / 2**20,
-        "MFLOP a step and device": lambda point: point["operations"] / 1e6,
+        "seconds per call": lambda point: point["seconds"],
+        "samples per second": lambda point: point["samples_per_second"],
+        "peak MB per device": lambda point: point["peak_bytes"] / 2**20,
+        "MFLOP per step and device": lambda point: point["operations"] / 1e6,
     }
     size = (3.0 * len(curves), 2.2 * len(rows))
     with drawing(path, len(rows), len(curves), figsize=size, sharex="col", sharey="row") as (figure, panels):

@@ -1,9 +1,9 @@
-"""Fair timing of several ways to compute one thing: same inputs, equal results, turns, ratios.
+"""Timing of several implementations of one computation: same inputs, equal results, in turn, as ratios.
 
     from benchmarks.harness import Contender, Workload, check_agreement, compete
 
-Contenders take turns, in an order that is reversed every round, and are judged by the ratio of their times
-within a round, so that what slows the whole machine for a while slows them all.
+Contenders (implementations) are timed in turn, in an order that is reversed every round, and compared by the
+ratio of their times within a round, so that a temporary load of the machine affects all of them.
 """
 
 import os
@@ -44,11 +44,11 @@ class Contender(NamedTuple):
     """One way to compute a workload.
 
     Attributes:
-      name: of its row.
-      run: computes everything and returns the result; None where a package is missing.
-      items: what the time of a call is divided by.
-      agrees: whether the result must equal the others', in as many items as both have.
-      note: what is missing.
+      name: name of its row.
+      run: computes everything and returns the result; None if a package is missing.
+      items: number by which the time of a call is divided.
+      agrees: whether the result must equal those of the others, in the items that both have.
+      note: the missing package.
     """
 
     name: str
@@ -59,15 +59,14 @@ class Contender(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """What is timed.
+    """A computation that is timed.
 
     Attributes:
-      title: of its table.
-      contenders: ratios are to the time of the first, which must be there.
-      item: what a time is of.
-      tolerance: of a difference between results, relative to their largest number.
-      speed: whether ratios say how many times as fast as the first a contender is, and not how many times as
-        long it takes.
+      title: title of its table.
+      contenders: the implementations; ratios are to the time of the first, which must not be missing.
+      item: name of the item that a time is for.
+      tolerance: tolerated difference between results, relative to their largest number.
+      speed: whether ratios are of speeds ("times as fast") instead of times ("times as long").
     """
 
     title: str
@@ -78,7 +77,7 @@ class Workload(NamedTuple):
 
 
 def peer(name: str, packages: str, make: Callable[[], Callable[[], Any]], **options: Any) -> Contender:
-    """Returns a contender that imports a package as it is made, or one that says what is missing."""
+    """Returns a contender that needs a package, or one that names the missing package."""
     try:
         return Contender(name, make(), **options)
     except ModuleNotFoundError as missing:
@@ -86,7 +85,7 @@ def peer(name: str, packages: str, make: Callable[[], Callable[[], Any]], **opti
 
 
 def compiled_peer(name: str, make: Callable[[], Callable[[], Any]], **options: Any) -> Contender:
-    """Returns a contender of ``torch.compile``, warm from a first call, or one that says why it is not."""
+    """Returns a contender of ``torch.compile`` after its first call, or one with the reason of a failure."""
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     contender = peer(name, "torch", make, **options)
     if contender.run is None:
@@ -96,14 +95,14 @@ def compiled_peer(name: str, make: Callable[[], Callable[[], Any]], **options: A
     started = time.perf_counter()
     try:
         contender.run()
-    except RuntimeError as failure:  # the ancestor of all that Dynamo and Inductor raise
+    except RuntimeError as failure:  # the base class of all errors of Dynamo and Inductor
         first_line = str(failure).strip().splitlines()[0]
         return Contender(name, None, note=f"it could not be built: {type(failure).__name__}: {first_line}")
     return contender._replace(note=f"first call {time.perf_counter() - started:.0f} s")
 
 
 def check_agreement(workload: Workload) -> None:
-    """Runs every contender and raises ``RuntimeError`` if results that are to agree do not."""
+    """Runs every contender and raises ``RuntimeError`` if results that must agree do not."""
     expected: list[np.ndarray] = []
     for contender in workload.contenders:
         if contender.run is None:
@@ -125,7 +124,7 @@ def check_agreement(workload: Workload) -> None:
 
 def _seconds_an_item(contender: Contender, at_least: float) -> float:
     assert contender.run is not None
-    jax.block_until_ready(contender.run())  # Fills caches and wakes threads.
+    jax.block_until_ready(contender.run())  # Warm-up of caches and threads.
     calls, started = 0, time.perf_counter()
     while calls == 0 or time.perf_counter() - started < at_least:
         jax.block_until_ready(contender.run())
@@ -137,9 +136,9 @@ def compete(workload: Workload, rounds: int, seconds: float) -> dict[str, Any]:
     """Times the contenders in turns.
 
     Args:
-      workload: compiled and compared, as `check_agreement` leaves it.
-      rounds: in each of which every contender is timed once.
-      seconds: for which it is then called over and over; it is called once at least.
+      workload: the computation, compiled and compared by `check_agreement`.
+      rounds: number of rounds; each times every contender once.
+      seconds: duration of the repeated calls in a round; at least one call is made.
 
     Returns:
       Plain values for JSON: for each contender its times of all rounds and their median in seconds an item,
@@ -186,7 +185,7 @@ def count_compilations(run: Callable[[], Any]) -> int:
 
 
 def describe_machine(packages: Sequence[str]) -> dict[str, Any]:
-    """Returns what times depend on: processor, threads, the versions of packages (None if missing)."""
+    """Returns the environment of the timing: processor, threads, versions of packages (None if missing)."""
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -208,15 +207,15 @@ def describe_machine(packages: Sequence[str]) -> dict[str, Any]:
 
 
 class Aim(NamedTuple):
-    """A ratio of two times that is wanted.
+    """A goal for the ratio of two times.
 
     Attributes:
-      wanted: for a reader.
-      workload: the key of `judge`'s results that it speaks of.
+      wanted: description of the goal.
+      workload: key of the workload in the results.
       numerator: the row whose time is divided,
-      denominator: and the row by whose time, round by round.
-      limit: of the median over the rounds.
-      at_least: whether the ratio is to be no smaller, rather than no larger.
+      denominator: the row by whose time it is divided, round by round.
+      limit: limit of the median over the rounds.
+      at_least: whether the limit is a lower bound instead of an upper bound.
     """
 
     wanted: str
@@ -228,15 +227,15 @@ class Aim(NamedTuple):
 
 
 def judge(aims: Sequence[Aim], results: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Compares aims with what `compete` measured in this run.
+    """Compares goals with the measurements of `compete` in this run.
 
     Args:
-      aims: those of workloads that did not run are left out.
-      results: of `compete`, by key.
+      aims: the goals; those of workloads that did not run are left out.
+      results: results of `compete`, by key.
 
     Returns:
-      For each aim what is wanted, its limit, the median ratio and its range, and whether it is met; None
-      where a row is missing.
+      For each goal its description, its limit, the median ratio and its range, and whether it is met; None
+      if a row is missing.
     """
     judged = []
     for aim in aims:
@@ -256,7 +255,7 @@ def judge(aims: Sequence[Aim], results: Mapping[str, dict[str, Any]]) -> list[di
 
 
 def aims_table(judged: Sequence[dict[str, Any]]) -> str:
-    """Returns what `judge` found as a table in Markdown."""
+    """Returns the results of `judge` as a Markdown table."""
     rows = []
     for found in judged:
         cells = ["not measured", "", ""]
@@ -268,17 +267,17 @@ def aims_table(judged: Sequence[dict[str, Any]]) -> str:
                 "met" if found["met"] else "missed",
             ]
         rows.append((found["wanted"], *cells))
-    return "\n".join(markdown_table(("wanted", "measured", "over the rounds", ""), rows))
+    return "\n".join(markdown_table(("goal", "measured", "over the rounds", ""), rows))
 
 
 def set_threads(count: int) -> None:
-    """Gives JAX, PyTorch and BLAS this many threads each; of use only before JAX has started."""
+    """Gives JAX, PyTorch and BLAS this many threads each; has an effect only before JAX has started."""
     for name in ("PJRT_NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(count)
 
 
 def heading(card: Mapping[str, Any]) -> str:
-    """Returns on what machine, with what threads, versions and load a card was measured, in one paragraph."""
+    """Returns the machine, threads, versions and load of the measurement of a card, in one paragraph."""
     machine, (before, after) = card["machine"], card["load"]
     versions = ", ".join(f"{name} {number or 'missing'}" for name, number in machine["versions"].items())
     threads = ", ".join(f"{name} {number}" for name, number in machine["threads"].items())
@@ -289,11 +288,11 @@ def heading(card: Mapping[str, Any]) -> str:
 
 
 def tables(results: Sequence[dict[str, Any]]) -> str:
-    """Returns what `compete` measured as tables in Markdown."""
+    """Returns the results of `compete` as Markdown tables."""
     lines = []
     for result in results:
         ratio = "times as fast" if result["speed"] else "times as long"
-        header, rows = (result["title"], f"ms a {result['item']}", ratio, "over the rounds"), []
+        header, rows = (result["title"], f"ms per {result['item']}", ratio, "over the rounds"), []
         for name, row in result["contenders"].items():
             cells = [row.get("missing", ""), "", ""]
             if "seconds" in row:

@@ -1,4 +1,4 @@
-"""Retrieval, asynchronous recall, sparse updates and the Flax layer beside PyTorch, hamux and NumPy.
+"""Retrieval, asynchronous recall, sparse updates and the Flax layer against PyTorch, hamux and NumPy.
 
 Contenders get the same float32 inputs, and their results must agree before they are timed. NumPy and PyTorch
 run on the CPU.
@@ -31,15 +31,15 @@ from jaxebm.hopfield import (
 __all__ = ["NEW_MEMORIES", "WORKLOADS", "Sizes", "broken_memories", "compilations"]
 
 NEW_MEMORIES = 5
-"""Memories of one shape that are recalled from while compilations are counted."""
+"""Number of memories of one shape for which compilations are counted."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large memories and queries are."""
+    """Sizes of memories and queries."""
 
     batch: int = 1000
-    """Queries at once, in retrieval and in sparse updates."""
+    """Queries per batch, in retrieval and in sparse updates."""
     dimension: int = 784
     """Coordinates of a memory, in retrieval and in sparse updates."""
     num_memories: int = 10_000
@@ -51,9 +51,9 @@ class Sizes:
     num_spins: int = 1000
     """Spins of asynchronous recall."""
     loads: tuple[int, ...] = (80, 138)
-    """Memories of asynchronous recall; 0.138 a spin is what Hebb's rule can hold."""
+    """Memories of asynchronous recall; the capacity of Hebb's rule is 0.138 per spin."""
     flipped: float = 0.125
-    """Part of a query's spins that is flipped."""
+    """Fraction of the spins of a query that are flipped."""
     num_loop: int = 10
     """Queries of NumPy's loops, and of recall one by one."""
     num_batch: int = 100
@@ -109,7 +109,7 @@ def retrieval(sizes: Sizes, seed: int) -> dict[str, Workload]:
 
 
 def one_by_one(recall: Callable[..., Any], memory: Any, queries: Sequence[Any]) -> np.ndarray:
-    """Recalls query after query, each waited for."""
+    """Recalls query after query, each to its end."""
     return np.stack([np.asarray(recall(memory, query)) for query in queries])
 
 
@@ -192,7 +192,7 @@ WORKLOADS: dict[str, Callable[[Sizes, int], dict[str, Workload]]] = {
 
 
 def compilations(sizes: Sizes, seed: int) -> dict[str, int]:
-    """Returns how often XLA compiles while new memories of one shape are recalled from."""
+    """Returns how often XLA compiles for recall from new memories of one shape."""
     rng = np.random.default_rng(seed)
     patterns = rng.choice(np.array([-1, 1], np.float32), (NEW_MEMORIES, 20, sizes.num_spins))
     queries = jnp.asarray(patterns[0])

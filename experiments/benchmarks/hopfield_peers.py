@@ -1,6 +1,6 @@
-"""What `benchmarks.hopfield` compares with: the same mathematics by other means, NumPy, PyTorch and hamux.
+"""The other implementations of `benchmarks.hopfield`: the same mathematics in NumPy, PyTorch and hamux.
 
-Packages are imported where they are needed, so that a missing one only costs its own rows.
+Packages are imported where they are needed, so that a missing one only leaves out its own rows.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def update_in_numpy(patterns: np.ndarray, queries: np.ndarray, beta: float) -> n
 
 
 def update_in_torch(patterns: np.ndarray, queries: np.ndarray, beta: float | None) -> Run:
-    """Makes the step that is at the core of hopfield-layers, without its projections and normalisations.
+    """Makes the core step of hopfield-layers, without its projections and normalisations.
 
     Args:
       patterns: Xi, (K, D).
@@ -98,7 +98,7 @@ def update_in_hamux(patterns: np.ndarray, queries: np.ndarray, beta: float, *, l
 
 
 def loop_over_spins(weights: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Recalls as the textbook has it: x_i <- sign(W_i.x), spin after spin, until a sweep moves none.
+    """The textbook algorithm of recall: x_i <- sign(W_i.x), spin after spin, until a sweep changes none.
 
     Args:
       weights: W, (N, N), its diagonal zero.
@@ -119,7 +119,7 @@ def loop_over_spins(weights: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 
 def loop_over_flips(weights: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Makes the same flips and visits nothing between them: the method of jaxebm, in NumPy."""
+    """Makes the same flips without the visits between them: the method of jaxebm, in NumPy."""
     x, place = query.copy(), 0
     fields = weights @ x
     while (discontented := np.flatnonzero(fields * x < 0)).size:

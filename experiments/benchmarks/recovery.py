@@ -1,4 +1,4 @@
-"""What detection of divergence and snapshots cost a healthy run: the digits JEM update with and without."""
+"""Cost of detection of divergence and snapshots in a healthy run: the digits JEM update with and without."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ UNPROTECTED = "without"
 
 
 class Unprotected:
-    """Dispatches of updates and nothing else, each going on from the last."""
+    """Only dispatches of updates, each continuing from the last."""
 
     def __init__(self, train_step: TrainStep, state: TrainState, data: Any, num_updates: int) -> None:
         def bare(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
             state, metrics = train_step(state, data)
-            # Measured for detection alone; the compiler drops what nobody reads.
+            # Metrics only for detection; the compiler removes unused ones.
             kept = {name: value for name, value in metrics.items() if name not in CHAINS}
             return state, kept
 
@@ -41,7 +41,7 @@ class Unprotected:
 
 
 class Protected:
-    """The same as `jaxebm.training.fit` does it: watched updates, and a snapshot where one is due."""
+    """The same as in `jaxebm.training.fit`: monitored updates, and snapshots."""
 
     def __init__(self, train_step: TrainStep, state: TrainState, data: Any, num_updates: int) -> None:
         self.state, self.data = jax.tree.map(jax.numpy.copy, state), data
@@ -58,7 +58,7 @@ class Protected:
         self.state, report = self.dispatch(self.state, self.data, self.num_updates)
         report = jax.device_get(report)
         if report.faults:
-            raise RuntimeError(f"The run that is timed was not healthy: {name_faults(int(report.faults))}.")
+            raise RuntimeError(f"The timed run was not healthy: {name_faults(int(report.faults))}.")
         return np.atleast_1d(report.metrics["loss"])
 
 
@@ -68,11 +68,11 @@ def recovery_workload(
     """Returns the two contenders; after the first dispatch their losses agree.
 
     Args:
-      title: of the table.
-      train_step: of a `jaxebm.training.learner`.
-      state: where both start.
-      data: passed to every step.
-      num_updates: of a dispatch.
+      title: title of the table.
+      train_step: step of a `jaxebm.training.learner`.
+      state: initial state of both.
+      data: training data, passed to every step.
+      num_updates: updates per dispatch.
     """
     arguments = (train_step, state, data, num_updates)
     contenders = [
@@ -84,10 +84,10 @@ def recovery_workload(
 
 
 def digits_workload(seed: int) -> Workload:
-    """The digits of experiments/jem.py, at its own settings."""
+    """The digits of experiments/jem.py, with its settings."""
     config = Config(seed=seed)
     training = build(config, load_dataset("digits"))
     learn, updates = training.learner, config.run.steps_per_dispatch
     state = learn.init(jax.random.key(seed), training.params, training.data)
-    title = f"JEM update on digits, {config.network}, {updates} a dispatch"
+    title = f"JEM update on digits, {config.network}, {updates} per dispatch"
     return recovery_workload(title, learn.step, state, learn.place(training.data), updates)

@@ -1,8 +1,7 @@
-"""What `benchmarks.samplers` compares with: the same chains by BlackJAX, NumPyro, TorchEBM and plain PyTorch.
+"""The other implementations of `benchmarks.samplers`: BlackJAX, NumPyro, TorchEBM and plain PyTorch.
 
-Each function takes a `Job` and makes a function without arguments that runs all chains and returns their last
-positions; nothing else is kept. Packages are imported where they are needed, so that a missing one only costs
-its own rows.
+Each function takes a `Job` and makes a function without arguments that runs all chains and returns only their
+last positions. Packages are imported where they are needed, so that a missing one leaves out only its rows.
 """
 
 from collections.abc import Callable
@@ -37,12 +36,12 @@ class Job(NamedTuple):
       sampler: "sgld", "mala" or "hmc".
       energy: ``energy(params, x) -> ()``, of one example.
       params: its parameters.
-      positions: where the chains start, (n, ...).
+      positions: initial positions of the chains, (n, ...).
       step_size: epsilon of sgld and mala, the leapfrog step of hmc.
       num_steps: transitions of each chain.
       num_leapfrog: leapfrog steps of a trajectory; for hmc.
       in_torch: makes the energy in PyTorch, ``(n, ...) -> (n,)``, from the parameters as arrays of NumPy.
-      seed: of the noise.
+      seed: seed of the noise.
     """
 
     sampler: str
@@ -57,7 +56,7 @@ class Job(NamedTuple):
 
 
 def bare_gradients(job: Job) -> Run:
-    """Makes a loop of as many gradients as the chains need, each an argument of the next, and no noise."""
+    """Makes a loop of the same number of gradients, each an argument of the next, without noise."""
     gradients = jax.vmap(jax.grad(job.energy, argnums=1), (None, 0))
     count = job.num_steps * (job.num_leapfrog if job.sampler == "hmc" else 1)
 
@@ -137,7 +136,7 @@ def energies_in_torch(job: Job) -> tuple[Any, TorchEnergies]:
 
 
 def run_in_torch(job: Job, *, compiled: bool = False) -> Run:
-    """Makes the loops that one writes by hand, with the last gradient kept where it serves again.
+    """Makes handwritten loops, which reuse the last gradient where possible.
 
     Eager, or with the energy and its gradient behind ``torch.compile``, which does not take the whole loop.
     """

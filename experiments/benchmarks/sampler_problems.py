@@ -1,4 +1,4 @@
-"""What `benchmarks.samplers` samples from: each energy in JAX and, with the same parameters, in PyTorch."""
+"""The targets of `benchmarks.samplers`: each energy in JAX and, with the same parameters, in PyTorch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,10 +21,10 @@ class Problem(NamedTuple):
     """An energy to sample from.
 
     Attributes:
-      title: for a reader.
+      title: title of the table.
       energy: ``energy(params, x) -> ()``.
       params: its parameters.
-      positions: where the chains start.
+      positions: initial positions of the chains.
       runs: step size and number of transitions of each sampler that is run on it; MALA accepts about 0.7 of
         its proposals and HMC more, so that a wrong test would show.
       in_torch: the same energy in PyTorch, of a batch, from the parameters.

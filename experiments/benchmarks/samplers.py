@@ -1,9 +1,9 @@
-"""Chains of SGLD, MALA and HMC beside the same chains of BlackJAX, NumPyro, TorchEBM and plain PyTorch.
+"""Chains of SGLD, MALA and HMC against the same chains of BlackJAX, NumPyro, TorchEBM and plain PyTorch.
 
-All contenders run the same number of chains from the same positions on the same float32 energy, and keep
-nothing but the last positions. Their laws are compared before they are timed: energies and gradients in
-PyTorch with those in JAX, and after the chains the moments of displacements and energies, in standard errors.
-The row of bare gradients is the floor: as many gradients in a loop, and nothing else.
+All implementations run the same number of chains from the same positions on the same float32 energy, and keep
+only the last positions. Their results are compared before they are timed: energies and gradients in PyTorch
+with those in JAX, and after the chains the moments of displacements and energies, in standard errors. The row
+of bare gradients is a lower bound: only a loop of the same number of gradients.
 """
 
 from collections.abc import Callable
@@ -46,19 +46,19 @@ WORKLOADS = {
 }
 """Target and sampler, by name of the workload."""
 LARGEST_SIGMA = 6.0
-"""Contenders whose moments differ by more standard errors are not of one law."""
+"""Greatest difference of moments between implementations of one distribution, in standard errors."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is sampled."""
+    """Sizes of the sampling problems."""
 
     num_steps: int = 200
     """Steps of SGLD and MALA on the network and on the Gaussian."""
     num_trajectories: int = 20
     """Trajectories of HMC on the network and on the Gaussian."""
     num_leapfrog: int = 10
-    """Leapfrog steps of a trajectory, a gradient each."""
+    """Leapfrog steps of a trajectory, with one gradient each."""
     num_chains: int = 1000
     """Chains on the network and on the Gaussian."""
     widths: tuple[int, ...] = (128, 128, 128)
@@ -72,9 +72,9 @@ class Sizes:
     pixels: int = 28
     """Height and width of an image, of one channel."""
     channels: tuple[int, int] = (64, 128)
-    """Channels of the convolutional network that images are sampled from."""
+    """Channels of the convolutional network of the images."""
     torch_compile: bool = True
-    """Whether torch.compile takes part; it needs a C++ compiler and some ten seconds for each sampler."""
+    """Whether to time torch.compile, which needs a C++ compiler and about ten seconds per sampler."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming what is out of range."""
@@ -186,7 +186,7 @@ def check_same_energy(problem: Problem) -> None:
 
 
 def check_same_law(problem: Problem, workload: Workload) -> dict[str, float]:
-    """Runs every contender and compares where its chains got to, which compiles all programs, too.
+    """Runs every contender and compares the results of its chains, which also compiles all programs.
 
     Compared are the means over chains of each coordinate's displacement, of the squared displacement and of
     the energy. Chains are independent and start at the same places, so that the differences between two

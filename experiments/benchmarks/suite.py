@@ -1,4 +1,4 @@
-"""The parts of the benchmark by name, what each compiles and compares, and the ratios that are wanted."""
+"""The parts of the benchmark by name, their workloads, and the goals for ratios of times."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -44,7 +44,7 @@ PACKAGES = {
     "training": ("blackjax", "optax", "torch", "torchebm"),
     "hopfield": ("torch", "hamux"),
 }
-"""Whose versions a group's times depend on, beside those of the package itself."""
+"""The packages on whose versions the times of a group depend, besides this package."""
 
 SAMPLE, UPDATE, FLOOR = "jaxebm, `sample`", training.OURS, "bare gradients, JAX"
 EAGER, TORCHEBM = "PyTorch, eager", "TorchEBM"
@@ -69,10 +69,10 @@ AIMS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of everything that is measured."""
+    """Sizes of all workloads."""
 
     sampling: samplers.Sizes = field(default_factory=samplers.Sizes)
-    """Sizes of the samplers' workloads; whether torch.compile takes part there and in training."""
+    """Sizes of the sampling problems; also whether torch.compile is timed there and in training."""
     jem: training.JemSizes = field(default_factory=training.JemSizes)
     """Sizes of the JEM updates."""
     memories: hopfield.Sizes = field(default_factory=hopfield.Sizes)
@@ -80,7 +80,7 @@ class Sizes:
     wide: utilisation.WideSizes = field(default_factory=utilisation.WideSizes)
     """Sizes of the network whose utilisation is measured."""
     curve: curves.CurveSizes = field(default_factory=curves.CurveSizes)
-    """Where the curves are measured."""
+    """Points of the curves."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming what is out of range."""
@@ -89,7 +89,7 @@ class Sizes:
 
 
 def check_parts(names: Sequence[str]) -> None:
-    """Raises ``ValueError`` if no part is named, or one that there is not."""
+    """Raises ``ValueError`` if no part is named, or an unknown one."""
     if not names:
         raise ValueError("only=(): nothing would be measured.")
     unknown = [name for name in names if name not in GROUPS and name not in PARTS]
@@ -114,7 +114,7 @@ def packages_of(parts: Sequence[str]) -> tuple[str, ...]:
 
 
 def precision_of(part: str) -> AbstractContextManager[None]:
-    """Returns the context in which a part computes: float32 products, as its peers have."""
+    """Returns the context in which a part computes: float32 products, as in the other packages."""
     if part == "recovery":  # digits are trained as `jaxebm.training.fit` does, at JAX's default precision
         return nullcontext()
     return jax.default_matmul_precision("float32")

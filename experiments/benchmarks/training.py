@@ -1,8 +1,8 @@
-"""The workload of one JEM update: ours, the same step with BlackJAX's sampler, PyTorch's, and the floor.
+"""The workload of one JEM update: jaxebm, the same step with BlackJAX's sampler, PyTorch, bare gradients.
 
-An update is: a labelled and an unlabelled batch, chains out of a replay buffer and back into it,
-cross-entropy + p(x), Adam, and the running average of the parameters. Images and labels are random numbers:
-only time and agreement are looked at.
+An update is: a labelled and an unlabelled batch, chains from a replay buffer and back into it, cross-entropy
++ p(x), Adam, and the running average of the parameters. Images and labels are random numbers, because only
+time and agreement are measured.
 """
 
 from collections.abc import Callable
@@ -32,20 +32,20 @@ OURS = "jaxebm, `compile_steps`"
 
 @dataclass(frozen=True)
 class JemSizes:
-    """How large an update is."""
+    """Sizes of an update."""
 
     batch_size: int = 64
-    """Labelled images, unlabelled images, and chains."""
+    """Number of labelled images, of unlabelled images, and of chains."""
     sampler_steps: int = 20
-    """Steps of SGLD an update."""
+    """Steps of SGLD per update."""
     channels: tuple[int, ...] = (64, 128)
     """Channels of the convolutional network."""
     buffer_size: int = 10_000
     """Slots of the replay buffer."""
     num_examples: int = 2000
-    """Images to learn from."""
+    """Training images."""
     updates: int = 5
-    """Updates of a call, which is one dispatch."""
+    """Updates per call, which is one dispatch."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming what is out of range."""
@@ -58,20 +58,20 @@ class JemSizes:
 
 
 class JemProblem(NamedTuple):
-    """What is learnt, from what, and how.
+    """A training problem.
 
     Attributes:
-      sizes: of the update.
-      shape: of an image, (height, width, channels), square.
+      sizes: sizes of the update.
+      shape: shape of an image, (height, width, channels), square.
       logits: ``(params, x) -> (K,)``.
       params: initial parameters.
       images: ``(num_examples, *shape)`` in [-1, 1].
       labels: their classes.
-      seed: of everything that is drawn.
-      step_size, noise_scale: of SGLD, JEM's own.
-      restart_probability: of a chain.
-      learning_rate: of Adam.
-      ema_decay: of the running average of the parameters.
+      seed: seed of all random numbers.
+      step_size, noise_scale: numbers of SGLD, those of JEM.
+      restart_probability: probability that a chain is restarted.
+      learning_rate: learning rate of Adam.
+      ema_decay: decay of the running average of the parameters.
     """
 
     sizes: JemSizes
@@ -108,7 +108,7 @@ def joint_objective(
 
 
 def make_learner(problem: JemProblem, negatives: NegativeSampler) -> Learner:
-    """Returns what learns from the images with the given negatives."""
+    """Returns the learner with the given negatives."""
     return learner(
         jem(problem.logits),
         optimizer=optax.adam(problem.learning_rate),
@@ -119,13 +119,13 @@ def make_learner(problem: JemProblem, negatives: NegativeSampler) -> Learner:
 
 
 class Updates:
-    """Calls that go on from where the last one ended, as training does: the state is donated."""
+    """Calls that continue from the end of the last one, as in training: the state is donated."""
 
     def __init__(self, dispatch: TrainStep, state: TrainState, data: Any) -> None:
         self.dispatch, self.state, self.data = dispatch, state, data
 
     def __call__(self) -> Metrics:
-        """Dispatches once; raises ``RuntimeError`` where training diverged, for then times mean nothing."""
+        """Dispatches once; raises ``RuntimeError`` if training diverged, because the times would be wrong."""
         self.state, metrics = self.dispatch(self.state, self.data)
         if not np.isfinite(metrics["loss"]):
             raise RuntimeError("The benchmark's own training diverged: its times mean nothing.")
@@ -171,7 +171,7 @@ def run_in_jax(problem: JemProblem, make_kernel: MakeKernel) -> Updates:
 
 
 def bare_gradients(problem: JemProblem) -> Callable[[], Any]:
-    """Makes the floor: as many gradients of the same functions, with nothing drawn, kept or averaged."""
+    """Makes the bare gradients: the same number of gradients, without drawing, storing or averaging."""
     slopes = jax.vmap(jax.grad(marginal_energy(problem.logits), argnums=1), (None, 0))
     sizes = problem.sizes
     x, labels = problem.images[: sizes.batch_size], problem.labels[: sizes.batch_size]
@@ -192,7 +192,7 @@ def bare_gradients(problem: JemProblem) -> Callable[[], Any]:
 
 
 def jem_workload(problem: JemProblem, *, torch_compile: bool) -> Workload:
-    """Returns the contenders; a time is of one update, and none can agree, for each draws its own noise."""
+    """Returns the contenders; a time is of one update. Results differ, because each draws its own noise."""
     options: dict[str, Any] = {"items": problem.sizes.updates, "agrees": False}
     ours = partial(sgld, step_size=problem.step_size, noise_scale=problem.noise_scale)
     contenders = [

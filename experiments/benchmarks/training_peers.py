@@ -1,4 +1,4 @@
-"""The JEM update of `benchmarks.training` in PyTorch, as one writes it by hand, with the same parameters."""
+"""The JEM update of `benchmarks.training` in plain PyTorch, with the same parameters."""
 
 from collections.abc import Callable
 from typing import Any

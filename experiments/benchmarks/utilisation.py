@@ -1,14 +1,14 @@
-"""How much of the device's matrix-product peak a Langevin chain on a wide residual network reaches.
+"""Utilisation of the device by a Langevin chain on a wide residual network, relative to its peak.
 
     python experiments/benchmark.py --only utilisation                      # WRN-28-10, bfloat16, on a GPU
     python experiments/benchmark.py --only utilisation --wide.profile /tmp/trace
     python experiments/benchmark.py --only utilisation --wide.depth 10 --wide.width 1 --wide.batch-size 8
         --wide.matrix-size 1024 --wide.copy-megabytes 64                    # on a CPU
 
-First the device is measured: the largest rate of a bare product of two square matrices in the chain's
-type, and of copying. Then the chain, and as many bare gradients. The model's operations are counted from its
-shapes, two for each multiplication and addition: those of the forward pass, and as many again for the
-gradient with respect to the image. What a compiler computes anew is not counted, and what it adds neither.
+First the device is measured: the largest rate of a bare product of two square matrices in the data type of
+the chain, and of copying. Then the chain, and the same number of bare gradients. The operations of the model
+are counted from its shapes, two for each multiplication and addition: those of the forward pass, and the same
+number for the gradient with respect to the image. Additions of the compiler are not counted.
 """
 
 import time
@@ -35,12 +35,12 @@ WANTED = 0.5
 
 @dataclass(frozen=True)
 class WideSizes:
-    """The network, its chains, and what the device is measured with."""
+    """Sizes of the network, its chains, and the measurement of the device."""
 
     depth: int = 28
     """Layers of the network, 6n + 4."""
     width: int = 10
-    """Its widening factor."""
+    """Widening factor of the network."""
     batch_size: int = 128
     """Chains."""
     sampler_steps: int = 20
@@ -48,13 +48,13 @@ class WideSizes:
     pixels: int = 32
     """Height and width of an image, of three channels."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What the network computes in; energies, positions and noise are float32."""
+    """Data type of the network; energies, positions and noise are float32."""
     matrix_size: int = 8192
-    """Rows and columns of the product that gives the peak."""
+    """Rows and columns of the matrix product for the peak."""
     copy_megabytes: int = 1024
-    """Size of the array whose copying gives the bandwidth."""
+    """Size of the array that is copied for the bandwidth."""
     profile: Path | None = None
-    """Folder for a trace of one more chain, for ui.perfetto.dev."""
+    """Folder for a trace of one chain, for ui.perfetto.dev."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming what is out of range."""
@@ -221,7 +221,7 @@ def as_markdown(found: dict[str, Any]) -> str:
             )
         )
     lines += markdown_table((*header, "compiled in s"), rows)
-    wanted = f"Wanted on an accelerator: {found['wanted']:.0%} of the peak"
+    wanted = f"Goal on an accelerator: {found['wanted']:.0%} of the peak"
     if found["platform"] == "cpu":
         lines += ["", f"{wanted}; this is a CPU."]
     else:

@@ -23,7 +23,7 @@ __all__ = [
 
 
 def window(density: ToyDensity) -> tuple[float, float]:
-    """The square on which Z is computed and jumps land: the density's own, with a margin for the model."""
+    """The square for Z and for global proposals: that of the density, with a margin for the model."""
     low, high = density.bounds
     return 1.25 * low, 1.25 * high
 
@@ -42,7 +42,7 @@ def make_energy(density: ToyDensity, widths: tuple[int, ...], activation: str) -
 def local_and_global(target: Target, step_size: Array | float, low: float, high: float) -> Kernel:
     """One MALA step, then one uniform proposal on [low, high]^2.
 
-    Each leaves exp(-E) invariant, hence both together do.
+    Each leaves exp(-E) invariant, so both together do, too.
 
     Args:
       target: position -> energy.
@@ -76,7 +76,7 @@ def local_and_global(target: Target, step_size: Array | float, low: float, high:
 
 
 def make_initial(density: ToyDensity) -> Initial:
-    """Returns where chains start: uniform over the density's own square."""
+    """Returns the initial positions of chains: uniform over the square of the density."""
     return UniformInitial(*density.bounds, shape=(2,))
 
 

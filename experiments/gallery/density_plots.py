@@ -1,4 +1,4 @@
-"""The picture of density_2d.py: a density, the one that was learnt, and samples of the latter."""
+"""The picture of density_2d.py: a density, the learnt density, and samples of the learnt one."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The samplers of the gallery, and the run that judges one of them on a target with exact answers."""
+"""The samplers of the gallery, and the evaluation of one of them on a target with exact answers."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -37,14 +37,14 @@ from jaxebm.types import Array, Kernel, Target
 __all__ = ["SAMPLERS", "Budget", "Judgement", "judge"]
 
 SHRINKING = 0.25
-"""What uncorrected samplers take of the step that MALA was tuned to; `underdamped` takes half of HMC's."""
+"""Step size of uncorrected samplers, as a fraction of that of MALA; `underdamped` uses half of HMC's."""
 AIS_TEMPERATURES, AIS_CHAINS = 100, 256
 PARTICLES, MOVES = 1024, 10
-"""Of sequential Monte Carlo, moves at each temperature."""
+"""Moves of sequential Monte Carlo at each temperature."""
 
 
 class Budget(NamedTuple):
-    """What each sampler may spend: ``chains``, and ``gradients`` of each, a quarter of them to settle."""
+    """The budget of each sampler: ``chains``, and ``gradients`` of each, a quarter of them for burn-in."""
 
     chains: int
     gradients: int
@@ -61,8 +61,8 @@ class Judgement(NamedTuple):
         in nats; None where it has none.
       effective_samples: the least of the coordinates', of all chains; None for a population.
       r_hat: the greatest of the coordinates'; None for a population.
-      gradients: evaluations of dE/dx by all chains together, settling left out.
-      seconds: that these took, compilation left out.
+      gradients: evaluations of dE/dx by all chains together, without burn-in.
+      seconds: their time, without compilation.
       acceptance_rate: mean, or None.
       samples: thinned, ``(k, d)``.
       path: one chain, step by step, ``(t, d)``; empty for a population.
@@ -166,7 +166,7 @@ def _judge_chain(
     setting: Setting,
     budget: Budget,
 ) -> Judgement:
-    """All chains from one place; the first quarter of their steps is not looked at."""
+    """All chains from one start; the first quarter of their steps is discarded."""
     num_steps = budget.gradients // max(gradients_a_step, INTEGRATION_STEPS if gradients_a_step == 0 else 1)
     start = jnp.broadcast_to(setting.start, (budget.chains, setting.target.dimension))
     kernel = make_kernel(setting.target.target)
@@ -257,7 +257,7 @@ def _judge_population(rng_key: Array, setting: Setting) -> Judgement:
 
     result, seconds = _timed(run, run_key)
     if not bool(result.completed):
-        raise RuntimeError("sequential Monte Carlo needs more temperatures than it may take.")
+        raise RuntimeError("sequential Monte Carlo needs more temperatures than the budget allows.")
     rates = np.asarray(result.acceptance_rate)
     return _compare(
         np.asarray(result.particles, np.float64)[None],

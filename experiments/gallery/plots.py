@@ -1,4 +1,4 @@
-"""Pictures of samplers: trajectories over landscapes, marginals beside exact ones, intervals for log Z."""
+"""Pictures of samplers: trajectories over energies, marginals against exact ones, intervals for log Z."""
 
 from collections.abc import Mapping
 from pathlib import Path

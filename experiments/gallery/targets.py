@@ -1,4 +1,4 @@
-"""The targets of sampler_gallery.py, and what its samplers need to know of each."""
+"""The targets of sampler_gallery.py, with the quantities that its samplers need."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -41,7 +41,7 @@ def conditioned() -> AnalyticTarget:
 
 
 def straightened_funnel() -> AnalyticTarget:
-    """The funnel in its non-centred coordinates, in which a sampler walks; judged in them as well."""
+    """The funnel in its non-centred coordinates, in which it is sampled and evaluated."""
     target = funnel(dimension=2, scale=3.0)
     transform = funnel_transform()
 
@@ -70,20 +70,20 @@ TARGETS: Mapping[str, Callable[[], AnalyticTarget]] = {
     "40 modes": partial(random_mixture, weights="uneven"),
     "many well, 32-d": many_well,
 }
-"""By name. All are two-dimensional but the last."""
+"""The targets by name. All are two-dimensional except the last."""
 
 
 class Setting(NamedTuple):
-    """A target with what its samplers need.
+    """A target with the quantities that its samplers need.
 
     Attributes:
-      target: with its exact answers.
-      base: a normal of its mean and 1.5 times its covariance: where annealing begins.
+      target: the target, with its exact answers.
+      base: a normal with its mean and 1.5 times its covariance, the start of annealing.
       mean: exact, ``(d,)``.
       deviation: exact standard deviations, ``(d,)``.
       exact: exact samples, ``(m, d)``.
-      start: the one place that all chains start from, ``(d,)``.
-      tuned: what `warm_up` found, by algorithm.
+      start: the start of all chains, ``(d,)``.
+      tuned: results of `warm_up`, by algorithm.
       bridge: MALA's steps and a schedule from base to target, of 65 temperatures.
       gradient_scale: root mean square of the entries of dE/dx under the target.
     """
@@ -100,7 +100,7 @@ class Setting(NamedTuple):
 
 
 def make_setting(rng_key: Array, target: AnalyticTarget) -> Setting:
-    """Draws exact samples and lets MALA, HMC and NUTS tune themselves."""
+    """Draws exact samples and tunes MALA, HMC and NUTS."""
     keys = jax.random.split(rng_key, 5)
     exact = target.sample(keys[0], target.params, 20_000)
     mean, covariance = (np.asarray(value, np.float64) for value in target.moments(target.params))

@@ -29,7 +29,7 @@ def compare(cards: Mapping[str, dict[str, Any]]) -> None:
 def as_markdown(
     cards: Mapping[str, dict[str, Any]], *, dataset: str, target: int, seeds: Sequence[int]
 ) -> str:
-    """Returns the card for a reader.
+    """Returns the card as text.
 
     Args:
       cards: figures by pooling.
@@ -47,7 +47,7 @@ def as_markdown(
     lines = [
         f"# Bags of {dataset}, target {target}, seeds {', '.join(map(str, seeds))}",
         "",
-        "Test bags, mean ± standard deviation over seeds. Below first: how much higher the accuracy of the",
+        "Test bags, mean ± standard deviation over seeds. 'Below first': how much higher the accuracy of the",
         "first pooling is on the same bags. The AUROC of the weights is the chance that a target weighs more",
         "than another image of its bag. Chosen on validation bags: learning rate, weight decay, updates.",
         "",
@@ -82,9 +82,9 @@ def dots_with_spread(path: Path, values: Mapping[str, Sequence[float]], *, ylabe
 def weighted_images(
     path: Path, images: np.ndarray, weights: Mapping[str, np.ndarray], marked: np.ndarray
 ) -> None:
-    """Draws images (n, H, W, C) in [0, 1] in a row and, under each, its bar in every named set of weights.
+    """Draws images (n, H, W, C) in [0, 1] in a row and, below each, its bar in every named set of weights.
 
-    Images where ``marked`` (n,) is True stand out by colour. A dashed line shows equal weights.
+    Images where ``marked`` (n,) is True have another colour. A dashed line shows equal weights.
     """
     count = len(images)
     rows = len(weights)

@@ -12,7 +12,7 @@ __all__ = ["Bags", "draw_bags", "within_bag_auroc"]
 
 
 class Bags(NamedTuple):
-    """B bags of up to N images, as places in an array of images.
+    """B bags of up to N images, as indices in an array of images.
 
     Attributes:
       image: the images themselves, in [-1, 1], ``(n, H, W, C)``.

@@ -1,4 +1,4 @@
-"""How many random patterns the networks of hopfield.py hold, measured beside theory."""
+"""Capacity of the networks of hopfield.py for random patterns, compared with theory."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

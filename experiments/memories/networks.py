@@ -53,7 +53,7 @@ class Network(NamedTuple):
 
 
 def _held(observed: Array) -> Array:
-    """Known pixels are held only where some are hidden: with all known, nothing could move."""
+    """Known pixels are fixed only if some are hidden: with all known, nothing could move."""
     return observed & ~jnp.all(observed)
 
 
@@ -118,7 +118,7 @@ NETWORKS: dict[str, Network] = {
     "sparsemax": Network(False, partial(_sparse, alpha=2.0), _together),
     "epanechnikov": Network(False, _epanechnikov, _together),
 }
-"""By name; `classical` is "hebb" kept as patterns, and recalls alike."""
+"""The networks by name; `classical` is "hebb" stored as patterns, with the same recall."""
 
 
 @partial(jax.jit, static_argnames="recall")

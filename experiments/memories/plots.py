@@ -1,4 +1,4 @@
-"""The pictures of hopfield.py; everything they show is computed elsewhere."""
+"""The pictures of hopfield.py."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

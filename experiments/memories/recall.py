@@ -1,4 +1,4 @@
-"""The measurements of hopfield.py: how often memories are recalled, from what, and along which energies."""
+"""The measurements of hopfield.py: recall rates by corruption, and energies along recall."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -77,7 +77,7 @@ def recall_from_half(
     rng = np.random.default_rng([seed, 1])
     memories = stored.grey[rng.permutation(len(stored.grey))[:num_memories]]
     queries, observed = corrupt(rng, memories, "mask", 0.5, spins=False)
-    # Where memories agree on all that is seen, nothing can tell them apart: those are left out, and counted.
+    # Memories with equal visible pixels cannot be distinguished: they are left out, and counted.
     seen = memories[:, observed[0]]
     first, index, count = np.unique(seen, axis=0, return_index=True, return_inverse=True, return_counts=True)[
         1:
@@ -151,7 +151,7 @@ def diffuse(stored: Stored, num_memories: int, seed: int) -> tuple[dict[str, flo
     """
     rng = np.random.default_rng([seed, 4])
     patterns = jnp.asarray(stored.grey[rng.permutation(len(stored.grey))[:num_memories]])
-    # From noise that drowns every difference between memories to noise that drowns none.
+    # From noise far above the differences between memories to noise far below them.
     levels = jnp.concatenate([jnp.geomspace(30.0, 0.05, 24), jnp.zeros(1)])
     key, keys = jax.random.key(seed), jax.random.split(jax.random.key(seed + 1), 200)
     start = levels[0] * jax.random.normal(key, (len(keys), patterns.shape[1]))

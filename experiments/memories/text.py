@@ -21,7 +21,7 @@ def _accuracies(networks: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[s
 
 
 def as_markdown(card: Mapping[str, Any]) -> str:
-    """Returns the card for a reader."""
+    """Returns the card as text."""
     lines = [
         f"# Associative memories on {card['dataset']}, seed {card['seed']}",
         "",
