@@ -1,4 +1,4 @@
-"""Maximum likelihood on two-dimensional densities, judged exactly: KL(data || model) by quadrature.
+"""Maximum likelihood on two-dimensional densities, with exact KL(data || model) by quadrature.
 
     python experiments/density_2d.py                                  # all six
     python experiments/density_2d.py --densities spiral --seed 1

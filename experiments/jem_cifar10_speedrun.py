@@ -22,7 +22,7 @@ gradient with respect to images costs two, to parameters three) of 1.75 GFLOP ea
 16-6), 4.3 TFLOP; 60 epochs of 175 updates are 45 PFLOP, 3.7 minutes at 200 TFLOP/s and 7.5 at 100.
 
 Writes config.json, speedrun.json (accuracy, seconds of training without compilation, seconds of compilation,
-images a second, updates, the validation accuracy along the way, what the samples are like), samples.png and
+images per second, updates, the validation accuracy along the way, what the samples are like), samples.png and
 samples.npz. An interrupt ends it cleanly, with nothing to resume.
 
 References: Grathwohl et al. 2020 (JEM, arXiv 1912.03263); Yang et al. 2022 (SADA-JEM, arXiv 2209.07959);
@@ -376,7 +376,7 @@ def judge_samples(
     judge = fit_feature_network(
         keys[2], dataset.rescale(images), labels, dataset.num_classes, epochs=config.judge_epochs
     )
-    # As many real images as samples, where there are so many: the measures depend on the number.
+    # The same number of real images as samples if possible, because the measures depend on it.
     real = judge.features(dataset.rescale(dataset.test.image[: len(samples)]))
     fake = judge.features(samples)
     compared = prdc(real, fake)
@@ -409,7 +409,7 @@ def main(config: Config) -> dict[str, Any]:
     accuracy, energy_data = classify_all(logits, params, dataset, "test")
     samples, intended, found = judge_samples(config, dataset, params, initial)
     shown = np.asarray(dataset.restore(samples[: 10 * dataset.num_classes]))
-    title = f"fresh chains of {config.sample_steps} steps, a column a class"
+    title = f"fresh chains of {config.sample_steps} steps, one column per class"
     image_grid(run.file("samples.png"), shown, columns=dataset.num_classes, title=title)
     np.savez_compressed(run.file("samples.npz"), image=samples, label=intended)
     result = {

@@ -214,7 +214,7 @@ def comparison(groups: Sequence[Sequence[Card]]) -> str:
 
 
 def draw_chains(path: Path, groups: Sequence[Sequence[Card]]) -> None:
-    """Draws fresh chains of each kind's first run: a column a class, the first of each, no selection."""
+    """Draws fresh chains of each kind's first run: one column per class, the first of each, no selection."""
     chains = [_first_chains(Path(kind[0]["folder"]) / "samples.npz") for kind in groups]
     columns = {count for count, _ in chains}
     if len(columns) > 1:

@@ -141,7 +141,7 @@ def compete(workload: Workload, rounds: int, seconds: float) -> dict[str, Any]:
       seconds: duration of the repeated calls in a round; at least one call is made.
 
     Returns:
-      Plain values for JSON: for each contender its times of all rounds and their median in seconds an item,
+      Plain values for JSON: for each contender its times of all rounds and their median in seconds per item,
       and the median and range over rounds of their ratio to the first contender's (or, for a workload of
       ``speed``, of the first one's to theirs).
     """

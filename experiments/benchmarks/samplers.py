@@ -190,7 +190,7 @@ def check_same_law(problem: Problem, workload: Workload) -> dict[str, float]:
 
     Compared are the means over chains of each coordinate's displacement, of the squared displacement and of
     the energy. Chains are independent and start at the same places, so that the differences between two
-    contenders of the same law are of the size of their standard errors.
+    contenders of the same distribution are of the size of their standard errors.
 
     Returns:
       The largest difference to the first contender of the workload, in standard errors, for each of the
@@ -218,7 +218,7 @@ def check_same_law(problem: Problem, workload: Workload) -> dict[str, float]:
         worst = float(np.max(np.abs(features.mean(axis=0) - expected.mean(axis=0)) / np.sqrt(variances)))
         if not worst < LARGEST_SIGMA:
             raise RuntimeError(
-                f"{workload.title}: where the chains of {contender.name!r} end differs from the others by "
+                f"{workload.title}: the final positions of {contender.name!r} differ from the others by "
                 f"{worst:.3g} standard errors, more than {LARGEST_SIGMA:g}."
             )
         largest[contender.name] = worst

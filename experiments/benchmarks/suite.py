@@ -133,7 +133,7 @@ def make_workloads(sizes: Sizes, part: str, seed: int) -> dict[str, tuple[Worklo
       relative to the largest number.
 
     Raises:
-      RuntimeError: if contenders that are to agree do not.
+      RuntimeError: if contenders that must agree do not.
     """
     with precision_of(part):
         if part in samplers.WORKLOADS:

@@ -86,10 +86,10 @@ def seconds_of(run: Callable[[], Any], rounds: int) -> list[float]:
 
 
 def matrix_peak(size: int, dtype: str, rounds: int) -> float:
-    """Returns the largest rate of a bare product, in operations a second."""
+    """Returns the largest rate of a bare product, in operations per second."""
     keys = jax.random.split(jax.random.key(0))
     a, b = (jax.random.normal(key, (size, size), jnp.float32).astype(dtype) for key in keys)
-    length = 10  # products in one call, so that a call costs nothing beside them
+    length = 10  # products per call, so that its overhead is negligible
 
     @jax.jit
     def products(a: Array, b: Array) -> Array:
@@ -101,7 +101,7 @@ def matrix_peak(size: int, dtype: str, rounds: int) -> float:
 
 
 def bandwidth(megabytes: int, rounds: int) -> float:
-    """Returns the largest rate of reading an array and writing another, in bytes a second."""
+    """Returns the largest rate of reading an array and writing another, in bytes per second."""
     x = jnp.ones(megabytes * 2**18, jnp.float32)
     return 2.0 * x.nbytes / min(seconds_of(partial(jax.jit(lambda x: x + 1), x), rounds))
 
@@ -136,9 +136,9 @@ def measure_utilisation(sizes: WideSizes, *, rounds: int, seed: int = 0) -> dict
       seed: of weights, positions and noise.
 
     Returns:
-      Plain values for JSON: ``peak`` (operations a second), ``bandwidth`` (bytes a second), ``operations``
-      and ``bytes`` of one step of all chains, and for ``chain`` and ``gradients`` their seconds a step, the
-      fractions of peak and bandwidth, and temporary memory in bytes.
+      Plain values for JSON: ``peak`` (operations per second), ``bandwidth`` (bytes per second),
+      ``operations`` and ``bytes`` of one step of all chains, and for ``chain`` and ``gradients`` their
+      seconds per step, the fractions of peak and bandwidth, and temporary memory in bytes.
     """
     sizes.check()
     network = WideResNet(10, depth=sizes.depth, width=sizes.width, dtype=jnp.dtype(sizes.dtype))

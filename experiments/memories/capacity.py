@@ -208,7 +208,7 @@ def modern_errors(seed: int, num_trials: int) -> dict[str, Any]:
         errors.append(np.asarray(error))
         bounds.append(np.asarray(bound))
     error, bound = np.concatenate(errors), np.concatenate(bounds)
-    # In float32 a recalled pattern is right to some 1e-6 of its norm, whatever the bound.
+    # In float32 a recalled pattern is exact only to about 1e-6 of its norm, for any bound.
     violations = int(np.sum(error > bound + 1e-4))
     return {"trials": len(error), "violations": violations, "error": error, "bound": bound}
 

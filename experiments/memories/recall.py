@@ -40,7 +40,7 @@ def accuracy_of(
       num_memories: of a draw.
       trials: pairs of corruption and level.
       draws: independent choices of memories.
-      queries: at most this many memories of a choice are asked for.
+      queries: greatest number of memories of each choice that are recalled.
       seed: of choices and corruptions.
 
     Returns:

@@ -1,14 +1,14 @@
 """jaxebm: energy-based models in JAX.
 
 An energy-based model is a pure function ``energy(params, x)``: one example in, one scalar out, low where data
-live; p(x) = exp(-E(x)) / Z. Everything else here is a function of that function:
+are; p(x) = exp(-E(x)) / Z. Everything else here is a function of that function:
 
-- `jaxebm.energies`: what is modelled, from analytic targets to classifiers (JEM) and Flax networks, and how
-  to compose them.
+- `jaxebm.energies`: energies, from analytic targets to classifiers (JEM) and Flax networks, and their
+  composition.
 - `jaxebm.hopfield`: associative memories, classical to modern, as energies; retrieval, storage, Flax layers.
 - `jaxebm.samplers`: kernels (SGLD, MALA, HMC, NUTS), chains by ``lax.scan``, the replay buffer.
 - `jaxebm.data`: images, two-dimensional densities, and batches drawn inside the compiled step.
-- `jaxebm.objectives`: what is minimised (`likelihood`, `jem`, `classifier`), and where negatives come from.
+- `jaxebm.objectives`: training objectives (`likelihood`, `jem`, `classifier`) and samplers of negatives.
 - `jaxebm.evaluation`: log Z, calibration, out-of-distribution scores, sample quality.
 - `jaxebm.training`: `learner` and `fit`, recovery from divergence, checkpoints, the run's folder.
 - `jaxebm.report`: the evaluation card of any energy or classifier.
@@ -97,7 +97,7 @@ def load(path: Any, **options: Any) -> "Model":
 
     Raises:
       FileNotFoundError: if there is no run, or no such checkpoint.
-      ValueError: if what is there cannot be read.
+      ValueError: if its files cannot be read.
 
     Example:
       >>> load("nowhere")

@@ -1,6 +1,6 @@
 """Errors that name the argument, what was wrong and what is accepted, raised before anything compiles.
 
-Values that are being traced cannot be looked at and pass unchecked; shapes and dtypes always can.
+Traced values are not known and pass unchecked; shapes and dtypes are always checked.
 """
 
 from typing import Any

@@ -75,7 +75,7 @@ def leaf_keys(rng_key: Array, tree: Any) -> Any:
       ['a', 'b']
     """
     structure = jax.tree.structure(tree)
-    # A single leaf takes the key itself: on small positions each hash is as dear as the noise.
+    # A single leaf takes the key itself: on small positions each hash costs as much as the noise.
     keys = [rng_key] if structure.num_leaves == 1 else list(jax.random.split(rng_key, structure.num_leaves))
     return jax.tree.unflatten(structure, keys)
 

@@ -1,4 +1,4 @@
-"""The protocols on which the whole package stands, and nothing else.
+"""The protocols of the package.
 
 An energy-based model is a pure function ``energy(params, x)`` from one example to one scalar, low where data
 live: p(x) = exp(-E(x)) / Z. Energies are unbatched; a batch is ``jax.vmap(energy, (None, 0))(params, xs)``.
@@ -29,7 +29,7 @@ Params: TypeAlias = Any
 Position: TypeAlias = Any
 """Any pytree of arrays: one state x of a chain, without a batch axis."""
 Metrics: TypeAlias = dict[str, Array]
-"""Scalars by name, computed beside a loss."""
+"""Scalars by name, computed with a loss."""
 
 Target: TypeAlias = Callable[[Position], Array]
 """An energy with its parameters bound, ``functools.partial(energy, params)``: a position in, a scalar out."""
@@ -75,4 +75,4 @@ class Kernel(NamedTuple):
 
 
 MakeKernel: TypeAlias = Callable[[Target], Kernel]
-"""Binds a kernel to whatever target the caller holds: ``functools.partial(sgld, step_size=0.1)``."""
+"""Binds a kernel to any target: ``functools.partial(sgld, step_size=0.1)``."""

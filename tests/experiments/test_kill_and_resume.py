@@ -89,5 +89,5 @@ def test_somebody_must_be_killed(tmp_path):
 
 
 def test_a_run_that_cannot_start_says_so(tmp_path):
-    with pytest.raises(RuntimeError, match=r"status 2; .*whole.log holds"):
+    with pytest.raises(RuntimeError, match=r"status 2; its output is in .*whole.log"):
         kill_and_resume.main(Config(output=tmp_path / "run", kills=1, flags="--no-such-flag", progress=False))

@@ -118,7 +118,7 @@ def test_a_picture_needs_several_kinds_and_a_free_name(tmp_path: Path, capsys):
         summarise.Config((run,), picture=tmp_path / "chains.png")
     with pytest.raises(ValueError, match=r"picture is .*chains: a name that ends in .png"):
         summarise.Config((run,), compare=True, picture=tmp_path / "chains")
-    with pytest.raises(ValueError, match=r"picture is .*nowhere is no folder"):
+    with pytest.raises(ValueError, match=r"picture is .*there is no folder .*nowhere"):
         summarise.Config((run,), compare=True, picture=tmp_path / "nowhere" / "chains.png")
     config = summarise.Config((run,), compare=True, picture=tmp_path / "chains.png")
     with pytest.raises(FileNotFoundError, match=r"samples\.npz is missing"):

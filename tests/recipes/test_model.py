@@ -319,7 +319,7 @@ class TestDamage:
         saved = json.loads((copied / "model.json").read_text())
         saved["space"]["image_shape"] = [5, 5, 1]
         (copied / "model.json").write_text(json.dumps(saved))
-        with pytest.raises(ValueError, match="the checkpoint does not fit the configuration"):
+        with pytest.raises(ValueError, match="the checkpoint has shape"):
             jaxebm.load(copied)
 
     def test_the_checkpoint_is_damaged(self, copied: Path):

@@ -199,7 +199,10 @@ def test_a_bad_npz_is_refused_before_anything_is_written(tmp_path: Path, toy, im
         ({"sampler.buffer_size": 20}, "must be a multiple of num_classes=3"),
         ({"data.labels_per_class": 9999}, "labels_per_class"),
         ({"data.labels_per_class": 3}, "data.batch_size=14 exceeds the 9 labelled images"),
-        ({"data.exclude_classes": (1,)}, "data.exclude_classes is for data sets that are loaded by name"),
+        (
+            {"data.exclude_classes": (1,)},
+            "data.exclude_classes is only for data sets that are loaded by name",
+        ),
         ({"architecture.activation": "swosh"}, "swosh"),
         ({"devices": 4096}, "num_devices=4096"),
         ({"parallel.strata": 4}, "data.batch_size=14 must be a multiple of parallel.strata=4"),

@@ -19,7 +19,7 @@ from jaxebm.data.tfds_images import (
 
 __all__ = ["load_outliers", "to_image_shape"]
 
-_INK_IS_DARK = ("omniglot",)  # black on white, where the digits beside which they are put are white on black
+_INK_IS_DARK = ("omniglot",)  # black on white, while digits are white on black
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as PNG readers make grey of RGB
 _HIGHEST = {"uint8": 255.0, "uint16": 65535.0}
 _NAME = re.compile(r"\w+(/[\w.-]+)?")

@@ -1,4 +1,4 @@
-"""What is modelled: every public function here is an energy or makes one."""
+"""Energies: every public function here is an energy or makes one."""
 
 from jaxebm.cpu.convolution import (
     Convolution,

@@ -1,8 +1,8 @@
-"""A user's own networks as functions of one example: a batched apply, a Flax NNX module.
+"""Networks of a user as functions of one example: a batched apply, a Flax NNX module.
 
-The package wants ``apply(params, x)`` on one example, as logits (K,) or as an energy (). What these functions
-return compares and hashes by what it was made from, so it may be a static argument of ``jax.jit`` and, made
-again from the same network, is not traced again.
+The package needs ``apply(params, x)`` on one example, as logits (K,) or as an energy (). The returned
+functions compare and hash by their network, so they may be static arguments of ``jax.jit`` and are not traced
+again when they are made again from the same network.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def unbatched(apply: Apply) -> Apply:
     examples of a batch independently: batch normalisation must use its running averages.
 
     Args:
-      apply: ``apply(params, xs)``, for instance the ``apply`` of a Flax module that wants a batch axis. xs is
+      apply: ``apply(params, xs)``, for instance the ``apply`` of a Flax module that takes a batch axis. xs is
         a pytree of arrays (B, ...), the output an array (B, ...).
 
     Returns:
@@ -91,16 +91,16 @@ class _FromNNX:
 
 
 def from_nnx(model: Any, *, batched: bool = True) -> tuple[Apply, Params]:
-    """Takes a Flax NNX module apart into a pure function of one example and its parameters.
+    """Splits a Flax NNX module into a pure function of one example and its parameters.
 
     The function runs the module in evaluation mode (``model.eval()`` on a copy): dropout is off and batch
-    normalisation uses its running averages, because an energy is a function of x alone. Variables that are no
-    ``nnx.Param``, such as those averages, are held by the function and stay as they are. ``nnx.update(model,
-    params)`` puts learnt parameters back into the module.
+    normalisation uses its running averages, because an energy is a function of x alone. Variables that are
+    not ``nnx.Param``, such as those averages, are stored in the function and do not change.
+    ``nnx.update(model, params)`` writes trained parameters back into the module.
 
     Args:
       model: A ``flax.nnx.Module`` that is called as ``model(x)``.
-      batched: Whether the module wants a leading batch axis; False for one that takes a single example.
+      batched: Whether the module takes a leading batch axis; False for one that takes a single example.
 
     Returns:
       ``(apply, params)``: ``apply(params, x)`` on one example, and the module's parameters, an ``nnx.State``
@@ -121,7 +121,7 @@ def from_nnx(model: Any, *, batched: bool = True) -> tuple[Apply, Params]:
     if not isinstance(model, nnx.Module):
         raise TypeError(
             f"model is a {type(model).__name__}: a flax.nnx.Module is needed. The apply of a flax.linen "
-            f"module already is a function; unbatched(module.apply) takes one that wants a batch axis."
+            f"module already is a function; use unbatched(module.apply) for one that takes a batch axis."
         )
     graphdef, params, held = nnx.split(model, nnx.Param, ...)
     apply = _FromNNX(graphdef, _Held(held))

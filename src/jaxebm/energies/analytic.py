@@ -1,8 +1,8 @@
-"""Densities about which everything is known: energy, log Z, score, moments and an exact sampler.
+"""Densities with known energy, log Z, score, moments and an exact sampler.
 
-They are what samplers, objectives and estimators of log Z are tested on. The energies are module-level
-functions of ``(params, x)`` with all numbers in ``params``, and are *not* normalised: log Z is rarely 0, so
-that an estimator that forgets it is found out. The constructors take concrete numbers and check them; to
+Samplers, objectives and estimators of log Z are tested on them. The energies are module-level functions of
+``(params, x)`` with all numbers in ``params``, and are *not* normalised: log Z is rarely 0, so an estimator
+that ignores it fails the tests. The constructors take concrete numbers and check them; to
 differentiate or to sweep, trace ``params`` through ``energy``, ``log_partition``, ``sample`` or ``moments``.
 
 ``skewed`` and a tilted ``double_well`` have no symmetry, so a wrong sign shows in their means. The families
@@ -225,7 +225,7 @@ def _skewed_moments(params: SkewedParams) -> tuple[Array, Array]:
 
 
 def skewed(shape: float = 2.0, shear: float = 0.5, width: float = 0.7) -> AnalyticTarget:
-    """Returns a skewed banana: the log of a gamma variable, sheared, with no symmetry at all.
+    """Returns a skewed banana: the log of a gamma variable, sheared, without any symmetry.
 
     x_0 ~ log Gamma(shape), x_1 ~ N(shear x_0^2, width^2):
     E(x) = exp(x_0) - shape x_0 + (x_1 - shear x_0^2)^2 / (2 width^2),
@@ -275,4 +275,4 @@ ANALYTIC_TARGETS: dict[str, Callable[[], AnalyticTarget]] = {
         random_mixture, num_modes=6, extent=3.0, scale=0.5, weights="uneven", seed=1
     ),
 }
-"""Every target by name with numbers that a sampler can manage, so that one table parametrises a test."""
+"""Every target by name, with parameters that are not too hard for samplers; a table for tests."""

@@ -6,9 +6,9 @@ Grathwohl et al. (2020) read the K logits of any classifier as the negative ener
 
 so that log p(x, y) = log p(y|x) + log p(x) holds exactly, with one normaliser Z for both densities.
 
-What these functions return compares and hashes by the logits function it was made from:
-``marginal_energy(f) == marginal_energy(f)``. Either may therefore be a static argument of ``jax.jit``,
-however often it is made again, without a second compilation.
+The energies that are returned here compare and hash by their logits function:
+``marginal_energy(f) == marginal_energy(f)``. They may therefore be static arguments of ``jax.jit``, and made
+again without a second compilation.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def _check_one_class(y: Array | int) -> None:
 
 
 def _logits_with_class(logits: LogitsFn, params: Params, x: Position, y: Array | int) -> Array:
-    """Returns the logits, of which y is known to name one unless it is traced."""
+    """Returns the logits, after a check that y is one of their classes, unless it is traced."""
     _check_one_class(y)
     values = _class_logits(logits, params, x)
     # As a numpy array, since under jit even the minimum of a concrete jax array is traced.
@@ -131,7 +131,7 @@ def joint_energy(logits: LogitsFn) -> JointEnergyFn:
 
     Returns:
       ``energy(params, x, y) -> ()``, y one integer of shape (). It raises ``TypeError`` for a y that is no
-      integer and ``ValueError`` for one out of range; a traced y cannot be looked at, and gives NaN if it is
+      integer and ``ValueError`` for one out of range; a traced y cannot be checked, and gives NaN if it is
       out of range.
 
     Example:
@@ -160,7 +160,7 @@ def complement_energy(logits: LogitsFn) -> JointEnergyFn:
 
     Returns:
       ``energy(params, x, y) -> ()``, in nats, y one integer of shape (). It raises as that of `joint_energy`
-      does for a y that is no integer or out of range; a traced y that is out of range gives NaN.
+      does for a y that is not an integer or out of range; a traced y that is out of range gives NaN.
 
     Raises:
       ValueError: when the energy is called, if there is only one class.
@@ -209,7 +209,7 @@ def class_conditional_target(logits: LogitsFn, params: Params, y: Array | int) -
     Args:
       logits: f, ``logits(params, x) -> (K,)`` for one example x.
       params: parameters of the logits.
-      y: the class, one integer of shape (). To run one chain a class, make the target inside the function
+      y: the class, one integer of shape (). To run one chain per class, make the target inside the function
         that ``jax.vmap`` maps over y.
 
     Returns:

@@ -163,16 +163,16 @@ def mixture(*energies: EnergyFn, log_weights: Array | None = None) -> EnergyFn:
 
 
 def negation(energy: EnergyFn, strength: Array | float = 1.0) -> EnergyFn:
-    """Turns an energy over, the negation "not that".
+    """Inverts an energy, the negation "not that".
 
     E_not(x) = -strength E(x), so p_not(x) is proportional to p(x)^(-strength).
 
-    By itself it is not a density on an unbounded space, since all mass flees to where the energy is highest.
+    Alone it is not a density on an unbounded space, because all mass would be where the energy is highest.
     Multiply it: ``product(this, negation(that, 0.5))`` is proportional to p_this / p_that^0.5, which is a
     density if the energy of ``this`` rises faster than ``strength`` times that of ``that``.
 
     Args:
-      energy: the energy E of what is to be avoided.
+      energy: the energy E of the model to avoid.
       strength: at least 0, shape (); may be traced. Du et al. call it alpha.
 
     Returns:

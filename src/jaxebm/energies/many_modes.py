@@ -136,7 +136,7 @@ def random_mixture(
       dimension: d, at least 1.
       weights: "equal", w_k = 1; "uneven", w_k rising geometrically from 1 to 10, so that a sampler which
         visits all modes alike is found out; or the weights themselves, shape (K,), positive.
-      seed: of the means, at least 0; NumPy draws them, whatever JAX's generator is set to.
+      seed: of the means, at least 0; NumPy draws them, so they do not depend on JAX's generator.
 
     Returns:
       The target; its params are those of ``gaussian_mixture``.

@@ -25,7 +25,7 @@ def average_pool(image: Array, factor: int) -> Array:
       ``(H / f, W / f, C)``.
 
     Raises:
-      ValueError: if the factor is no such integer, or ``image`` not of rank three.
+      ValueError: if the factor is not such an integer, or ``image`` not of rank three.
 
     Example:
       >>> average_pool(jnp.arange(8.0).reshape(2, 4, 1), 2)[:, :, 0].tolist()

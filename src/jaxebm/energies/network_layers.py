@@ -75,7 +75,7 @@ def check_options(
 
 
 def check_image(x: Array, smallest: int) -> None:
-    """Raises ``ValueError`` where x is not one image of at least so many pixels a side."""
+    """Raises ``ValueError`` unless x is one image with at least this number of pixels per side."""
     shape = jnp.shape(x)
     if len(shape) != 3:
         raise ValueError(
@@ -87,7 +87,7 @@ def check_image(x: Array, smallest: int) -> None:
 
 
 def check_statistics_axis(norm: str | None, train: bool, initializing: bool) -> None:
-    """Raises where batch statistics are asked for outside the ``vmap`` that names the batch."""
+    """Raises if batch statistics are used outside of the ``vmap`` that names the batch."""
     if norm != "batch" or not train or initializing:
         return
     try:
@@ -143,13 +143,13 @@ def normalize(x: Array, norm: str | None, train: bool, dtype: Any) -> Array:
 
 
 def output_layer(x: Array, num_outputs: int | None, spectral_norm: bool, train: bool, dtype: Any) -> Array:
-    """Maps features (F,) to logits (K,), or to a scalar energy, in float32 whatever the features are in."""
+    """Maps features (F,) to logits (K,), or to a scalar energy, in float32 for any dtype of the features."""
     y = apply_layer(nn.Dense(num_outputs or 1, name="output"), out_of_dtype(x, dtype), spectral_norm, train)
     return y[0] if num_outputs is None else y
 
 
 def flatten(module: nn.Module, x: Array, first_dense: str) -> Array:
-    """Flattens x for the named dense layer; says plainly where x is not what it was initialised with."""
+    """Flattens x for the named dense layer; raises a clear error if x has not the shape at initialisation."""
     flat = jnp.reshape(x, (-1,))
     initialised = module.get_variable("params", first_dense)
     if initialised is not None and initialised["kernel"].shape[0] != flat.size:

@@ -30,7 +30,7 @@ class _TrainingApply:
 
 
 def training_apply(module: nn.Module) -> LogitsFn:
-    """Returns f(variables, x) that normalises with the statistics of the batch at hand, and stores nothing.
+    """Returns f(variables, x) that normalises with the statistics of the current batch, and stores nothing.
 
     Objectives differentiate this one while training with ``norm="batch"``; ``refresh_statistics`` then moves
     the running averages that the plain ``module.apply`` reads. Equal modules give equal functions, fit to be
@@ -91,7 +91,7 @@ def refresh_statistics(module: nn.Module, variables: Params, xs: Array) -> Param
 
 
 def trainable(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Restricts an optimiser to the collection ``"params"``: every other collection stays as it is.
+    """Restricts an optimiser to the collection ``"params"``: the other collections do not change.
 
     So the whole variables of a module can be what a trainer learns. Norms, decays and moments see
     ``"params"`` only.

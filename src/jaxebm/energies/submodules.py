@@ -1,4 +1,4 @@
-"""A Flax module taken apart at one of its submodules: what goes in there, what comes out, and the rest.
+"""A Flax module split at one of its submodules: the input of the submodule, its output, and the rest.
 
 Nothing of the module is rewritten: Flax lets a call be watched, and its result replaced. So this works for
 every ``flax.linen`` module that is called as ``module.apply(variables, x)`` on one example, a user's own
@@ -63,7 +63,7 @@ def submodule_output(module: nn.Module, name: str) -> Callable[[Params, Position
 
 
 def submodule_input(module: nn.Module, name: str) -> Callable[[Params, Position], Any]:
-    """Returns f(variables, x) = what goes into the named submodule: at ``"output"``, a classifier's features.
+    """Returns f(variables, x) = the input of the named submodule; at ``"output"``, a classifier's features.
 
     Args:
       module: a Flax module on one example.
@@ -129,7 +129,7 @@ def first_submodule(module: nn.Module, example: Position) -> str:
 def split_energy(module: nn.Module, name: str, kind: EnergyKind = "marginal") -> "SplitEnergy":
     """Returns the energy that a network defines, open at one of its submodules.
 
-    E(x) = rest(x, first(x)), where first(x) = h is the output of the submodule. ``kind`` says which energy:
+    E(x) = rest(x, first(x)), where first(x) = h is the output of the submodule. ``kind`` names the energy:
 
     - ``"marginal"``: E(x) = -logsumexp f(x), or the module's own output where that is a scalar;
     - ``"joint"``: E(x, y) = -f(x)[y].
@@ -208,10 +208,10 @@ class SplitEnergy:
 
 @dataclass(frozen=True, eq=False)
 class SplitTarget:
-    """A target x -> E(x) that can be taken apart: E(x) = rest(x, first(x)).
+    """A target x -> E(x) in two parts: E(x) = rest(x, first(x)).
 
     Attributes:
-      energy: what made it.
+      energy: the energy that it was bound from.
       params: the module's variables.
       label: the class, of a joint energy.
     """
@@ -248,7 +248,7 @@ class SplitTarget:
 
 @dataclass(frozen=True)
 class _Capture:
-    """A frozen class and not a closure: two for equal modules are equal, so ``jit`` does not trace again."""
+    """A frozen class instead of a closure: equal for equal modules, so ``jit`` does not trace again."""
 
     module: nn.Module
     name: str

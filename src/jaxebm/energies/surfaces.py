@@ -72,13 +72,13 @@ def rosenbrock(
     log Z = d/2 (log(pi temperature) - log(curvature) / 2).
 
     x_i is normal with variance temperature/2 and, given it, x_{i+1} is normal around x_i^2 with variance
-    temperature / (2 curvature): hence the sampler and the moments. The defaults are Goodman and Weare's: a
-    valley of deviation 0.3 in x_1, which rises to x_1 of about 100.
+    temperature / (2 curvature): this gives the sampler and the moments. The defaults are Goodman and Weare's:
+    a valley of deviation 0.3 in x_1, which rises to x_1 of about 100.
 
     Args:
       curvature: b of the function b (y - x^2)^2 + (a - x)^2, positive.
       centre: its a, at (a, a^2) lies the minimum; any finite number.
-      temperature: what the function is divided by, positive.
+      temperature: the divisor of the function, positive.
       dimension: d, even, at least 2.
 
     Returns:
@@ -178,7 +178,7 @@ def _centred_grid(half_width: Array, coordinates: Array) -> Array:
 def _mueller_brown_quadrature(params: MuellerBrownParams) -> tuple[Array, Array]:
     """Nodes (n^2, 2) and the log of their weights in integral exp(-E) dx, by the trapezoidal rule.
 
-    On an analytic integrand that has died away at the edges the rule converges exponentially, once the nodes
+    On an analytic integrand that is negligible at the edges the rule converges exponentially, once the nodes
     lie closer than the narrowest deviation: at temperature 1 the deepest well's is 0.016, their distance
     0.012.
     """
@@ -259,7 +259,7 @@ def _first_above(cumulative: Array, rng_key: Array) -> Array:
 
 
 def mueller_brown(temperature: float = 20.0) -> AnalyticTarget:
-    """Returns the Mueller-Brown surface as a density: three basins along a bent path, aslant the axes.
+    """Returns the Mueller-Brown surface as a density: three basins along a bent path, oblique to the axes.
 
     E(x) = sum_k A_k exp[a_k (x_0 - u_k)^2 + b_k (x_0 - u_k)(x_1 - v_k) + c_k (x_1 - v_k)^2] / temperature,
 
@@ -272,7 +272,7 @@ def mueller_brown(temperature: float = 20.0) -> AnalyticTarget:
     the moments are quadratures on a grid, exact to float32 and differentiable; the samples are exact.
 
     Args:
-      temperature: what the surface is divided by, from 1 to 1000.
+      temperature: the divisor of the surface, from 1 to 1000.
 
     Returns:
       The target, of dimension 2; its params are ``(temperature,)``.

@@ -1,4 +1,4 @@
-"""What an analytic target is, and the checks and the compiled sampler that the modules defining one share."""
+"""The class of analytic targets, and the checks and the compiled sampler that their modules share."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ LOG_TWO_PI = math.log(2 * math.pi)
 
 
 class AnalyticTarget(NamedTuple):
-    """An energy with all that is exactly known about it.
+    """An energy with its exact log Z, score, moments and sampler.
 
     Attributes:
       energy: ``energy(params, x) -> ()``, x of shape (dimension,).
@@ -61,8 +61,8 @@ def check_shape(name: str, value: Any, shape: tuple[int | None, ...], accepted: 
     Args:
       name: the argument's name, for the message.
       value: an array, traced or not, or a number.
-      shape: the shape wanted.
-      accepted: the same in words, for the message: "{accepted} is needed."
+      shape: the required shape.
+      accepted: its description in the message: "{accepted} is needed."
 
     Raises:
       ValueError: if the number of axes, or the length of one, is another.

@@ -1,4 +1,4 @@
-"""Densities that a chain must travel: a ring, and two wells with a barrier between them.
+"""Densities that are hard to explore: a ring, and two wells with a barrier between them.
 
 Energy, log Z, score, moments and exact sampler are as in ``jaxebm.energies.analytic``, which exports both. A
 tilted ``double_well`` has no symmetry, so a wrong sign shows in its mean.
@@ -146,7 +146,7 @@ def _double_well_energy(params: DoubleWellParams, x: Array) -> Array:
 def _double_well_quadrature(params: DoubleWellParams) -> tuple[Array, Array]:
     """Nodes of x_0 and the log of their weight in integral exp(-E) dx_0, by the trapezoidal rule.
 
-    On an analytic integrand that has died away at both ends the rule converges exponentially; 2048 nodes
+    On an analytic integrand that is negligible at both ends the rule converges exponentially; 2048 nodes
     resolve wells of barrier up to 10^4 to float32. The ends -+L are where E >= 40: with w = L^2 - 1 and L <=
     1 + w, it is enough that barrier w^2 - |tilt|/2 (1 + w) = 40.
     """
@@ -176,7 +176,7 @@ def _double_well_moments(dimension: int, params: DoubleWellParams) -> tuple[Arra
 def _double_well_sample(
     rng_key: Array, params: DoubleWellParams, num_samples: int, *, dimension: int
 ) -> Array:
-    """Exact rejection from two normals, one a well.
+    """Exact rejection from two normals, one per well.
 
     For v >= 0 and any m, (v^2 - 1)^2 = (m^2 - 1)^2 + 4 m (m^2 - 1) (v - m) + (v - m)^2 (c + v (v + 2 m)), c =
     3 m^2 - 2, of which the last, cubic and quartic part is not negative. Dropped, it leaves a normal

@@ -1,4 +1,4 @@
-"""The wide residual network of JEM, with rematerialisation for what does not fit in memory."""
+"""The wide residual network of JEM, with optional rematerialisation to save memory."""
 
 from functools import partial
 from typing import Any
@@ -40,8 +40,8 @@ class WideResNet(nn.Module):
       activation: A name in ``ACTIVATIONS``; JEM's is ``"leaky_relu"`` with slope 0.2.
       norm: ``None``, ``"group"`` (per example) or ``"batch"``, before each activation.
       spectral_norm: Whether each kernel, as a matrix, is divided by its largest singular value.
-      dtype: What to compute in, as ``jnp.bfloat16``; ``None`` for that of inputs and parameters.
-        Parameters, the mean over pixels, the last layer and its outputs are float32 all the same.
+      dtype: Data type of the computation, such as ``jnp.bfloat16``; ``None`` for that of inputs and
+        parameters. Parameters, the mean over pixels, the last layer and its outputs are always float32.
       remat: Whether gradients keep only each block's input and compute its inside again: about a sixth more
         work, and memory for 3n blocks instead of every layer in them. Same values. For GPU and TPU: on a CPU
         XLA finds the repeated work and keeps it as before.
@@ -118,7 +118,7 @@ def _convolution(
 def _residual_block(
     module: WideResNet, x: Array, *, features: int, stride: int, variance: float, name: str, train: bool
 ) -> Array:
-    """x + conv(act(norm(conv(act(norm(x)))))), a function of the module so that it can be rematerialised."""
+    """x + conv(act(norm(conv(act(norm(x)))))), as a function of the module for rematerialisation."""
     act = ACTIVATIONS[module.activation]
     last_init = nn.initializers.variance_scaling(variance, "fan_in", "truncated_normal")
     h = act(normalize(x, module.norm, train, module.dtype))

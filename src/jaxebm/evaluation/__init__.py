@@ -1,4 +1,4 @@
-"""What was learnt, one folder a question; every public function is importable from here.
+"""Evaluation of trained models, one folder per question; every public function is importable from here.
 
 - `partition`: log Z, exact or between two bounds, and the likelihood of data;
 - `chains`: do chains converge, and to the energy's own distribution?

@@ -1,4 +1,4 @@
-"""Associative memories: energies seen as memories, from Hopfield 1982 to attention and diffusion."""
+"""Associative memories as energies, from Hopfield 1982 to attention and diffusion."""
 
 from jaxebm.hopfield.association import associate, association_energy
 from jaxebm.hopfield.asynchronous import retrieve_asynchronously

@@ -22,7 +22,7 @@ from jaxebm.types import Array
 __all__ = ["Implementation", "associate", "association_energy"]
 
 Implementation: TypeAlias = Literal["xla", "cudnn"] | None
-"""Of ``jax.nn.dot_product_attention``; ``None`` leaves the choice to JAX."""
+"""Implementation of ``jax.nn.dot_product_attention``; ``None`` leaves the choice to JAX."""
 
 
 def associate(
@@ -95,7 +95,7 @@ def associate(
         scale = 1.0
         if isinstance(beta, float):
             scale = beta
-        else:  # The kernel's scale is part of the program; a beta that is learnt scales the states.
+        else:  # The scale of the kernel is static; a learnt beta scales the states instead.
             flat_states = (flat_states.astype(wide_dtype(flat_states)) * beta).astype(dtype)
         return jax.nn.dot_product_attention(
             flat_states, flat_keys, read_from, mask=mask, scale=scale, implementation=implementation

@@ -1,4 +1,4 @@
-"""Recall by one spin at a time, exactly, at the cost of a flip and not of a product with all the memories."""
+"""Exact recall by one spin at a time, with the cost of one flip instead of a product with all memories."""
 
 from functools import partial, reduce
 from typing import Any
@@ -25,14 +25,14 @@ def retrieve_asynchronously(
     max_sweeps: int = 100,
     clamped: Any = None,
 ) -> Retrieval:
-    """Recalls by moving one spin at a time to where the energy is lower, until none wants to move.
+    """Recalls by flipping one spin at a time to lower energy, until no flip lowers the energy.
 
     x_i <- argmin E(x with x_i = -1 or 1), exactly, for i in order, over and over; on a tie the spin stays.
-    The energy never rises, whatever the couplings, so this always converges.
+    The energy never rises, for any couplings, so this always converges.
 
     The overlaps (K of them) or fields (D) are carried along, so that a visit costs K or D and not K D. With
-    couplings, no time is spent on spins that are content: the next spin in the order that wants to move is
-    found at once, and the sequence of flips is that of the plain walk.
+    couplings, no time is spent on spins that do not flip: the next spin in the order that flips is found
+    directly, and the sequence of flips is that of the plain loop.
 
     Args:
       memory: of spins or bits.
@@ -85,14 +85,14 @@ def _visiting_order(order: Any, dimension: int) -> tuple[Array, Array]:
 
 
 def _resolve(states: str, x: Array, preferences: Array, free: Array) -> Array:
-    """Puts what is at no level, as an unknown spin is, where the others point."""
+    """Sets coordinates without a level, such as unknown spins, to the sign of their field."""
     low, high = LEVELS[states]
     nowhere = (x != low) & (x != high) & free
     return jnp.where(nowhere, jnp.where(preferences < 0, low, high), x).astype(x.dtype)
 
 
 def _least(keys: Array) -> Array:
-    """Returns min keys. On a CPU, XLA's own reduction of a vector goes one by one, three times as slow."""
+    """Returns min keys. On a CPU, XLA's own reduction of a vector is sequential and three times as slow."""
     width = -(-keys.size // 32)
     keys = jax.lax.optimization_barrier(keys)
     slices = [keys[start : start + width] for start in range(0, keys.size - width, width)]
@@ -113,7 +113,7 @@ def _flip_discontented(
     middle, dimension = 0.5 * (low + high), memory.dimension
     never = jnp.uint32(2**32 - 1)
 
-    # A coordinate is content if side and pull agree in sign: side = x - middle, and pull, the field without
+    # A coordinate is stable if side and pull agree in sign: side = x - middle, and pull, the field without
     # the part of the coordinate's own coupling, does not change when it flips. Clamped ones have no side.
 
     def resolve(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -128,11 +128,11 @@ def _flip_discontented(
     pull = memory.preferences(fields, x) / (high - low)
     side = jnp.where(free, x - middle, 0.0)
     # Pulls are carried through the flips. What is smaller than their rounding error is a tie; otherwise a
-    # coordinate could be sent to and fro for ever.
+    # coordinate could flip back and forth without end.
     slack = 4 * dimension**0.5 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(pull)) * (high - middle)
 
     def next_flip(side: Array, pull: Array, place: Array) -> Array:
-        """Visits until the next discontented one, of ranks from ``place`` on, then wrapped around."""
+        """Visits until the next unstable coordinate, for ranks from ``place`` on, wrapped around."""
         return _least(jnp.where(side * pull < -slack, rank - place, never))
 
     def go_on(carry: tuple[Array, Array, Array, Array, Array]) -> Array:

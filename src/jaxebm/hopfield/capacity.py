@@ -1,4 +1,4 @@
-"""How many memories a network of spins holds, and how many bits of a memory one step from it turns over.
+"""Capacities of networks of spins, and the fraction of wrong bits after one step from a memory.
 
 N is the number of spins, K that of random memories, alpha = K / N the load. Loads and radii may be arrays;
 every result then has their shape. What the classical network does after the first step is in
@@ -40,7 +40,7 @@ def _check_dimension(dimension: int) -> None:
 
 
 def hebb_bit_error(load: float | Array) -> Array:
-    """Returns the part of a memory's bits that one step from it turns over: Hebb's rule with W_ii = 0.
+    """Returns the fraction of a memory's bits that flip in one step from it: Hebb's rule with W_ii = 0.
 
     erfc(1 / sqrt(2 alpha)) / 2, that is P(crosstalk < -1) for crosstalk N(0, alpha), the sum over the other
     memories. Kept, the diagonal would add alpha to the signal 1.
@@ -66,7 +66,7 @@ def hebb_bit_error(load: float | Array) -> Array:
 
 
 def error_free_capacity(dimension: int, *, every_pattern: bool = False) -> float:
-    """Returns how many memories Hebb's rule holds without a single wrong bit, N -> infinity.
+    """Returns the number of memories that Hebb's rule stores without a single wrong bit, N -> infinity.
 
     N / (2 ln N): a given memory is a fixed point; N / (4 ln N): every one of them is.
 
@@ -78,7 +78,7 @@ def error_free_capacity(dimension: int, *, every_pattern: bool = False) -> float
       The number K, a Python float.
 
     Raises:
-      ValueError: if the dimension is no integer of at least 2.
+      ValueError: if the dimension is not an integer of at least 2.
 
     Example:
       >>> round(error_free_capacity(1000), 1), round(error_free_capacity(1000, every_pattern=True), 1)
@@ -100,7 +100,7 @@ def _log_capacity(dimension: int, degree: int, rectified: bool) -> float:
     checks.positive_integer("degree", degree)
     if degree < 2:
         raise ValueError(f"degree={degree!r}: degree must be an integer of at least 2 (2 is Hebb's rule).")
-    # Of an integer, as large as it is, so that no degree overflows.
+    # The logarithm of a Python integer, so that no degree overflows.
     log_double_factorial = math.log(math.prod(range(1, 2 * degree - 2, 2)))
     return (degree - 1) * math.log(dimension) - log_double_factorial + (math.log(2) if rectified else 0.0)
 
@@ -108,7 +108,7 @@ def _log_capacity(dimension: int, degree: int, rectified: bool) -> float:
 def dense_bit_error(
     num_memories: float | Array, dimension: int, degree: int, *, rectified: bool = False
 ) -> Array:
-    """Returns the part of a memory's bits that one step from it turns over, in a dense associative memory.
+    """Returns the fraction of a memory's bits that flip in one step from it, in a dense associative memory.
 
     erfc(sqrt(s / 2)) / 2, s = N^(n-1) / (K (2n-3)!!): signal^2 / variance of the crosstalk, for
 
@@ -145,7 +145,7 @@ def dense_bit_error(
 
 
 def dense_capacity(dimension: int, degree: int, *, rectified: bool = False) -> float:
-    """Returns how many memories a dense associative memory holds without a wrong bit, N -> infinity.
+    """Returns the number of memories that a dense network stores without a wrong bit, N -> infinity.
 
     N^(n-1) / (2 (2n-3)!! ln N) for F(z) = z^n, twice as many for relu(z)^n: a given memory is a fixed point
     of the step in ``dense_bit_error``. n = 2 gives ``error_free_capacity``.
@@ -159,7 +159,7 @@ def dense_capacity(dimension: int, degree: int, *, rectified: bool = False) -> f
       The number K, a Python float.
 
     Raises:
-      ValueError: if ``dimension`` or ``degree`` is no integer of at least 2.
+      ValueError: if ``dimension`` or ``degree`` is not an integer of at least 2.
 
     Example:
       >>> [round(dense_capacity(100, n)) for n in (2, 3, 4)]

@@ -1,4 +1,4 @@
-"""One formula, an energy and the step that lowers it, of which the associative memories are cases.
+"""The common formula of the associative memories: an energy, and the step that lowers it.
 
     E(x) = q/2 |x|^2 - b.x - Phi(beta s(x)) / beta,     s_mu(x) = xi_mu.x + c_mu
 
@@ -29,11 +29,11 @@ LEVELS: dict[str, tuple[float, float]] = {"spins": (-1.0, 1.0), "bits": (0.0, 1.
 
 
 class AssociativeMemory(Protocol):
-    """What retrieval asks of a memory; every method is of one state x, shape (D,)."""
+    """The protocol of a memory for retrieval; every method takes one state x, shape (D,)."""
 
     @property
     def states(self) -> States:
-        """What a coordinate of x may be."""
+        """The possible values of a coordinate of x."""
         ...
 
     @property
@@ -192,7 +192,7 @@ class PatternMemory:
     # One coordinate at a time: the overlaps are carried, so that a visit costs K and not K D.
 
     def carry(self, x: Array) -> Array:
-        """Returns s(x), shape (K,): what a walk over the coordinates keeps up to date."""
+        """Returns s(x), shape (K,): which is updated while coordinates change one by one."""
         return self.similarities(x)
 
     def preference(self, carry: Array, x: Array, index: Array, column: Array, *, exact: bool) -> Array:
@@ -226,7 +226,7 @@ class PatternMemory:
 
 
 def settle(states: States, x: Array, force: Array) -> Array:
-    """Puts each coordinate at the level to which the force points; where there is none, it stays.
+    """Sets each coordinate to the level to which the force points; without a force it stays.
 
     Args:
       states: "spins" or "bits".

@@ -37,7 +37,7 @@ States: TypeAlias = Mapping[str, Array]
 StepSize: TypeAlias = Array | float | Mapping[str, Array | float]
 """dt / tau: one number, or one for each layer."""
 Clamped: TypeAlias = Collection[str] | Mapping[str, Array]
-"""Names of the layers that are held, or layer name -> boolean mask of the neurons that are."""
+"""Names of the fixed layers, or layer name -> boolean mask of the fixed neurons."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Tempered:
     Attributes:
       lagrangian: Phi.
       beta: inverse temperature, a positive Python number. Like all of a Lagrangian it is static: another
-        value compiles anew. (To learn it, scale a synapse instead.)
+        value is compiled again. (To learn it, scale a synapse instead.)
 
     Example:
       >>> from jaxebm.hopfield.lagrangians import Softmax
@@ -77,7 +77,7 @@ class Tempered:
 
 
 class HierarchicalRetrieval(NamedTuple):
-    """Where the dynamics came to rest.
+    """The final state of the dynamics.
 
     Attributes:
       states: layer name -> internal states.
@@ -137,7 +137,7 @@ class HierarchicalMemory:
             self._check_known(str(synapse), synapse.layers)
 
     def init_params(self, rng_key: Array, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Params, ...]:
-        """Returns parameters to start learning from, one entry a synapse, for layers of these shapes."""
+        """Returns initial parameters, one entry per synapse, for layers of these shapes."""
         self._check_names("shapes", shapes)
         rng_keys = jax.random.split(rng_key, len(self.synapses))
         return tuple(

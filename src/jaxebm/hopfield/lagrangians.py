@@ -1,9 +1,9 @@
-"""The convex functions Phi that tell associative memories apart.
+"""The convex functions Phi that define the associative memories.
 
-In E(x) = q/2 |x|^2 - b.x - Phi(beta (Xi x + c)) / beta, Phi says how sharply a memory is told from the
-others: its gradient turns the overlaps with all memories into the weights with which they are recalled. In
-the words of Krotov & Hopfield, Phi is the Lagrangian of the hidden neurons and its gradient their activation
-function; the same objects describe the layers of `jaxebm.hopfield.HierarchicalMemory`.
+In E(x) = q/2 |x|^2 - b.x - Phi(beta (Xi x + c)) / beta, Phi decides how sharply a memory is separated from
+the others: its gradient turns the overlaps with all memories into the weights with which they are recalled.
+In the terms of Krotov & Hopfield, Phi is the Lagrangian of the hidden neurons and its gradient their
+activation function; the same objects describe the layers of `jaxebm.hopfield.HierarchicalMemory`.
 
 Each is a frozen dataclass that compares by value, so that it can be a static part of a compiled program.
 
@@ -59,7 +59,7 @@ class Lagrangian(Protocol):
 
 
 class _Lagrangian:
-    """What most have in common: no symmetry to use."""
+    """The default: no symmetry is used."""
 
     def rescale(self, z: Array) -> Array:
         return z

@@ -35,7 +35,7 @@ from jaxebm.types import Array
 
 __all__ = ["HopfieldAssociation", "HopfieldLookup", "HopfieldPooling"]
 
-# The projections expect features of unit variance, so what is learnt in place of an input starts with it.
+# The projections expect features of unit variance, so learnt inputs are initialised with it.
 _unit_normal = jax.nn.initializers.normal(1.0)
 
 
@@ -64,7 +64,7 @@ class _HopfieldLayer(nn.Module, kw_only=True):
 
 
 class HopfieldAssociation(_HopfieldLayer):
-    r"""Associates queries with memories that are both given: attention, as retrieval from a Hopfield network.
+    r"""Associates given queries with given memories: attention as retrieval from a Hopfield network.
 
     .. math:: \xi \leftarrow K^T p(\beta K \xi) \;\text{(num_steps - 1 times)}, \qquad W_o V^T p(\beta K \xi)
 
@@ -215,7 +215,7 @@ class HopfieldPooling(_HopfieldLayer):
 
 
 class HopfieldLookup(_HopfieldLayer):
-    """Looks queries up in learnt memories: a table that is read by content.
+    """Looks up queries in learnt memories: a content-addressable table.
 
     Options are those of ``HopfieldAssociation``; the parameters are "memories" ``(num_memories, features)``
     and, with projections, "association".

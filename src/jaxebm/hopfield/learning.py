@@ -1,4 +1,4 @@
-"""Memories learnt by gradient through their own retrieval: what is stored is what recalls best."""
+"""Memories learnt by gradient descent through their own retrieval."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,7 @@ __all__ = ["learn_patterns", "recall_loss"]
 def recall_loss(
     memory: AssociativeMemory, queries: Array, targets: Array, *, num_steps: int | None = 1
 ) -> Array:
-    """Returns how far recall from queries ends from what should be recalled.
+    """Returns the distance of the recalled states from their targets.
 
     L = 1/n sum_j |recall(q_j) - t_j|^2 / D, differentiable with respect to the memory: through ``num_steps``
     steps, or, if that is None, at the fixed point by the implicit function theorem.
@@ -69,7 +69,7 @@ def learn_patterns(
     num_updates: int,
     num_steps: int | None = 1,
 ) -> tuple[Array, Array]:
-    """Learns what to store by gradient descent on `recall_loss`.
+    """Learns the patterns to store by gradient descent on `recall_loss`.
 
     Args:
       make_memory: patterns (K, D) -> memory, such as ``partial(modern, beta=4.0)``. Known by identity: define

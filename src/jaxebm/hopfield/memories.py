@@ -56,7 +56,7 @@ def _beta(beta: Any, patterns: Array) -> Array:
 
 
 def classical(patterns: Any, *, bias: Any = None) -> PatternMemory:
-    """Returns Hopfield's network with Hebb's rule, kept as patterns rather than as couplings.
+    """Returns Hopfield's network with Hebb's rule, stored as patterns instead of couplings.
 
     E(x) = -sum_mu (xi_mu.x)^2 / (2 D) - b.x, x in {-1, 1}^D. It is -x.Wx / 2 - b.x with W = Xi^T Xi / D,
     diagonal included, so synchronous steps never raise it.
@@ -88,7 +88,7 @@ def dense(patterns: Any, degree: int = 3, *, rectified: bool = True) -> PatternM
     """Returns a dense associative memory with a polynomial interaction.
 
     E(x) = -D sum_mu F(xi_mu.x / D), F(z) = relu(z)^n / n (z^n / n if not rectified), x in {-1, 1}^D. Some
-    D^(n-1) memories can be told apart. The published energy, of xi.x and not of xi.x / D, is D^(n-1) times
+    D^(n-1) memories can be separated. The published energy, of xi.x and not of xi.x / D, is D^(n-1) times
     this one.
 
     Args:
@@ -119,7 +119,7 @@ def dense(patterns: Any, degree: int = 3, *, rectified: bool = True) -> PatternM
 def exponential(patterns: Any, beta: Any = 1.0) -> PatternMemory:
     """Returns a memory with an exponential interaction.
 
-    E(x) = -sum_mu exp(beta (xi_mu.x - D)) / beta, x in {-1, 1}^D. Some 2^(D/2) memories can be told apart.
+    E(x) = -sum_mu exp(beta (xi_mu.x - D)) / beta, x in {-1, 1}^D. About 2^(D/2) memories can be separated.
     The published energy is e^(beta D) times this one, and so could not be written down beyond D = 88 in
     float32.
 

@@ -80,12 +80,12 @@ def _centres(memory: PatternMemory) -> Array:
 @functools.cache
 def _mixture_functions(dimension: int) -> AnalyticTarget:
     """The functions of a Gaussian mixture: one object a dimension, so that nothing recompiles."""
-    with jax.ensure_compile_time_eval():  # the first call may be in a trace, of which nothing must be kept
+    with jax.ensure_compile_time_eval():  # the first call may be in a trace, whose values must not be stored
         return gaussian_mixture([1.0], [[0.0] * dimension], [1.0])
 
 
 def as_gaussian_mixture(memory: PatternMemory) -> AnalyticTarget:
-    """Returns the density of a modern network: a Gaussian mixture of which everything is known.
+    """Returns the density of a modern network: a Gaussian mixture with exact log Z, moments and sampler.
 
     Its energy is beta E(x), exactly, so that log Z is that of exp(-beta E(x)); in the published normalisation
     log Z = -ln K - beta M^2 / 2 + (D/2) ln(2 pi / beta) + ln sum_mu e^(beta |xi_mu|^2 / 2).
@@ -190,7 +190,7 @@ def as_epanechnikov_mixture(memory: PatternMemory) -> AnalyticTarget:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MaskedMemory:
-    """A modern network of which some coordinates of the query are missing: they are integrated out.
+    """A modern network for queries with missing coordinates, which are integrated out.
 
     Attributes:
       memory: the whole network.
@@ -212,7 +212,7 @@ class MaskedMemory:
 
     @property
     def symmetric(self) -> bool:
-        """Whether the Jacobian of `residual` is symmetric: missing coordinates follow and do not lead."""
+        """Whether the Jacobian of `residual` is symmetric: no, because missing coordinates have no effect."""
         return False
 
     def scores(self, x: Array) -> Array:
@@ -242,15 +242,15 @@ class MaskedMemory:
 
 
 def marginalise(memory: PatternMemory, observed: Any) -> MaskedMemory:
-    """Returns a modern network for queries of which only some coordinates are known.
+    """Returns a modern network for queries with only some known coordinates.
 
     p(mu | x_o) = softmax_mu beta (xi_o.x_o + c_mu + |(xi_mu + b)_m|^2 / 2): the missing coordinates m are
-    integrated out of the mixture, instead of being given a value that the memories are then compared with.
+    integrated out of the mixture, instead of being set to a value.
     `retrieve` on the result fills them in; one step of it is the exact posterior mean.
 
     Args:
       memory: from `jaxebm.hopfield.modern`. With ``equal_weights=True`` the scores are -beta |x_o - xi_o|^2 /
-        2, each memory being as likely as any other beforehand, which is what recall from a part asks for.
+        2, where all memories have the same prior probability, as needed for recall from a part.
       observed: shape (D,), booleans, True where the query is known. What the query holds elsewhere has no
         effect.
 

@@ -1,4 +1,4 @@
-"""Memories that are couplings: any symmetric matrix of weights, with spins (1982) or graded neurons (1984).
+"""Networks given by couplings: any symmetric matrix of weights, with spins (1982) or graded neurons (1984).
 
 `jaxebm.hopfield.storage` has the rules that turn patterns into weights.
 """
@@ -58,7 +58,7 @@ class PairwiseMemory:
     # One coordinate at a time: the fields are carried, so that a flip costs D and not D^2.
 
     def carry(self, x: Array) -> Array:
-        """Returns the fields of x, shape (D,): what a walk over the coordinates keeps up to date."""
+        """Returns the fields of x, shape (D,): which are updated while coordinates change one by one."""
         return self.fields(x)
 
     def preferences(self, carry: Array, x: Array) -> Array:
@@ -135,7 +135,7 @@ class GradedMemory:
         return response - 0.5 * v @ (self.weights @ v) - self.bias @ v
 
     def update(self, x: Array) -> Array:
-        """Returns the potentials W v + b towards which the neurons drift, shape (D,)."""
+        """Returns the potentials W v + b to which the neurons relax, shape (D,)."""
         return self.weights @ self.activations(x) + self.bias
 
     def residual(self, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Recall: from a query down the energy to a memory.
+"""Recall: from a query to a memory by steps that lower the energy.
 
 `retrieve` moves all coordinates at once, `retrieve_asynchronously` one after the other; `trajectory` keeps
 every state on the way. Recall at a temperature is sampling: see `jaxebm.hopfield.glauber`, and any kernel of
@@ -21,7 +21,7 @@ __all__ = ["Retrieval", "check_query", "retrieve", "trajectory"]
 
 
 class Retrieval(NamedTuple):
-    """What became of a query.
+    """The result of a retrieval.
 
     Attributes:
       state: where it came to rest, or the last state, shape (D,). Its energy, which takes as long as half a
@@ -42,7 +42,7 @@ class Retrieval(NamedTuple):
 
 
 def check_query(memory: AssociativeMemory, query: Any, clamped: Any) -> Array:
-    """Returns the query as an array of the memory's width, or raises what is wrong with it or ``clamped``."""
+    """Returns the query as an array of the memory's width; raises if it or ``clamped`` is invalid."""
     vector("query", query, memory.dimension, "one number for each coordinate of the memories")
     checks.finite("query", query)
     if memory.states == "spins":
@@ -79,7 +79,7 @@ def retrieve(
     step_size: float = 1.0,
     clamped: Any = None,
 ) -> Retrieval:
-    """Recalls by synchronous steps, until the state rests.
+    """Recalls by synchronous steps, until the state has converged.
 
     x <- x + step_size (update(x) - x). With step 1 this is the concave-convex step of
     `jaxebm.hopfield.energy`, which never raises the energy of a `PatternMemory`; smaller steps follow the
@@ -94,7 +94,7 @@ def retrieve(
       query: shape (D,). Of spins, 0 stands for an unknown entry.
       max_steps: when to give up, at least 1.
       tolerance: a state rests if no coordinate moves by more, in the units of x.
-      step_size: in (0, 1]; 1 for spins and bits. `GradedMemory` wants about 0.1 to 0.5.
+      step_size: in (0, 1]; 1 for spins and bits. `GradedMemory` needs about 0.1 to 0.5.
       clamped: shape (D,), True for coordinates that are held at the query's value; None for none.
 
     Returns:
@@ -191,7 +191,7 @@ def _implicit_derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
 def trajectory(
     memory: AssociativeMemory, query: Any, num_steps: int, *, step_size: float = 1.0, clamped: Any = None
 ) -> tuple[Array, Array]:
-    """Takes a number of synchronous steps and keeps them all: for pictures, and to differentiate through.
+    """Takes a number of synchronous steps and returns them all, for pictures and for derivatives.
 
     Args:
       memory: any memory of this package.

@@ -1,4 +1,4 @@
-"""Recall at a temperature: the stochastic Hopfield network, which is a Boltzmann machine.
+"""Recall at a temperature above zero: the stochastic Hopfield network, which is a Boltzmann machine.
 
 p(x) = exp(-E(x) / T) / Z over the spins. At T -> 0 Glauber's dynamics becomes `retrieve_asynchronously`. The
 kernels here run in `jaxebm.samplers.run_chain` like any other.
@@ -33,7 +33,7 @@ class GibbsState(NamedTuple):
 
 
 class GibbsInfo(NamedTuple):
-    """What one step did.
+    """Information about one step.
 
     Attributes:
       energy: E of the new position, shape (). Computed only if it is collected.
@@ -205,7 +205,7 @@ def block_gibbs(memory: PatternMemory, temperature: Any = 1.0) -> Kernel:
 
 
 def as_pairwise(memory: PatternMemory) -> PairwiseMemory:
-    """Returns the Boltzmann machine that a classical network is: W = beta Xi^T Xi and the same bias.
+    """Returns the Boltzmann machine of a classical network: W = beta Xi^T Xi and the same bias.
 
     Args:
       memory: from `jaxebm.hopfield.classical`.

@@ -43,24 +43,24 @@ def _without_diagonal(weights: Array) -> Array:
 
 
 def hebb(patterns: Array, *, zero_diagonal: bool = False) -> Array:
-    """Returns Hebb's weights: neurons that fire together are wired together.
+    """Returns Hebb's weights: the sum of the outer products of the patterns, divided by D.
 
     W = Xi^T Xi / D, that is W_ij = sum_mu xi_i^mu xi_j^mu / D; the diagonal is K / D.
 
     Local (W_ij sees neurons i and j alone), incremental (the weights of two sets of patterns add), and
     limited to K = 0.138 D. With the diagonal kept, W is positive semi-definite, so E(x) = -x.Wx/2 is
-    concave and the synchronous step x <- sign(Wx) never raises it; with it zeroed, only one-at-a-time steps
-    are sure not to.
+    concave and the synchronous step x <- sign(Wx) never raises it; with a zero diagonal only asynchronous
+    steps never raise it.
 
     Args:
       patterns: Xi, K memories of D spins -1/+1, shape (K, D).
-      zero_diagonal: whether to set W_ii = 0, so that a neuron does not vote for itself.
+      zero_diagonal: whether to set W_ii = 0, so that a neuron has no effect on itself.
 
     Returns:
       W, symmetric, shape (D, D).
 
     Raises:
-      ValueError: if ``patterns`` is no (K, D) matrix of -1 and 1.
+      ValueError: if ``patterns`` is not a (K, D) matrix of -1 and 1.
 
     Example:
       >>> hebb(jnp.array([[1.0, -1.0]])).tolist()
@@ -75,14 +75,14 @@ def hebb(patterns: Array, *, zero_diagonal: bool = False) -> Array:
 
 
 def storkey(patterns: Array, *, zero_diagonal: bool = False) -> Array:
-    """Returns Storkey's weights: Hebb's, less what the weights already say of the new pattern.
+    """Returns Storkey's weights: Hebb's rule with a correction by the local fields of the earlier weights.
 
     W_ij <- W_ij + (xi_i xi_j - xi_i h_ji - h_ij xi_j) / D, with h_ij = sum_{k != i, j} W_ik xi_k,
 
     for one pattern after the other, from W = 0. Local and incremental like Hebb's rule, but the order of the
     patterns matters. The diagonal follows the same formula, in which h_ii leaves out one term only: W_ii is
-    about K / D, as in Hebb's rule. No other weight depends on it, since h_ij leaves out W_ii; so zeroing it
-    at the end is the same as never having learnt it.
+    about K / D, as in Hebb's rule. No other weight depends on it, since h_ij leaves out W_ii; so setting it
+    to zero at the end is the same as not learning it.
 
     Args:
       patterns: Xi, K memories of D spins -1/+1, shape (K, D), in the order of learning.
@@ -92,7 +92,7 @@ def storkey(patterns: Array, *, zero_diagonal: bool = False) -> Array:
       W, symmetric, shape (D, D).
 
     Raises:
-      ValueError: if ``patterns`` is no (K, D) matrix of -1 and 1.
+      ValueError: if ``patterns`` is not a (K, D) matrix of -1 and 1.
 
     Example:
       >>> storkey(jnp.array([[1.0, -1.0]])).tolist()  # the first pattern is learnt as by Hebb's rule
@@ -139,7 +139,7 @@ def projection(patterns: Array, *, zero_diagonal: bool = False) -> Array:
       W, symmetric, with eigenvalues 0 and 1 (unless the diagonal is zeroed), shape (D, D).
 
     Raises:
-      ValueError: if ``patterns`` is no (K, D) matrix of -1 and 1.
+      ValueError: if ``patterns`` is not a (K, D) matrix of -1 and 1.
 
     Example:
       >>> patterns = jnp.array([[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])  # of rank 2
@@ -157,7 +157,7 @@ def projection(patterns: Array, *, zero_diagonal: bool = False) -> Array:
 
 @jax.jit
 def _projection(patterns: Array) -> Array:
-    # Not by the eigenvectors of Xi^T Xi: squared, the small singular values sink below float32's rounding
+    # Not by the eigenvectors of Xi^T Xi: squared, the small singular values fall below float32's rounding
     # (measured, K = 199, D = 200: W xi - xi up to 5e-3, against 5e-6).
     _, singular_values, right = jnp.linalg.svd(patterns, full_matrices=False)
     cut_off = singular_values[0] * max(patterns.shape) * jnp.finfo(patterns.dtype).eps
@@ -187,7 +187,7 @@ def minimum_probability_flow_loss(weights: Array, bias: Array, patterns: Array) 
       The flow, shape ``()``: D at W = 0, b = 0.
 
     Raises:
-      ValueError: if ``patterns`` is no (K, D) matrix of -1 and 1, or ``weights`` or ``bias`` have other
+      ValueError: if ``patterns`` is not a (K, D) matrix of -1 and 1, or ``weights`` or ``bias`` have other
         shapes.
 
     Example:
@@ -235,7 +235,7 @@ def minimum_probability_flow(
       ``(weights, bias)``: W, symmetric with zero diagonal, shape (D, D), and b, shape (D,).
 
     Raises:
-      ValueError: if ``patterns`` is no (K, D) matrix of -1 and 1, ``num_steps`` no integer of at least 1,
+      ValueError: if ``patterns`` is not a (K, D) matrix of -1 and 1, ``num_steps`` no integer of at least 1,
         or the penalty not positive.
 
     Example:

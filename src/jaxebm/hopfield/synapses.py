@@ -1,4 +1,4 @@
-"""Synapses: what joins the layers of a hierarchical associative memory.
+"""Synapses: the connections between the layers of a hierarchical associative memory.
 
 A synapse is an energy of the activations of some layers, as a Lagrangian is a function of the states of one.
 Each here is a frozen dataclass without numbers of its own: its parameters are arguments, and can be learnt.
@@ -34,7 +34,7 @@ class Synapse(Protocol):
         ...
 
     def init(self, rng_key: Array, /, *shapes: tuple[int, ...]) -> Params:
-        """Returns parameters to start learning from, for layers of these shapes."""
+        """Returns initial parameters, for layers of these shapes."""
         ...
 
 
@@ -155,7 +155,7 @@ class FunctionSynapse:
     Attributes:
       layers: names of the layers.
       function: ``(params, *activations) -> ()``, the activations in the shapes of their layers. It is
-        compared by identity: define it once, for a new function compiles anew.
+        compared by identity: define it once, because a new function is compiled again.
       init_function: ``(rng_key, *shapes) -> params``, for ``init``.
 
     Example:
@@ -179,7 +179,7 @@ class FunctionSynapse:
     def __post_init__(self) -> None:
         if not isinstance(
             self.layers, tuple
-        ):  # a bare string would be read letter by letter, a list has no hash
+        ):  # a string would be read letter by letter, a list is not hashable
             raise TypeError(f"layers={self.layers!r}: a tuple of names is needed.")
 
     def energy(self, params: Params, /, *activations: Array) -> Array:
@@ -190,7 +190,7 @@ class FunctionSynapse:
         """Returns what ``init_function`` returns.
 
         Raises:
-          ValueError: if there is none.
+          ValueError: if there is no ``init_function``.
         """
         if self.init_function is None:
             raise ValueError(f"{self} has no init_function: give it one, or make its parameters yourself.")

@@ -1,4 +1,4 @@
-"""What a state of an associative memory means, and where the classical network settles.
+"""Measures of a state of an associative memory, and theory of the classical network.
 
 Of any state and its memories: ``overlap``, ``separation``, ``retrieval_error_bound``, ``metastable_size``. Of
 Hebb's rule with N spins and K = alpha N random memories, N -> infinity: ``hebb_capacity``, ``hebb_overlap``,
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def overlap(patterns: Array, x: Array) -> Array:
-    """Returns how much of each memory a state holds: m = Xi x / D.
+    """Returns the overlap of a state with each memory: m = Xi x / D.
 
     Args:
       patterns: Xi, K memories of D numbers, shape (K, D).
@@ -58,14 +58,14 @@ def overlap(patterns: Array, x: Array) -> Array:
 
 
 def separation(patterns: Array) -> Array:
-    """Returns how far each memory stands from the others: Delta_i = x_i.x_i - max_{j != i} x_i.x_j.
+    """Returns the separation of each memory from the others: Delta_i = x_i.x_i - max_{j != i} x_i.x_j.
 
     Args:
       patterns: K memories of D numbers, shape (K, D).
 
     Returns:
       Delta, shape (K,): 0 for a memory stored twice, below 0 where another, longer one hides it, infinite
-      for a memory that has no other beside it.
+      for a memory without others.
 
     Raises:
       ValueError: if ``patterns`` is no (K, D) matrix.
@@ -84,12 +84,12 @@ def separation(patterns: Array) -> Array:
 
 
 def retrieval_error_bound(patterns: Array, beta: float | Array, distance: float | Array) -> Array:
-    """Returns a bound on |f(xi) - x_i|, how far one step of the modern network ends from memory i.
+    """Returns a bound on |f(xi) - x_i|, the distance from memory i after one step of the modern network.
 
     2 (K - 1) M exp(-beta (Delta_i - 2 M distance)), M = max_j |x_j|, f(xi) = Xi^T softmax(beta Xi xi).
 
     Why: f(xi) - x_i averages x_j - x_i, none longer than 2 M, and the softmax gives each other memory at most
-    exp(beta xi.(x_j - x_i)), where xi.(x_i - x_j) >= Delta_i - 2 M |xi - x_i|. Above 2 M it says nothing.
+    exp(beta xi.(x_j - x_i)), where xi.(x_i - x_j) >= Delta_i - 2 M |xi - x_i|. Above 2 M it has no meaning.
 
     Args:
       patterns: Xi, K memories of D numbers, shape (K, D).
@@ -120,7 +120,7 @@ def retrieval_error_bound(patterns: Array, beta: float | Array, distance: float 
 
 
 def metastable_size(probabilities: Array, mass: float | Array = 0.9) -> Array:
-    """Returns how many memories a state mixes: the fewest softmax terms that sum to at least ``mass``.
+    """Returns the number of memories that a state mixes: the fewest softmax terms with a sum of ``mass``.
 
     1 is the retrieval of one memory; K (or nearly) the average of all; between lie metastable states.
 

@@ -26,7 +26,7 @@ from jaxebm.types import Array
 __all__ = ["entmax", "entmax_conjugate", "uniform_negentropy"]
 
 _MOST_STEPS = 100
-"""Newton's: ten are many, and each of a hundred would have to drop entries of its own."""
+"""Greatest number of Newton steps; ten are usually enough."""
 
 
 def entmax(z: Array, alpha: float = 1.5, axis: int = -1) -> Array:
@@ -34,7 +34,7 @@ def entmax(z: Array, alpha: float = 1.5, axis: int = -1) -> Array:
 
     .. math:: p(z) = \arg\max_{p \in \Delta}\; p \cdot z - \Omega_\alpha(p)
 
-    For alpha in (1, 2] by Newton's method, which walks to the solution from one side in a handful of steps
+    For alpha in (1, 2] by Newton's method, which converges to the solution from one side in a few steps
     and at alpha = 2 (sparsemax) ends exactly, each step solving for the support that it sees; above 2, where
     what is solved is no longer convex, by bisection. Both go down to neighbouring floats, and neither sorts.
     The Jacobian is exact: diag(s) - s s^T / sum(s), s_i = p_i^(2 - alpha) on the support and 0 elsewhere.
@@ -238,7 +238,7 @@ def _newton(z: Array, alpha: float) -> Array:
 
     def advance(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         step, u, _ = state
-        # At the solution rounding could send u up and down without end. Rows that have arrived stay.
+        # At the solution rounding could move u up and down without end. Rows that have converged stay.
         change = jnp.maximum(fall(u), 0.0)
         return step + 1, u - change, change
 

@@ -110,6 +110,8 @@ def train(config: Config, dataset: Dataset | None = None) -> TrainedRun:
         return TrainedRun(model, result, None, config.output)
     twin_params = None
     if config.run.twin and config.generative:
+        if first and config.run.progress:
+            print("training the same network by cross-entropy alone, for comparison", file=sys.stderr)
         twin_params = fetch(run_training(build(twin_config(config), dataset)).params)
     if not first:
         return TrainedRun(model, result, None, config.output)  # only one process evaluates

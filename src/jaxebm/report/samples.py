@@ -184,7 +184,7 @@ def _sheet(samples: Samples, evaluation: Evaluation) -> np.ndarray:
 
 
 def _judge_neighbours(evaluation: Evaluation) -> dict[str, float]:
-    """Draws samples beside their nearest training images; returns the distances.
+    """Draws samples next to their nearest training images; returns the distances.
 
     If samples are much closer than test images, the model copies training images.
     """

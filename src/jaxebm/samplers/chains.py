@@ -1,8 +1,8 @@
 """Running kernels: the only place in the package where ``lax.scan`` meets a kernel.
 
-A chain starts from a position, never from a kept state: a state may cache the energy and the gradient of
-parameters that have been updated since. A chain keeps nothing but its last state, unless it is asked to
-collect more.
+A chain starts from a position, never from a stored state: a state may cache the energy and the gradient of
+parameters that have been updated since. A chain returns only its last state, unless it is asked to collect
+more.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def run_chain(
       rng_key: one key.
       kernel: this package's or BlackJAX's (anything with ``init(position, rng_key)`` and
         ``step(rng_key, state)``).
-      position: where the chain starts, without a batch axis. The state is always made afresh from it.
+      position: initial position, without a batch axis. The state is always initialised from it.
       num_steps: number of steps, a Python integer of at least 1.
       collect: ``(state, info) -> pytree``, called after each step. Memory grows with num_steps by what it
         returns, so the default returns nothing.
@@ -117,12 +117,12 @@ def run_annealed_chain(
 ) -> tuple[Any, Any]:
     """Runs one chain whose kernel changes at every step: annealing, tempering, decaying step sizes.
 
-    By default each step starts from a position alone, with a state made afresh by its own kernel: right for
-    every kernel and every target, because nothing cached of the last target can be stale. It also forgets
-    what a state is meant to remember: the momenta of ``underdamped``, the square average of
-    ``preconditioned_sgld``. ``keep_state=True`` hands the state on from kernel to kernel instead. That is
-    right where the target stays the same along the schedule (step sizes, noise, friction), and where the
-    state caches nothing of it. It is wrong for ``mala``, ``hmc``, ``nuts`` and ``underdamped`` on a target
+    By default each step starts from a position alone, with a state initialised by its own kernel. That is
+    correct for every kernel and every target, because no cached value of the last target is used. It also
+    drops the memory of a state: the momenta of ``underdamped``, the square average of
+    ``preconditioned_sgld``. ``keep_state=True`` passes the state from kernel to kernel instead. That is
+    correct if the target stays the same along the schedule (step sizes, noise, friction), or if the state
+    caches nothing of it. It is wrong for ``mala``, ``hmc``, ``nuts`` and ``underdamped`` on a target
     that changes: they would use the energy or the gradient of the last one.
 
     Args:
@@ -142,7 +142,7 @@ def run_annealed_chain(
         scalar.
 
     Example:
-      From temperature 10 down to 1, with one kernel a temperature:
+      From temperature 10 down to 1, with one kernel per temperature:
 
       >>> energy = lambda x: 0.5 * jnp.sum(x**2)
       >>> cooling = {"inverse_temperature": jnp.linspace(0.1, 1.0, 5)}
@@ -158,7 +158,7 @@ def run_annealed_chain(
         index, schedule_slice = at
         kernel = kernel_at(schedule_slice)
         state_key, step_key = jax.random.split(fold_in(steps_key, index))
-        if not keep_state:  # the target may have changed, so whatever the last kernel cached of it is stale
+        if not keep_state:  # the target may have changed, and cached values with it
             state = kernel.init(state.position, rng_key=state_key)
         state, info = kernel.step(step_key, state)
         return state, collect(state, info)
@@ -178,7 +178,7 @@ def sample(
     collect: Collect | None = None,
     **kernel_parameters: Any,
 ) -> Any:
-    """Draws from exp(-E(x)) with many chains, compiled: the shortest way from an energy to samples.
+    """Draws samples from exp(-E(x)) with many chains, compiled.
 
     Compiled once for each energy, kernel, collect, num_steps and shape: new values of params, positions, step
     sizes and other floats or arrays run the same program. Integers, booleans and strings among the kernel's
@@ -195,7 +195,7 @@ def sample(
       kernel: ``kernel(target, **kernel_parameters) -> Kernel``: ``sgld``, ``mala``, ``hmc``, ``nuts`` or
         yours.
       collect: ``(state, info) -> pytree`` of one chain and step, to keep a history.
-      **kernel_parameters: what the kernel takes besides its target.
+      **kernel_parameters: arguments of the kernel besides its target.
 
     Returns:
       The last positions, leaves ``(n, ...)``; or ``(positions, history)`` with history leaves

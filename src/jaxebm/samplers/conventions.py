@@ -13,7 +13,7 @@ __all__ = ["CONVENTIONS", "Convention", "LangevinNumbers", "from_convention"]
 
 
 class LangevinNumbers(NamedTuple):
-    """What ``sgld`` takes, and what it then samples at.
+    """The numbers of ``sgld``, and the temperature at which it then samples.
 
     Attributes:
       step_size: epsilon, the factor of the gradient, ``()``.
@@ -158,7 +158,7 @@ def from_convention(name: str, step: Any, noise: Any = None) -> LangevinNumbers:
     """Translates a published step and noise into ``sgld``'s.
 
     Args:
-      name: a key of ``CONVENTIONS``, whose ``source`` tells how it writes its step.
+      name: a key of ``CONVENTIONS``, whose ``source`` has the formula of its step.
       step: the source's own step > 0, ``()``.
       noise: the source's own noise >= 0, ``()``; ``None`` means what was published. Most sources tie their
         noise to their step, and take none.
@@ -172,7 +172,7 @@ def from_convention(name: str, step: Any, noise: Any = None) -> LangevinNumbers:
         convention whose step decides it.
 
     Example:
-      JEM's paper and its code both say alpha = 1, of which two very different chains come:
+      JEM's paper and its code both have alpha = 1, but give two very different chains:
 
       >>> from_convention("jem-printed", 1.0)
       LangevinNumbers(step_size=0.5, noise_scale=1.0, temperature=1.0)

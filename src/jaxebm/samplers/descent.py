@@ -1,4 +1,4 @@
-"""Steepest descent by steps of one length, in a ball and a box: the chain that makes adversarial examples."""
+"""Steepest descent by steps of fixed length, in a ball and a box: the chain of adversarial examples."""
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -16,7 +16,7 @@ from jaxebm.types import Array, Kernel, Position, Target
 __all__ = ["DescentNorm", "project_to_ball", "projected_gradient_descent", "steepest_descent"]
 
 DescentNorm = Literal["l2", "linf"]
-"""In which norm a step has its length: Euclidean over all leaves, or the largest absolute entry."""
+"""The norm of a step's length: Euclidean over all leaves, or the largest absolute entry."""
 
 
 def steepest_descent(
@@ -28,7 +28,7 @@ def steepest_descent(
     center: Position | None = None,
     radius: Array | float | None = None,
 ) -> Kernel:
-    r"""Goes down the target by steps of one length, without noise: projected gradient descent, "PGD".
+    r"""Descends the target by steps of fixed length, without noise: projected gradient descent, "PGD".
 
     .. math:: x \leftarrow \Pi\!\left(x - \epsilon\, d(\partial E / \partial x)\right), \qquad
               d_2(g) = g / \|g\|_2, \qquad d_\infty(g) = \mathrm{sign}(g)
@@ -42,7 +42,7 @@ def steepest_descent(
     classifier's loss it is the attack that raises this loss.
 
     Args:
-      target: position -> energy ``()``, what is to be lowered.
+      target: position -> energy ``()``, to be lowered.
       step_size: epsilon > 0, ``()``, the length of a step before it is projected, in units of position.
       norm: ``"l2"``, Euclidean over all leaves together, or ``"linf"``, every entry moves by epsilon.
       state_clamp: ``(low, high)``: each entry of the new position is projected onto [low, high], last of all.
@@ -124,7 +124,7 @@ def projected_gradient_descent(
     radius: Array | float,
     state_clamp: tuple[Array | float, Array | float] | None = None,
 ) -> Position:
-    r"""Runs ``steepest_descent`` in a ball and a box, one target a step: the loop of every attack here.
+    r"""Runs ``steepest_descent`` in a ball and a box, one target per step: the loop of every attack here.
 
     .. math:: x_0 = \Pi(\mathrm{start}), \qquad
               x_k = \Pi\!\left(x_{k-1} - \epsilon\, d(\partial E_k / \partial x)\right)
@@ -224,8 +224,8 @@ def _unit(gradient: Any, norm: DescentNorm) -> Any:
     gradient = jax.tree.map(widened, gradient)
     if norm == "linf":
         return jax.tree.map(jnp.sign, gradient)
-    # Divided by the largest entry first: a confident classifier's slopes are so small that their squares are
-    # zero in float32, and the chain would stand still.
+    # Divided by the largest entry first: the gradients of a confident classifier are so small that their
+    # squares are zero in float32, and the chain would not move.
     largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(gradient)]).max()
     scaled = jax.tree.map(lambda leaf: leaf / jnp.where(largest > 0, largest, 1.0), gradient)
     length = optax.tree.norm(scaled)

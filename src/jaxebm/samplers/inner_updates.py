@@ -24,7 +24,7 @@ class TargetInTwo(Protocol):
         ...
 
     def first(self, x: Position, /) -> Any:
-        """Returns h, what the first layer makes of x; any pytree."""
+        """Returns h, the output of the first layer for x; any pytree."""
         ...
 
     def rest(self, x: Position, h: Any, /) -> Array:
@@ -53,20 +53,20 @@ def first_layer_sgld(
     f_0 is ``target.first``, the first layer, and one step of this kernel is all of that.
 
     **Where the first layer is affine**, a convolution or dense layer alone, as in JEM++'s own code, its
-    gradient W^T p is the same at every x. Without noise each coordinate then walks N equal steps until it
-    meets a wall of the clamp, where it stays: from within the clamp, N inner updates *are one* step of
+    gradient W^T p is the same at every x. Without noise each coordinate then takes N equal steps until it
+    meets a bound of the clamp, where it stays: from within the clamp, N inner updates *are one* step of
     ``sgld`` with step_size N epsilon and the same clip and clamp, at a higher price. They differ where the
-    first layer is more (split after its activation, or after a block), and then only by the curvature of
-    that part: what is beyond is linearised at the x of the full gradient.
+    first part is not affine (split after its activation, or after a block), and then only by the curvature of
+    that part: the rest is linearised at the x of the full gradient.
 
     Args:
       target: a target with the methods ``first`` and ``rest``: ``split_energy(module, name).bind(params)`` of
-        `jaxebm.energies`, or one's own. What reaches the energy beside ``first`` is no part of the gradient.
+        `jaxebm.energies`, or your own. Paths from x to the energy besides ``first`` are not in the gradient.
       step_size: epsilon > 0, ``()``, of one inner update.
       noise_scale: sigma >= 0, ``()``, of one inner update, in units of position. As the number 0, the
         default, none is drawn.
       num_inner_steps: N, an integer of at least 1; compiled in.
-      full_step_size: at least 0, ``()``: x first moves by so much of the full gradient, neither clipped nor
+      full_step_size: at least 0, ``()``: x first moves by this times the full gradient, neither clipped nor
         clamped. JEM++'s released code (``sgld_lr``) takes 1.0 here before its inner updates.
       gradient_clip: g > 0: each entry of an inner gradient is clipped to [-g, g].
       state_clamp: ``(low, high)``: each entry is projected onto [low, high] after every inner update.

@@ -81,7 +81,7 @@ def langevin_temperature(
 
     .. math:: T = \frac{\sigma^2}{2 \epsilon} \Big/ \left(1 - \frac{\epsilon k}{2}\right)
 
-    On E(x) = k x^2 / 2 the chain's stationary law is exactly exp(-E(x) / T), whatever the step. On another
+    On E(x) = k x^2 / 2 the stationary distribution is exactly exp(-E(x) / T), for any step size. On another
     energy it is so, up to an error of order epsilon, with T at k = 0, the default.
 
     Args:

@@ -1,9 +1,9 @@
-"""Exact samplers: MALA, HMC and NUTS, BlackJAX's own behind this package's protocol (log density = -energy).
+"""Exact samplers: MALA, HMC and NUTS of BlackJAX, with this package's protocol (log density = -energy).
 
 States and infos are BlackJAX's: every state has ``position``, every info ``acceptance_rate``.
 
-BlackJAX is imported where it is first used: importing it starts JAX's backend, and whoever imports this
-package may still have to choose devices or call ``jax.distributed.initialize``.
+BlackJAX is imported where it is first used: importing it starts JAX's backend, and a user of this package may
+still have to choose devices or call ``jax.distributed.initialize``.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ __all__ = ["hmc", "mala", "nuts", "warm_up"]
 
 
 def mala(target: Target, step_size: Array | float) -> Kernel:
-    r"""The Metropolis-adjusted Langevin algorithm: a step of true Langevin, then accepted or refused.
+    r"""The Metropolis-adjusted Langevin algorithm: a Langevin step, then accepted or rejected.
 
     .. math:: x' = x - \epsilon\, \partial E / \partial x + \sqrt{2 \epsilon}\, n, \qquad
               \min\{1, e^{E(x) - E(x')} q(x | x') / q(x' | x)\}
@@ -199,7 +199,7 @@ def warm_up(
     dense_mass_matrix: bool = False,
     **parameters: Any,
 ) -> tuple[dict[str, Any], Position]:
-    """Tunes one chain's kernel to a target, and moves the chain to where the target lives.
+    """Tunes the kernel of one chain to a target, and moves the chain to the typical set of the target.
 
     HMC and NUTS: Stan's schedule of windows, which adapts the step size and the mass matrix. MALA: dual
     averaging of the step size. No history is kept. Samples drawn while tuning are not samples of the target,
@@ -214,7 +214,7 @@ def warm_up(
       target_acceptance_rate: strictly between 0 and 1; ``None`` means 0.574 for MALA (the optimum in high
         dimension) and 0.8 for HMC and NUTS.
       dense_mass_matrix: estimate the full covariance rather than its diagonal (HMC and NUTS).
-      **parameters: what the kernel needs besides, as ``num_integration_steps`` for HMC.
+      **parameters: further arguments of the kernel, such as ``num_integration_steps`` for HMC.
 
     Returns:
       ``(kernel_parameters, position)``: a dictionary such that ``nuts(target, **kernel_parameters)`` is the
@@ -223,7 +223,7 @@ def warm_up(
 
     Raises:
       ValueError: if the algorithm is unknown, a number is out of its range, HMC lacks num_integration_steps,
-        or MALA is asked for a mass matrix.
+        or a mass matrix is requested for MALA.
 
     Example:
       >>> target = lambda x: 0.5 * jnp.sum((x / jnp.array([1.0, 10.0])) ** 2)
@@ -252,7 +252,7 @@ def warm_up(
     if algorithm == "mala":
         if dense_mass_matrix or parameters:
             raise ValueError(
-                f"MALA has a step size alone: dense_mass_matrix and {sorted(parameters)} do not apply to it."
+                f"MALA has only a step size: dense_mass_matrix and {sorted(parameters)} do not apply to it."
             )
         run = jax.jit(partial(run_chain, kernel=_adaptive_mala(target, rate), num_steps=num_steps))
         state, _ = run(rng_key, position=position)

@@ -21,13 +21,13 @@ LevelEnergyFn: TypeAlias = Callable[[Params, Position, Array], Array]
 
 
 def geometric_levels(first: float, last: float, num_levels: int) -> Array:
-    r"""Returns noise levels that fall by one factor, shape ``(num_levels,)``.
+    r"""Returns a geometric sequence of falling noise levels, shape ``(num_levels,)``.
 
     .. math:: \sigma_i = \sigma_1 (\sigma_L / \sigma_1)^{(i - 1) / (L - 1)}
 
     Args:
       first: sigma_1, about the largest distance between two data (Song & Ermon 2020, technique 1).
-      last: sigma_L, positive and below ``first``: what noise the samples may keep.
+      last: sigma_L, positive and below ``first``: the noise that remains in the samples.
       num_levels: L, at least 2.
 
     Returns:

@@ -14,7 +14,7 @@ __all__ = ["PreconditionedState", "preconditioned_sgld"]
 
 
 class PreconditionedState(NamedTuple):
-    """Where the chain is, and how steep it was on the way there.
+    """The position of the chain, and the running average of its squared gradients.
 
     Attributes:
       position: the state x of the chain, any pytree of floating-point arrays.
@@ -44,13 +44,13 @@ def preconditioned_sgld(
     step. V begins at the square of the first gradient rather than at 0, where G would be 1 / lambda. Where
     curvatures span a factor c, relaxation times span sqrt(c) instead of c.
 
-    **Its bias.** Langevin dynamics with a G that depends on x needs the drift Gamma = dG/dx besides; it is
-    left out here, as it is in practice, for it asks for second derivatives. What that costs is known at both
-    ends, for temperature 1:
+    **Its bias.** Langevin dynamics with a G that depends on x needs an additional drift Gamma = dG/dx; it is
+    left out here, as usual in practice, because it needs second derivatives. The bias is known at both ends,
+    for temperature 1:
 
-    - alpha -> 1: V hardly changes while the chain runs through its law, so G is a constant and the chain is
+    - alpha -> 1: V hardly changes while the chain explores the target, so G is constant and the chain is
       ``sgld`` with step epsilon G: on E = k x^2 / 2 the variance is (1 / k) / (1 - epsilon G k / 2).
-    - alpha = 0: as epsilon -> 0 the law is not exp(-E) but exp(-E) (lambda + abs(dE/dx)) for each
+    - alpha = 0: as epsilon -> 0 the density is not exp(-E) but exp(-E) (lambda + abs(dE/dx)) for each
       coordinate of an energy that is their sum: too little weight where the energy is flat.
 
     In between, what counts is whether V averages over many more steps, 1 / (1 - alpha), than the chain's own
@@ -62,7 +62,7 @@ def preconditioned_sgld(
     Args:
       target: position -> energy ``()``.
       step_size: epsilon > 0, ``()``, in units of position: G divides by a gradient.
-      decay: alpha in [0, 1], ``()``. At 1 the first gradient's square is kept for ever.
+      decay: alpha in [0, 1], ``()``. At 1 the square of the first gradient is never updated.
       damping: lambda > 0, ``()``, in units of gradient. G never exceeds 1 / lambda: what a coordinate on
         which the energy does not depend gets, so it bounds how far such a one is thrown.
       noise_scale: sigma >= 0, ``()``, in units of sqrt(position); ``None`` means sqrt(2 epsilon),
@@ -71,7 +71,7 @@ def preconditioned_sgld(
     Returns:
       A kernel over ``PreconditionedState`` and ``LangevinInfo``; its ``init`` takes one gradient. The
       position is any pytree of floating-point arrays and keeps its dtypes. In ``run_annealed_chain`` use
-      ``keep_state=True``: a state made afresh at every step forgets V, which is alpha = 0.
+      ``keep_state=True``: a state initialised at every step forgets V, which is alpha = 0.
 
     Raises:
       ValueError: if the step or the damping is not positive, the decay not in [0, 1] or the noise negative

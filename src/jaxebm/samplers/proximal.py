@@ -46,7 +46,7 @@ def proximal_sgld(
     Args:
       target: position -> energy ``()``: E, the smooth part.
       proximal: ``(position, step_size) -> position``, the proximal map of step_size * r: ``soft_threshold``,
-        ``box``, ``ridge``, ``projected`` or one's own. It sees float32, or wider.
+        ``box``, ``ridge``, ``projected`` or your own. Its argument is float32, or wider.
       step_size: epsilon > 0, ``()``, as in ``sgld``.
       noise_scale: sigma >= 0, ``()``; ``None`` means sqrt(2 epsilon), temperature 1. At 0 this is the
         proximal gradient method, which finds the mode.
@@ -188,7 +188,7 @@ def box(low: Array | float, high: Array | float) -> Proximal:
 
 
 def projected(projection: Callable[[Position], Position]) -> Proximal:
-    """The proximal map of a convex set: the nearest point in it, whatever the step.
+    """The proximal map of a convex set: the nearest point in it, for any step size.
 
     Args:
       projection: position -> the nearest position in the set, such as those of ``optax.projections``.

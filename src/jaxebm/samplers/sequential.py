@@ -1,8 +1,8 @@
-"""Sequential Monte Carlo: a population moves from a reference to the model, and is resampled on the way.
+"""Sequential Monte Carlo: a population moves from a reference to the model, with resampling.
 
-Where annealed importance sampling lets the weights of its chains drift apart, here the temperature rises only
-as far as the weights allow, the unlikely particles are then replaced by copies of the likely ones, and all of
-them move.
+Annealed importance sampling lets the weights of its chains become unequal. Here each step of the temperature
+is limited by the weights; then unlikely particles are replaced by copies of likely ones, and all of them
+move.
 """
 
 import functools
@@ -22,12 +22,12 @@ __all__ = ["SMCResult", "sequential_monte_carlo"]
 
 
 class SMCResult(NamedTuple):
-    """The population, and how it got there. M is the most temperatures that were allowed.
+    """The population, and the record of its steps. M is the greatest number of temperatures.
 
     Attributes:
       particles: equally weighted, leaves ``(n, ...)``.
       log_partition_ratio: the estimate of log Z_1 - log Z_0 in nats, ``()``; NaN unless ``completed``.
-      completed: whether the walk arrived at inverse temperature 1 within M steps, ``()``. If not, the
+      completed: whether inverse temperature 1 was reached within M steps, ``()``. If not, the
         particles are those of a hotter model.
       num_temperatures: steps taken, ``()``.
       inverse_temperatures: b, ``(M,)``, after each step; NaN beyond the last.
@@ -59,7 +59,7 @@ def sequential_monte_carlo(
     max_num_temperatures: int = 100,
     parameters_at: Callable[[Array], Mapping[str, Any]] | None = None,
 ) -> SMCResult:
-    r"""Walks n particles along E_b = (1 - b) E_0 + b E_1 in steps of its own finding, compiled.
+    r"""Moves n particles along E_b = (1 - b) E_0 + b E_1 in adaptive steps, compiled.
 
     .. math:: w_i = e^{-(b' - b) D(x_i)}, \quad D = E_1 - E_0, \qquad
               \frac{(\sum_i w_i)^2}{n \sum_i w_i^2} = \rho, \qquad
@@ -78,11 +78,11 @@ def sequential_monte_carlo(
       rng_key: one key.
       energy: E_1, ``energy(params, x) -> ()``.
       params: its parameters.
-      reference: E_0, which must have mass wherever E_1 has.
+      reference: E_0, whose density must be positive where that of E_1 is.
       reference_params: its parameters.
       particles: independent exact draws from exp(-E_0), leaves ``(n, ...)``, n at least 2.
       make_kernel: ``make_kernel(target) -> Kernel``. The floats and arrays that a ``functools.partial`` holds
-        by keyword are traced, so ``partial(mala, step_size=0.1)`` may be written anew for each call.
+        by keyword are traced, so ``partial(mala, step_size=0.1)`` may be made again for each call.
       num_steps_per_temperature: moves of each particle at each temperature, at least 1.
       target_effective_fraction: rho, strictly between 0 and 1. Higher: smaller steps, more of them.
       max_num_temperatures: M, which bounds the work and sets the length of the record.
@@ -90,7 +90,7 @@ def sequential_monte_carlo(
         as ``lambda b: {"step_size": 1.0 / (1 + 9 * b)}``.
 
     Returns:
-      The result. Look at ``completed``.
+      The result. Check ``completed``.
 
     Raises:
       ValueError: if a number is out of its range, the particles are ragged or fewer than two, the kernel
@@ -176,7 +176,7 @@ def _walk(
         remaining = 1 - walk.b
         step = ess_solver(lambda _: log_density_ratios, walk.particles, fraction, remaining, dichotomy)
         b = jnp.where(step >= remaining, 1.0, walk.b + step)
-        # 0 * inf is NaN, but a particle of infinite energy has weight 0 whatever the step.
+        # 0 * inf is NaN, but a particle of infinite energy has weight 0 for any step.
         log_weights = jnp.where(jnp.isneginf(log_density_ratios), -jnp.inf, step * log_density_ratios)
         log_mean_weight = jax.nn.logsumexp(log_weights) - jnp.log(num_particles)
         weights = jax.nn.softmax(log_weights)

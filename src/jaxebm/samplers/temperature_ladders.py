@@ -1,4 +1,4 @@
-"""Where the temperatures of parallel tempering should lie: as far apart as equal swap rates allow."""
+"""Ladders of temperatures for parallel tempering, spaced for equal swap rates."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ __all__ = ["Ladder", "tune_ladder"]
 
 
 class Ladder(NamedTuple):
-    """A tuned ladder, and how it did in the last round.
+    """A tuned ladder, and its results in the last round.
 
     Attributes:
       inverse_temperatures: b, ``(R,)``, from the given b_0 to 1.
@@ -53,7 +53,7 @@ def tune_ladder(
     num_steps_per_swap: int = 1,
     parameters_at: Callable[[Array], Mapping[str, Any]] | None = None,
 ) -> Ladder:
-    r"""Spaces the temperatures so that every swap is refused equally often, by pilot rounds.
+    r"""Spaces the temperatures so that every swap is rejected equally often, by pilot rounds.
 
     .. math:: \Lambda(b_r) = \sum_{s < r} (1 - a_s), \qquad
               \Lambda(b'_r) = r \Lambda(1) / (R' - 1), \qquad

@@ -1,7 +1,7 @@
 """Parallel tempering: replicas of the chain at rising temperatures, which exchange their places.
 
-A hot replica crosses barriers that the target's own chain never would, and what it finds travels down the
-ladder by swaps that leave the joint law of all replicas exactly as it is.
+A hot replica crosses barriers that a chain of the target would not cross, and its positions move down the
+ladder by swaps that leave the joint distribution of all replicas invariant.
 """
 
 from collections.abc import Callable, Mapping
@@ -92,7 +92,7 @@ def parallel_tempering(
     Returns:
       A kernel over ``TemperingState`` and ``TemperingInfo``. Its position has leaves ``(R, ...)``: it runs
       through ``run_chain``, ``run_chains`` and ``sample`` (positions ``(n, R, ...)``) as any other, and
-      ``[-1]`` of it is the sample. The state of the moves is made anew before each round.
+      ``[-1]`` of it is the sample. The state of the moves is initialised before each round.
 
     Raises:
       ValueError: if the ladder does not rise to 1, a shape is another, num_steps_per_swap is not a positive

@@ -53,7 +53,7 @@ def underdamped(
     temperature: Array | float = 1.0,
     mass: Any = 1.0,
 ) -> Kernel:
-    r"""Langevin dynamics with inertia, by the BAOAB splitting, with one gradient a step.
+    r"""Langevin dynamics with inertia, by the BAOAB splitting, with one gradient per step.
 
     .. math:: dx = \frac{p}{m} dt, \qquad
               dp = -\frac{\partial E}{\partial x} dt - \gamma p\, dt + \sqrt{2 \gamma m T}\, dW

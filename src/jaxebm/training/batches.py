@@ -71,7 +71,7 @@ class Preparation(NamedTuple):
         else:
             shapes = jax.eval_shape(
                 self._rescaled,
-                jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), examples.x),
+                jax.tree.map(_abstract, examples.x),
             )
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes)
 
@@ -119,6 +119,10 @@ class Preparation(NamedTuple):
 
 
 _init_stream = jax.jit(init_stream, static_argnames=("num_examples", "num_strata"))
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def start_streams(key_labelled: Array, key_x_data: Array, examples: Examples, num_strata: int) -> Streams:

@@ -33,7 +33,7 @@ State = TypeVar("State")
 
 
 class CheckpointMismatchError(ValueError):
-    """Raised when a checkpoint does not fit the run that wants to resume from it."""
+    """Raised when a checkpoint does not fit the run that is resumed from it."""
 
 
 class CheckpointCorruptError(ValueError):

@@ -28,7 +28,7 @@ def read_params(path: str | Path, template: Params, *, step: int | None = None) 
       path: the folder of the run, that `jaxebm.training.open_run` made.
       template: parameters of the same structure and shapes, or their shapes, such as
         ``jax.eval_shape(network.init, rng_key, example)``.
-      step: the checkpoint after so many updates; the newest by default.
+      step: the step of the checkpoint; the newest by default.
 
     Returns:
       The parameters, of the structure of ``template``.

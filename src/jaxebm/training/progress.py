@@ -80,7 +80,7 @@ def make_progress(shown: bool, *, first: int, total: int) -> Progress:
     Args:
       shown: whether to show anything.
       first: updates that are done already.
-      total: updates in all.
+      total: total number of updates.
 
     Returns:
       A context manager with ``update(step, metrics)``.

@@ -16,7 +16,7 @@ __all__ = ["RunFolder", "open_run", "read_run", "write_atomically"]
 
 CONFIG, METRICS, RECOVERIES, CHECKPOINTS = "config.json", "metrics.jsonl", "recoveries.jsonl", "checkpoints"
 CONTENTS = "contents.json"
-"""The names of everything that a run has written beside this file; ``overwrite=True`` removes no others."""
+"""The file with the names of all files of a run; ``overwrite=True`` removes only these."""
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Do the chains sample the energy? Convergence, drift beyond training's length, distance from exp(-E)."""
+"""Do the chains sample the energy? Convergence, drift beyond the training length, distance from exp(-E)."""

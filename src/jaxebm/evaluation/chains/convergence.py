@@ -1,4 +1,4 @@
-"""Have the chains converged, and how precise is their mean? Diagnostics of a kept history.
+"""Have the chains converged, and how precise is their mean? Diagnostics of a history.
 
 A history is what ``run_chains(..., collect=...)`` returns: one array ``(num_chains, num_steps, ...)``, whose
 entries, each a scalar quantity followed along every chain, are judged one by one. The estimators are
@@ -30,7 +30,7 @@ _KINDS = ("mean", "bulk", "tail")
 
 
 class ChainSummary(NamedTuple):
-    """What a history says of each of its entries; leaves have the entry's shape ``(...)``.
+    """Diagnostics of each entry of a history; leaves have the shape of an entry, ``(...)``.
 
     Attributes:
       mean: over all draws of all chains, in units of the entry.
@@ -54,7 +54,7 @@ class ChainSummary(NamedTuple):
 
 
 def effective_sample_size(history: Array, kind: Literal["mean", "bulk", "tail"] = "mean") -> Array:
-    r"""How many independent draws would estimate as precisely as these do.
+    r"""Effective sample size: the number of independent draws with the same precision.
 
     .. math:: n_{eff} = \frac{M N}{\tau}, \qquad \tau = 1 + 2 \sum_{t \ge 1} \rho_t
 
@@ -154,7 +154,7 @@ def rank_normalised_r_hat(history: Array) -> Array:
 
 
 def integrated_autocorrelation_time(history: Array) -> Array:
-    r"""How many steps one independent draw costs.
+    r"""Integrated autocorrelation time: the number of steps per independent draw.
 
     .. math:: \tau = 1 + 2 \sum_{t \ge 1} \rho_t = M N / n_{eff}
 
@@ -185,7 +185,7 @@ def integrated_autocorrelation_time(history: Array) -> Array:
 
 
 def monte_carlo_standard_error(history: Array) -> Array:
-    r"""Standard error of the mean over all draws, their correlation counted.
+    r"""Standard error of the mean over all draws, with their correlation.
 
     .. math:: \mathrm{se} = s / \sqrt{n_{eff}}
 

@@ -1,4 +1,4 @@
-r"""What chains do along their way: the telemetry of a sampler, without a history of its length.
+r"""Measurements of chains at several lengths, without storing their whole history.
 
 A model trained with short chains may hold its energy low where those chains end, and lower still where longer
 ones go: its samples are then no samples of exp(-E). ``long_run_drift`` runs chains far beyond the length used
@@ -24,7 +24,7 @@ __all__ = ["ChainProbe", "LongRunDrift", "long_run_drift", "probe_chains"]
 
 
 class ChainProbe(NamedTuple):
-    """What n chains looked like at the start and at each of C checkpoints; every field ``(C + 1,)``.
+    """Statistics of n chains at the start and at each of C checkpoints; every field ``(C + 1,)``.
 
     Means are over the chains that were finite at that moment; ``non_finite`` says how many were not.
 
@@ -87,7 +87,7 @@ class _Records(NamedTuple):
 
 
 class _RecordingState(NamedTuple):
-    """A kernel's state, and what has been recorded on the way; ``position`` is where the chain stands."""
+    """A kernel's state with its records; ``position`` is the current position of the chain."""
 
     inner: Any
     start: Position
@@ -108,19 +108,19 @@ def probe_chains(
     positions: Position,
     checkpoints: Sequence[int],
 ) -> ChainProbe:
-    """Runs chains and looks at them at their start and after each of these numbers of steps, compiled.
+    """Runs chains and measures them at their start and after each of these numbers of steps, compiled.
 
     The chains run on through the checkpoints: what a kernel keeps in its state (a momentum, a preconditioner)
     is kept. One program is compiled for each energy, kernel, shape, number of checkpoints and last of them;
     new parameters and kernel parameters run it again. Energies and kernels are recognised by identity: define
-    them once. Memory is that of one state and C + 1 rows of five numbers a chain: no history is kept.
+    them once. Memory is that of one state and C + 1 rows of five numbers per chain: no history is kept.
 
     Args:
       rng_key: one key.
       energy: ``energy(params, x) -> ()``, of one example.
       params: its parameters.
       make_kernel: ``make_kernel(target) -> Kernel``. The floats and arrays that a ``functools.partial`` holds
-        by keyword are traced, so ``partial(sgld, step_size=0.1)`` may be written anew for each call.
+        by keyword are traced, so ``partial(sgld, step_size=0.1)`` may be made again for each call.
       positions: where the n chains start, leaves ``(n, ...)``.
       checkpoints: C increasing numbers of steps, each at least 1.
 
@@ -161,12 +161,12 @@ def long_run_drift(
     multiple: int = 100,
     checkpoints_per_decade: int = 4,
 ) -> LongRunDrift:
-    r"""Runs chains far longer than in training: do their energies stay where training left them?
+    r"""Runs chains far longer than in training, and measures the change of their energies.
 
     With L = num_steps and m = multiple, :math:`\Delta = \overline{E(x_{mL})} - \overline{E(x_L)}` and the
     slope of the mean energy against log10 of the steps, at logarithmic checkpoints from L to mL. Both are 0
-    for a model whose chains have converged by L, and far below 0 for one that is no density of what its short
-    chains show.
+    for a model whose chains have converged by L, and far below 0 for one whose density differs from
+    its short chains.
 
     Args:
       rng_key: one key.
@@ -182,7 +182,7 @@ def long_run_drift(
       A ``LongRunDrift``.
 
     Raises:
-      ValueError: if a count is too small, positions is no batch of at least 2, the kernel refuses its
+      ValueError: if a count is too small, positions is not a batch of at least 2, the kernel refuses its
         parameters, or the energy is not a scalar.
       TypeError: if the positions are not floating-point.
 
@@ -262,7 +262,7 @@ def _run(
 
 
 def _recording(kernel: Kernel, target: Target, at: Array) -> Kernel:
-    """A kernel that writes down what it sees when its step count is one of ``at``, which begins with 0."""
+    """A kernel that records its statistics when its step count is one of ``at``, which begins with 0."""
 
     def look(position: Position, start: Position) -> tuple[Array, Array, Array, Array]:
         energy, gradient = jax.value_and_grad(target)(position)
@@ -292,7 +292,7 @@ def _recording(kernel: Kernel, target: Target, at: Array) -> Kernel:
         row = jnp.searchsorted(at, count)
         accepted = state.accepted
         if state.records.acceptance is not None:
-            accepted = accepted + jnp.mean(widened(info.acceptance_rate))  # one a replica, in some kernels
+            accepted = accepted + jnp.mean(widened(info.acceptance_rate))  # one per replica, in some kernels
 
         def record(records: _Records) -> tuple[_Records, Array]:
             energy, slope, distance, finite = look(inner.position, state.start)

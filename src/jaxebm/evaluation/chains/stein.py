@@ -83,7 +83,7 @@ def kernel_stein_discrepancy(
 
 
 def _scores(energy: EnergyFn, params: Params, samples: Position, block_size: int) -> Array:
-    """Returns -dE/dx of every sample, ``(n, D)``, a block at a time; the first fill up the last block."""
+    """Returns -dE/dx of every sample, ``(n, D)``, in blocks, the last one padded with the first samples."""
     target = scalar_target(functools.partial(energy, params))
     count = jax.tree.leaves(samples)[0].shape[0]
     block = min(block_size, count)

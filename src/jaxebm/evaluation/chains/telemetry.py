@@ -1,7 +1,7 @@
-r"""What to log while an energy is being learnt: scalars that tell whether its samples are still samples.
+r"""Telemetry of training: scalars that show whether the chains still sample the energy.
 
-The loss of maximum likelihood is no likelihood and hovers near 0 whether learning goes well or not. These
-numbers do tell: ``make_telemetry`` puts them into one compiled function, to be called every few hundred
+The loss of maximum likelihood is not a likelihood and is near 0 whether training works or not. These numbers
+show the difference: ``make_telemetry`` puts them into one compiled function, to be called every few hundred
 updates.
 """
 
@@ -95,13 +95,13 @@ def energy_gap(energy: EnergyFn, params: Params, x_data: Position, x_model: Posi
 
 
 def buffer_summary(buffer: ReplayBuffer) -> BufferSummary:
-    """Returns how old the chains of a replay buffer are, and whether any is broken.
+    """Returns the ages of the chains of a replay buffer, and whether any is not finite.
 
     Args:
       buffer: the buffer. Its ages count sampler steps.
 
     Returns:
-      A ``BufferSummary``. With restarts at probability p and L steps a visit, ages are geometric: mean L / p.
+      A ``BufferSummary``. With restart probability p and L steps per visit, ages are geometric: mean L / p.
 
     Example:
       >>> buffer = ReplayBuffer(jnp.zeros((4, 2)), jnp.zeros(4, int), jnp.array([0, 20, 40, 100]))
@@ -122,7 +122,7 @@ def make_telemetry(
     max_points: int = 512,
     max_chains: int = 32,
 ) -> Callable[..., Metrics]:
-    """Returns one compiled function that gauges a model while it is being trained.
+    """Returns one compiled function that measures a model during training.
 
     ``telemetry(rng_key, params, x_model, ages=None, x_start=None)`` gives flat metrics, each ``()``:
 
@@ -150,7 +150,7 @@ def make_telemetry(
     Args:
       energy: ``energy(params, x) -> ()``, of one example.
       make_kernel: ``make_kernel(target) -> Kernel``, the kernel of training.
-      x_data: examples, leaves ``(n, ...)``, n at least 2; held-out ones tell more.
+      x_data: examples, leaves ``(n, ...)``, n at least 2; preferably held-out ones.
       num_steps: steps of a chain in training, at least 1.
       multiple: how much longer the long chains are, at least 2.
       max_points: of x_data and x_model, at most as many evenly spaced ones are used, at least 2.

@@ -1,1 +1,1 @@
-"""Is the classifier right, calibrated and robust, and does it know which inputs are not data?"""
+"""Is the classifier accurate, calibrated and robust, and does it detect inputs that are not data?"""

@@ -1,4 +1,4 @@
-r"""Inputs changed a little so that a classifier errs: an attack is a chain.
+r"""Adversarial attacks: small changes of an input that make a classifier err, found by a chain.
 
 It is ``projected_gradient_descent`` on minus the classifier's loss, started at random in a ball around the
 example, kept in the ball and in the box of valid images. What is attacked is ``(rng_key, params, x) -> (K,)``
@@ -24,7 +24,7 @@ from jaxebm.types import BATCH_AXIS, Array, Params
 __all__ = ["AttackLoss", "AttackResult", "attack", "attack_batch"]
 
 AttackLoss = Literal["cross_entropy", "margin"]
-"""What an attack raises: -log p(label|x), or the largest other logit less that of the label."""
+"""The loss that an attack maximises: -log p(label|x), or the largest other logit minus that of the label."""
 
 _Clamp = tuple[Array | float, Array | float] | None
 _RELATIVE_STEP = 2.5
@@ -32,7 +32,7 @@ _RELATIVE_STEP = 2.5
 
 
 class AttackResult(NamedTuple):
-    """The best that an attack found.
+    """The best result of an attack.
 
     Attributes:
       x_adversarial: the example it ended at, in the ball and in the box.
@@ -98,7 +98,7 @@ def attack(
       num_expectation_samples: draws of the defence's noise a step; 1 is right where it uses none.
 
     Returns:
-      An ``AttackResult`` of one example. Differentiability is needed of ``defended``, and nothing else.
+      An ``AttackResult`` of one example. ``defended`` only needs to be differentiable.
 
     Raises:
       ValueError: if the radius or the step is not positive, x outside of the box (numbers only: traced values
@@ -245,7 +245,7 @@ def attack_checked(
     bad = np.count_nonzero(~np.isfinite(result.loss))
     if bad:
         raise FloatingPointError(
-            f"the loss is not finite at {bad} of {len(labels)} attacked examples: they cannot be judged."
+            f"the loss is not finite at {bad} of {len(labels)} attacked examples: they cannot be evaluated."
         )
     return result
 
@@ -253,7 +253,7 @@ def attack_checked(
 def attack_settings(
     norm: str, loss: str, num_steps: int, num_restarts: int, num_expectation_samples: int
 ) -> dict[str, Any]:
-    """Returns what is compiled into an attack, by name, or raises ``ValueError``."""
+    """Returns the static arguments of an attack by name, or raises ``ValueError``."""
     for name, value, accepted in (("norm", norm, get_args(DescentNorm)), ("loss", loss, tuple(_LOSSES))):
         if value not in accepted:
             raise ValueError(f"{name}={value!r}: {name} must be one of {', '.join(map(repr, accepted))}.")
@@ -292,12 +292,12 @@ def checked_examples(
 def in_chunks(
     run: Callable[..., Any], rng_key: Array, arrays: tuple[np.ndarray, ...], chunk_size: int
 ) -> list[np.ndarray]:
-    """Maps a compiled ``(rng_keys, *arrays) -> tuple of arrays`` over chunks of one size, a key a row."""
+    """Maps a compiled ``(rng_keys, *arrays) -> tuple of arrays`` over chunks of equal size, a key per row."""
     num_rows = len(arrays[0])
     rng_keys = jax.random.split(rng_key, num_rows)
     found = []
     for start in range(0, num_rows, chunk_size):
-        # The last chunk is filled up with its last row, so that one program serves all.
+        # The last chunk is padded with its last row, so that all chunks use one program.
         rows = np.minimum(np.arange(start, start + chunk_size), num_rows - 1)
         outputs = run(rng_keys[rows], *(array[rows] for array in arrays))
         found.append([np.asarray(output)[: num_rows - start] for output in outputs])
@@ -306,7 +306,7 @@ def in_chunks(
 
 def draw_logits(defended: DefendedFn, noise_keys: Array, params: Params, x: Array) -> Array:
     """Logits (n, K) of one example under n draws of the defence's noise."""
-    if noise_keys.shape[0] == 1:  # a batch axis of one costs a deterministic classifier its fast layouts
+    if noise_keys.shape[0] == 1:  # a batch axis of one is slower for a deterministic classifier
         return defended(noise_keys[0], params, x)[None]
     return jax.vmap(defended, (0, None, None))(noise_keys, params, x)
 

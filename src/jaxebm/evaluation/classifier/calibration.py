@@ -1,4 +1,4 @@
-r"""Does the model know how sure it should be? Accuracy, proper scores, calibration error, temperature.
+r"""Is the confidence of the classifier right? Accuracy, proper scores, calibration error, temperature.
 
 Everything here looks at finished predictions on the host, in float64: arrays in, Python floats out, no
 compile. Confidence is the largest class probability, max_y p(y|x).
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _NORMALISATION_TOLERANCE = 1e-2
-"""Probabilities must sum to one within this: wide enough for bfloat16, narrow enough to refuse logits."""
+"""Tolerance of the sum of probabilities: wide enough for bfloat16, narrow enough to reject logits."""
 
 
 class ReliabilityCurve(NamedTuple):
@@ -43,7 +43,7 @@ class ReliabilityCurve(NamedTuple):
 
 
 def _scores_and_labels(name: str, scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ``scores`` (n, K) as float64 and ``labels`` (n,), or says what is wrong with their shapes."""
+    """Returns ``scores`` (n, K) as float64 and ``labels`` (n,), or raises an error about their shapes."""
     checks.floating(name, scores)
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
@@ -59,10 +59,10 @@ def _scores_and_labels(name: str, scores: ArrayLike, labels: ArrayLike) -> tuple
 
 
 def _predictions(log_probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """As ``_scores_and_labels``, and refuses rows that are not log-probabilities (logits, probabilities)."""
+    """As ``_scores_and_labels``, and rejects rows that are not log-probabilities (logits, probabilities)."""
     log_p, classes = _scores_and_labels("log_probabilities", log_probabilities, labels)
     # log 0 = -inf is a probability like any other; NaN and +inf are not, and fail the comparison as well.
-    # exp may overflow on logits passed by mistake: the comparison below then says so.
+    # exp may overflow on logits passed by mistake, which the comparison below then detects.
     with np.errstate(over="ignore"):
         totals = np.exp(log_p).sum(axis=1)
     wrong = ~(np.abs(totals - 1.0) <= _NORMALISATION_TOLERANCE)
@@ -274,7 +274,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     Raises:
       ValueError: for wrong shapes, non-finite logits or labels out of range; and when no finite positive T is
-        best: every label has its row's largest logit (T -> 0), or the logits say no more than chance (T ->
+        best: every label has its row's largest logit (T -> 0), or the logits are no better than chance (T ->
         infinity).
       TypeError: for labels that are not integers, or logits that are not floating point.
       RuntimeError: if Brent's method has not converged in 200 steps.
@@ -305,6 +305,6 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     lower, upper = 0.0, 1.0
     while _slope(upper, scores, classes) < 0.0:
         lower, upper = upper, 2.0 * upper
-    # Only the relative tolerance may stop it, since logits have any scale; scipy wants xtol above zero.
+    # Only the relative tolerance may stop it, because logits have any scale; scipy needs xtol above zero.
     root: Any = brentq(_slope, lower, upper, args=(scores, classes), xtol=1e-300, maxiter=200)
     return 1.0 / root

@@ -134,7 +134,7 @@ def gradient_norm_score(logits: LogitsFn) -> Score:
 
 
 def joint_maximum_score(logits: LogitsFn) -> Score:
-    r"""Unnormalised density of the likeliest pair of an example and a class: higher is more in-distribution.
+    r"""Unnormalised log-density of an example with its most probable class: higher is more in-distribution.
 
     s(x) = max_y f(x)[y] = max_y log p(x, y) + log Z. It lies within log K below ``log_density_score``, and is
     least where no class owns the example: log p(x) + log max_y p(y|x) (+ log Z) is the same number, a density
@@ -237,7 +237,7 @@ def _scikit_learn_pair(in_scores: ArrayLike, out_scores: ArrayLike) -> tuple[np.
 
 
 def auroc(in_scores: ArrayLike, out_scores: ArrayLike) -> float:
-    r"""Area under the ROC curve: the chance that an in-distribution example scores above an outside one.
+    r"""Area under the ROC curve: the probability that an inside example scores above an outside one.
 
     AUROC = P(s_in > s_out) + P(s_in = s_out) / 2, the Mann-Whitney statistic: 1 separates, 0.5 is blind, and
     below 0.5 the score points the wrong way. Unchanged by any increasing transformation of the scores.

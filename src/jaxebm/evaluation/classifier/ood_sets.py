@@ -66,7 +66,7 @@ def constant_images(rng: np.random.Generator, n: int, shape: tuple[int, int, int
 
 
 def permute_pixels(rng: np.random.Generator, images: ArrayLike) -> np.ndarray:
-    """Each image with its pixels in a random order of its own: the same histogram, no structure.
+    """Each image with its pixels in a random order: the same histogram, no structure.
 
     Positions are permuted and a pixel's channels stay together, so colours are kept.
 
@@ -95,7 +95,7 @@ def permute_pixels(rng: np.random.Generator, images: ArrayLike) -> np.ndarray:
 
 
 def interpolations(rng: np.random.Generator, images: ArrayLike, labels: ArrayLike) -> np.ndarray:
-    """Midpoints of two images of different classes: near the data in every pixel, yet of no class.
+    """Midpoints of two images of different classes: close to the data in every pixel, but of no class.
 
     x_i <- (x_i + x_j) / 2, with j uniform among the images whose label differs from that of i.
 

@@ -1,4 +1,4 @@
-r"""Classifiers that let a sampler move their input first (JEM's refinement), differentiable throughout.
+r"""Classifiers that first move their input by a sampler (JEM's refinement), fully differentiable.
 
 A *defended* classifier is ``(rng_key, params, x) -> (K,)``: logits that may use noise, which is what
 `jaxebm.evaluation.classifier.robustness` attacks. ``deterministic`` makes one of plain logits.
@@ -42,7 +42,7 @@ class _Refine:
         kernel = self.make_kernel(lambda position: self.energy(params, position))
 
         # Backward, a step is computed again from its position instead of keeping every layer's output of
-        # every step: memory grows by one position a step. What the step saw (info) is dropped, or its
+        # every step: memory grows by one position per step. The info of the step is dropped, or its
         # square roots at a gradient of zero would turn the derivative into NaN.
         @jax.checkpoint
         def step(step_key: Array, state: Any) -> Any:
@@ -62,7 +62,7 @@ class _RefinedLogits:
 
 
 def deterministic(logits: LogitsFn) -> DefendedFn:
-    """Returns plain logits in the form that attacks take: the key is not used.
+    """Returns plain logits in the form for attacks: the key is not used.
 
     Args:
       logits: ``(params, x) -> (K,)``, for one example.
@@ -81,7 +81,7 @@ def deterministic(logits: LogitsFn) -> DefendedFn:
 def refine(
     make_kernel: MakeKernel, energy: EnergyFn, num_steps: int
 ) -> Callable[[Array, Params, Position], Position]:
-    r"""Returns what moves an input by a few steps of a sampler on the energy, towards where data live.
+    r"""Returns a function that moves an input by a few steps of a sampler on the energy, towards the data.
 
     x_0 = x, x_{t+1} = kernel step on E(params, .) from x_t; the result is x_{num_steps}. A small perturbation
     that left the data is undone, if the model is good; one that changed what the image shows is not.
@@ -100,7 +100,7 @@ def refine(
       ``(rng_key, params, x) -> x``, for one example.
 
     Raises:
-      ValueError: if ``num_steps`` is no integer of at least 0.
+      ValueError: if ``num_steps`` is not an integer of at least 0.
 
     Example:
       >>> from functools import partial
@@ -136,7 +136,7 @@ def refined_logits(logits: LogitsFn, make_kernel: MakeKernel, num_steps: int) ->
       ``(rng_key, params, x) -> (K,)``, for one example.
 
     Raises:
-      ValueError: if ``num_steps`` is no integer of at least 0.
+      ValueError: if ``num_steps`` is not an integer of at least 0.
 
     Example:
       >>> from functools import partial

@@ -1,7 +1,7 @@
 r"""Accuracy under attack: how far may inputs change before the classifier errs?
 
 An attack (`jaxebm.evaluation.classifier.attacks`) gives an *upper bound* of the accuracy that holds within a
-ball: a stronger one may find more. So state its steps, restarts and draws beside the figure.
+ball: a stronger one may find more. So report its steps, restarts and draws with the figure.
 """
 
 from collections.abc import Sequence

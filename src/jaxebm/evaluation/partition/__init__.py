@@ -1,1 +1,1 @@
-"""What is log Z, and how likely are the data? Exact sums, annealed importance sampling, likelihoods."""
+"""Log Z and likelihoods: exact sums, annealed importance sampling, likelihoods of data."""

@@ -1,4 +1,4 @@
-r"""Densities that live on a box: exp(-E(x)) on [low, high]^D, and the annealing problem that has their log Z.
+r"""Densities on a box: exp(-E(x)) on [low, high]^D, and the annealing problem for their log Z.
 
 A network's energy need not be integrable over all of space; over the box that data live in it always is. The
 box is mapped onto all of space, x = low + (high - low) sigmoid(z), so that kernels which know no walls leave
@@ -21,7 +21,7 @@ __all__ = ["BoxProblem", "restrict_to_box"]
 
 
 class BoxProblem(NamedTuple):
-    """The density exp(-E(x)) on a box, in coordinates z that have no walls.
+    """The density exp(-E(x)) on a box, in unbounded coordinates z.
 
     Attributes:
       energy: ``energy(params, z) -> ()``, E(x(z)) - log |dx/dz|; its log Z is that of E over the box.
@@ -36,7 +36,7 @@ class BoxProblem(NamedTuple):
 
 @dataclass(frozen=True)
 class _Flat:
-    """The energy 0 of every x; equal to every other of its kind, so that nothing is compiled twice for it."""
+    """The energy 0 of every x; all instances are equal, so that nothing is compiled twice."""
 
     def __call__(self, params: Params, x: Array, /) -> Array:
         del params
@@ -44,7 +44,7 @@ class _Flat:
 
 
 def restrict_to_box(energy: EnergyFn, shape: tuple[int, ...], low: float, high: float) -> BoxProblem:
-    r"""Writes an energy over a box in coordinates without walls, with the uniform density to anneal from.
+    r"""Writes an energy on a box in unbounded coordinates, with the uniform density to anneal from.
 
     .. math:: \log Z = \log \int_{[low, high]^D} e^{-E(x)} dx
 

@@ -1,4 +1,4 @@
-r"""Likelihoods of data that come in levels, under a density: each level stands for the cell about it.
+r"""Likelihoods of discrete data under a density: each level stands for the cell around it.
 
 P(x) = \int_{cell} p(x + u) du is what can be compared with other models of the same bytes; the density at x
 itself cannot, and grows without bound as a model learns that data lie on a grid.

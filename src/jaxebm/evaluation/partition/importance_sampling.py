@@ -1,4 +1,4 @@
-r"""Log Z where it cannot be summed: annealed importance sampling, forward and reverse, as one interval.
+r"""Estimates of log Z: annealed importance sampling, forward and reverse, as one interval.
 
 The path is geometric, E_t(x) = (1 - t) E_0(x) + t E_1(x), from a base about which everything is known to the
 energy in question. Annealing from the base bounds log Z from below, annealing back from exact samples of the
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class AISResult(NamedTuple):
-    """An estimate of log Z from n weights w, and how far to trust it.
+    """An estimate of log Z from n weights w, with measures of its reliability.
 
     Attributes:
       log_partition: the estimate in nats, ``()``: a lower bound in expectation from the forward run, an upper
@@ -262,7 +262,7 @@ def log_partition_interval(
       Grosse, Ghahramani & Adams 2015 (arXiv:1511.02543).
     """
     _check_coverage(coverage)
-    _check_several("num_chains", num_chains)  # here as well, for the reverse run may be long
+    _check_several("num_chains", num_chains)  # here as well, because the reverse run may be long
     forward_key, reverse_key = jax.random.split(rng_key)
     problem = (energy, params, base, make_kernel, schedule)
     steps = {"num_steps_per_temperature": num_steps_per_temperature, "kernel_schedule": kernel_schedule}
@@ -274,7 +274,7 @@ def log_partition_interval(
 def interval_of_bounds(
     forward: AISResult, reverse: AISResult, *, coverage: float = 0.99
 ) -> LogPartitionInterval:
-    """Returns the interval of two runs that were made one by one, as ``log_partition_interval`` defines it.
+    """Returns the interval of two separate runs, as defined in ``log_partition_interval``.
 
     Args:
       forward: from ``annealed_importance_sampling``.

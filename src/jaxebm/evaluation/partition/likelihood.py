@@ -1,4 +1,4 @@
-"""How likely data are, given log Z: log p(x) in nats, and its code length in bits a dimension."""
+"""Likelihoods of data, given log Z: log p(x) in nats, and the code length in bits per dimension."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Where to put the temperatures of an annealing path: fixed rules, and one that is fitted to the path itself.
+"""Schedules of temperatures for an annealing path: fixed rules, and one that is fitted to the path.
 
 Of a schedule t_0 = 0, ..., t_{T-1} = 1 with a kernel that mixes well, the log weights of annealed importance
 sampling have variance sum_k (t_k - t_{k-1})^2 sd_k^2, where sd_k is the standard deviation of E_0 - E_1 at
@@ -64,7 +64,7 @@ def sigmoid_schedule(num_temperatures: int, steepness: float = 4.0) -> Array:
 
 
 class AnnealingPath(NamedTuple):
-    """A schedule that was fitted, and what the pilot chains saw along it; all of shape ``(T,)``.
+    """A fitted schedule, and the statistics of the pilot chains along it; all of shape ``(T,)``.
 
     Attributes:
       schedule: t, from 0 to 1.
@@ -99,7 +99,7 @@ def fit_annealing_path(
     num_steps_per_temperature: int = 5,
     num_rounds: int = 3,
 ) -> AnnealingPath:
-    r"""Fits schedule and step sizes to a path by pilot chains, for annealed importance sampling to use.
+    r"""Fits schedule and step sizes to a path by pilot chains, for annealed importance sampling.
 
     .. math:: \Lambda(t) = \int_0^t \mathrm{sd}_s(E_0 - E_1)\, ds, \qquad
               \Lambda(t_k) = \tfrac{k}{T - 1} \Lambda(1)
@@ -174,7 +174,7 @@ def fit_annealing_path(
 _AT_REST = 20
 """Pilot temperatures at t = 0, where the first step size is found."""
 _FLOOR = 0.02
-"""Of the mean spread, added everywhere, so that no part of the path is left without temperatures."""
+"""Fraction of the mean spread that is added everywhere, so that every part of the path has temperatures."""
 
 
 class _Population(NamedTuple):

@@ -1,8 +1,8 @@
-r"""Exact normalisers where they can be had: on a grid in low dimension, over all states of a few spins.
+r"""Exact log Z where possible: on a grid in low dimension, over all states of a few spins.
 
 log Z = log \int exp(-E(x)) dx, or the sum over states. These are the oracles that estimators are held
 against, and the exact likelihoods of two-dimensional experiments. Pure JAX, differentiable in the parameters.
-In a loop, put the call under ``jax.jit``: outside it, the scan over chunks compiles anew each time.
+In a loop, put the call under ``jax.jit``: outside it, the scan over chunks is compiled each time.
 """
 
 import math
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _MAX_POINTS = 2**24
-"""Points of one table; more would not fit an ordinary memory, and call for sampling."""
+"""Greatest number of points; more would need too much memory, and sampling is better."""
 
 
 def grid(low: float, high: float, num_points: int, dimension: int = 2) -> tuple[Array, float]:

@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 _MEDIAN_POINTS = 256
-"""Of each set, as many points are enough for a median of distances."""
+"""Number of points of each set for the median of distances."""
 
 
 class KolmogorovSmirnov(NamedTuple):
-    """Two-sample tests, one a coordinate.
+    """Two-sample tests, one per coordinate.
 
     Attributes:
       statistic: ``(D,)``, the greatest difference between both empirical distribution functions, in [0, 1].

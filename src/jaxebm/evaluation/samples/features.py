@@ -31,14 +31,14 @@ _BATCH_SIZE = 64
 _PEAK_LEARNING_RATE = 3e-3
 _WEIGHT_DECAY = 1e-2
 _RELATIVE_SHIFT = 0.05
-"""Images move by up to this part of their side while fitting: 1.4 pixels of 28."""
+"""Greatest shift of images in training, as a fraction of their side: 1.4 pixels of 28."""
 _CHUNK = 500
-"""Images judged at once."""
+"""Batch size of the evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureNetwork:
-    """A fitted network and what it says of images; made by ``fit_feature_network``.
+    """A fitted network with its predictions and features; made by ``fit_feature_network``.
 
     Attributes:
       module: the Flax module, on one image.
@@ -59,7 +59,7 @@ class FeatureNetwork:
     name: str
 
     def features(self, images: ArrayLike) -> np.ndarray:
-        """Returns what goes into the last layer, float32 ``(n, D)``, for images ``(n, H, W, C)``."""
+        """Returns the input of the last layer, float32 ``(n, D)``, for images ``(n, H, W, C)``."""
         return self._judge(images)[0]
 
     def log_probabilities(self, images: ArrayLike) -> np.ndarray:
@@ -80,7 +80,7 @@ class FeatureNetwork:
         found = []
         for start in range(0, len(pixels), _CHUNK):
             chunk = pixels[start : start + _CHUNK]
-            # The last chunk is filled up, so that one program serves all.
+            # The last chunk is padded, so that all chunks use one program.
             filled = np.concatenate([chunk, np.zeros((_CHUNK - len(chunk), *self.image_shape), np.float32)])
             outputs = _features_and_log_probabilities(self.module, self.variables, filled)
             found.append([np.asarray(output)[: len(chunk)] for output in outputs])
@@ -98,7 +98,7 @@ def fit_feature_network(
     width: int = 24,
     validation_fraction: float = 0.1,
 ) -> FeatureNetwork:
-    r"""Fits a small convolutional classifier whose features judge samples.
+    r"""Fits a small convolutional classifier whose features are used to evaluate samples.
 
     Minimises the cross-entropy -log p(y|x) with AdamW, one cycle of the learning rate up to 3e-3, batches
     of 64, images moved at random by up to a twentieth of their side. The network halves the image until one
@@ -172,7 +172,7 @@ def fit_feature_network(
 
 
 def fit_independent_classifier(images: ArrayLike, labels: ArrayLike) -> Callable[[ArrayLike], np.ndarray]:
-    """A support vector machine to judge samples by, sharing nothing with the model that drew them.
+    """A support vector machine for the evaluation of samples, independent of the model that drew them.
 
     scikit-learn's ``SVC`` with the kernel exp(-gamma ||x - x'||^2), gamma = 1 / (D Var x) ("scale"), C = 10.
 

@@ -1,4 +1,4 @@
-r"""How far is one cloud of features from another, and how sure and how varied is a classifier about samples?
+r"""Fréchet distance between sets of features, and the inception score of samples.
 
 The Fréchet distance and the inception-type score here are computed from the features and probabilities that
 are handed in, usually those of an *independent classifier* (`jaxebm.evaluation.samples.features`). They rank
@@ -40,7 +40,7 @@ class InceptionScore(NamedTuple):
 
 
 class StandardFidelity(NamedTuple):
-    """What torch-fidelity says of samples; comparable with published numbers of the same sample counts.
+    """Results of torch-fidelity; comparable with published numbers of the same sample counts.
 
     Attributes:
       frechet_inception_distance: FID, at least 0, lower is better.
@@ -123,7 +123,7 @@ def frechet_distance(real_features: ArrayLike, fake_features: ArrayLike) -> floa
 
 
 def inception_score(log_probabilities: ArrayLike, num_splits: int = 10) -> InceptionScore:
-    r"""How sure a classifier is of each sample, and how evenly samples cover its classes.
+    r"""Inception score: confidence of a classifier on each sample, and how evenly samples cover its classes.
 
     score = exp( E_x KL(p(y|x) || p(y)) ), p(y) = E_x p(y|x), computed in each of ``num_splits`` parts. It
     lies in [1, K]: 1 where all samples look alike to the classifier, K where each is of one sure class and
@@ -180,7 +180,7 @@ def inception_score(log_probabilities: ArrayLike, num_splits: int = 10) -> Incep
 def standard_fidelity(
     images: ArrayLike, reference: ArrayLike, *, weights_path: str | Path | None = None, num_splits: int = 10
 ) -> StandardFidelity:
-    """FID and inception score as the literature means them, by torch-fidelity.
+    """FID and inception score as in the literature, computed by torch-fidelity.
 
     They run where torch-fidelity is installed *and* the weights of its Inception network are on disk; nothing
     is downloaded. Published FIDs mean 50,000 samples and an RGB data set; grey images are repeated to three

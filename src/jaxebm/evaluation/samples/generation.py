@@ -1,4 +1,4 @@
-r"""Are the samples good, varied, new, and of the class that was asked for?
+r"""Are the samples good, diverse, new, and of the requested class?
 
 Precision, recall, density and coverage (PRDC) compare two sets of points through nearest neighbours; class
 agreement says whether a classifier (`jaxebm.evaluation.samples.features` fits independent ones) sees the
@@ -243,7 +243,7 @@ def prdc_by_class(
       real: ``(n, D)``, or ``(n, ...)``.
       real_labels: ``(n,)`` integers in 0..num_classes-1.
       fake: ``(m, D)``, or ``(m, ...)``.
-      fake_labels: ``(m,)`` the classes that were asked for.
+      fake_labels: ``(m,)`` the requested classes.
       num_classes: K.
       k: which neighbour sets the radius.
 
@@ -282,7 +282,7 @@ def prdc_by_class(
 
 
 def class_agreement(predicted: ArrayLike, intended: ArrayLike) -> float:
-    r"""Fraction of samples that a classifier gives the class they were drawn for.
+    r"""Fraction of samples to which a classifier assigns the class they were drawn for.
 
     agreement = (1/m) \sum_j 1[predicted_j = intended_j]. The classifier should not be the generator itself.
 
