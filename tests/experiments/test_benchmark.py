@@ -60,7 +60,7 @@ def test_it_runs_without_peers_and_writes_card_tables_and_picture(
     assert "torch is not installed: pip install torch" in printed
     assert "a-package-that-is-missing missing" in printed
     (sigma,) = card["workloads"]["sgld"]["differences"].values()
-    assert f"between contenders: {sigma:.1f} standard errors" in printed
+    assert f"between distributions of chains: {sigma:.1f} standard errors" in printed
     assert output.with_suffix(".md").read_text().strip() in printed
     assert output.with_suffix(".png").stat().st_size > 10_000
     with pytest.raises(FileExistsError, match="--overwrite"):

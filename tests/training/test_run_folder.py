@@ -302,7 +302,7 @@ class TestReading:
         with pytest.raises(FileNotFoundError, match="nowhere holds no run"):
             read_run(tmp_path / "nowhere")
         run = open_run(tmp_path, SETTINGS)
-        with pytest.raises(FileNotFoundError, match="holds no run"):
+        with pytest.raises(FileNotFoundError, match="a run without a checkpoint yet"):
             read_run(tmp_path)
         (run.checkpoints / "10.orbax-checkpoint-tmp").mkdir(parents=True)
         with pytest.raises(FileNotFoundError, match="a run without a checkpoint"):

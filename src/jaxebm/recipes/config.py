@@ -155,15 +155,15 @@ class SamplerConfig:
     negatives: Literal["persistent", "short-run", "contrastive-divergence"] = "persistent"
     """Where chains start: a replay buffer, the initial distribution, or the data."""
     chains: Literal["marginal", "conditional"] = "marginal"
-    """Sample from p(x), or from p(x|y) with as many chains a class."""
+    """Sample from p(x), or from p(x|y) with as many chains per class."""
     num_chains: int = 64
-    """Negatives an update (contrastive divergence: the batch size)."""
+    """Negatives per update (contrastive divergence: the batch size)."""
     kernel: Literal["sgld", "first-layer", "descent"] = "sgld"
     """Langevin dynamics, JEM++'s inner steps through the first layer, or steps of fixed length (PGD)."""
     inner_steps: int = 5
     """Inner steps of `first-layer` for each full gradient."""
     num_steps: int = 20
-    """Sampler steps an update."""
+    """Sampler steps per update."""
     step_size: float = 0.2
     """Factor of the gradient, x <- x - step_size dE/dx + noise n."""
     noise: float = 0.1

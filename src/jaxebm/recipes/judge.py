@@ -65,7 +65,7 @@ def evaluate_run(settings: Evaluate, dataset: Dataset | None = None) -> dict[str
     if settings.evaluation is not None:
         if not isinstance(settings.evaluation, ReportSettings):
             raise TypeError(
-                "evaluation is no jaxebm.report.ReportSettings, such as ReportSettings(tasks=False)."
+                "evaluation is not a jaxebm.report.ReportSettings, such as ReportSettings(tasks=False)."
             )
         settings.evaluation.check()
     run, config = open_finished(settings.run)

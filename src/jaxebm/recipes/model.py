@@ -190,7 +190,7 @@ class Model:
           Raw pixels, float32 ``(n, H, W, C)``.
 
         Raises:
-          ValueError: for a class that there is not, or a number that is no integer of at least 1.
+          ValueError: for a class that there is not, or a number that is not an integer of at least 1.
         """
         checks.positive_integer("num_samples", num_samples)
         checks.positive_integer("num_steps", num_steps)

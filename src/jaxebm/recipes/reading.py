@@ -48,6 +48,7 @@ def load(
 
     Example:
       >>> import tempfile
+      >>> import numpy as np
       >>> from jaxebm.data import dataset_from_arrays
       >>> from jaxebm.recipes import base_config, replace_settings, train
       >>> images = np.random.default_rng(0).integers(0, 256, (60, 4, 4), np.uint8)
