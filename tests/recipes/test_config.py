@@ -48,7 +48,7 @@ def test_what_is_missing_has_its_default():
     [
         ({"number_of_spins": 3}, "run.json: there is no setting number_of_spins in this version"),
         ({"sampler": {"steps": 3}}, "there is no setting sampler.steps"),
-        ({"sampler": 3}, "sampler is no dictionary of settings"),
+        ({"sampler": 3}, "sampler is not a dictionary of settings"),
         ({"sampler": {"step_size": "fast"}}, "run.json: sampler.step_size='fast': float is needed"),
         ({"sampler": {"num_steps": 2.5}}, "sampler.num_steps=2.5: int is needed"),
         ({"sampler": {"num_steps": True}}, "sampler.num_steps=True: int is needed"),
@@ -60,7 +60,7 @@ def test_what_is_missing_has_its_default():
         ({"architecture": {"widths": 3}}, "architecture.widths=3: a tuple of int is needed"),
         ({"architecture": {"widths": ["a"]}}, "architecture.widths=['a']: a tuple of int is needed"),
         ({"output": 3}, "output=3: Path is needed"),
-        ([1, 2], "the configuration is no dictionary"),
+        ([1, 2], "the configuration is not a dictionary"),
     ],
     ids=str,
 )

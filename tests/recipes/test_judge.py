@@ -176,7 +176,7 @@ def test_an_interrupted_run_has_a_card_without_its_twin(copied: Path):
 
 def test_a_data_set_of_ones_own_is_to_be_given_again(toy, blobs: Dataset, tmp_path: Path, capsys):
     train(toy({"output": tmp_path / "run", "report": False, "epochs": 1}), blobs)
-    with pytest.raises(ValueError, match=r"'blobs', that no name loads: give it to .*evaluate_run"):
+    with pytest.raises(ValueError, match=r"'blobs', that no name loads. Set dataset=npz:PATH.*evaluate_run"):
         evaluate_run(Evaluate(run=tmp_path / "run"))
     with pytest.raises(ValueError, match="select='newest'"):
         evaluate_run(Evaluate(run=tmp_path / "run", select="newest"), blobs)  # type: ignore[arg-type]
@@ -211,6 +211,16 @@ def test_the_twin_is_kept_and_recognised(finished, tmp_path: Path):
         assert load_twin(same, template) is not None
     assert load_twin(mine, {"params": {"w": np.zeros(3, np.float32)}}) is None
     assert finished.trained.card["twin"] is not None
+
+
+def test_a_refused_evaluation_claims_nothing(copied: Path):
+    mine = copied / "evaluation" / "thesis.txt"
+    shutil.rmtree(copied / "evaluation", ignore_errors=True)
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        evaluate_run(Evaluate(run=copied))
+    assert mine.read_text() == "mine"
 
 
 def test_the_settings_of_an_evaluation_are_checked_at_once(copied: Path):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxebm.data import Dataset
-from jaxebm.recipes import Config, replace_settings, train
+from jaxebm.recipes import Config, base_config, replace_settings, train
+from jaxebm.recipes.twin import pretraining_config
 from jaxebm.training import CheckpointMismatchError, RunFolder, read_run
 
 PICTURES = ("samples.png", "neighbours.png", "reliability.png", "ood.png", "energies.png", "training.png")
@@ -208,6 +209,14 @@ def test_a_bad_npz_is_refused_before_anything_is_written(tmp_path: Path, toy, im
         ({"parallel.strata": 4}, "data.batch_size=14 must be a multiple of parallel.strata=4"),
         ({"parallel.processes": 2}, "parallel.distributed=True"),
         ({"resume": True, "overwrite": True}, "exclude each other"),
+        ({"run.checkpoint_every": 0}, "run.checkpoint_every=0"),
+        ({"run.steps_per_dispatch": 0}, "run.steps_per_dispatch=0"),
+        ({"sampler.gradient_clip": -1.0}, "sampler.gradient_clip=-1.0"),
+        ({"optimizer.gradient_clip_norm": -1.0}, "optimizer.gradient_clip_norm=-1.0"),
+        ({"optimizer.warmup_steps": -5}, "optimizer.warmup_steps=-5"),
+        ({"optimizer.decay_epochs": (5, 1)}, "optimizer.decay_epochs=[5, 1]"),
+        ({"data.crop_padding": 9}, "data.crop_padding=9"),
+        ({"parallel.generator": "foo"}, "parallel.generator='foo'"),
     ],
     ids=str,
 )
@@ -231,3 +240,49 @@ def test_a_configuration_by_hand_takes_text_for_a_path_and_lists(toy, blobs: Dat
     assert train(by_hand, blobs).folder == tmp_path / "run"
     with pytest.raises(ValueError, match="network='convnett'"):
         train(Config(network="convnett"), blobs)  # type: ignore[arg-type]
+
+
+def test_a_setting_that_is_refused_leaves_the_run_that_is_there(
+    finished, toy, blobs: Dataset, tmp_path: Path
+):
+    there = shutil.copytree(finished.folder, tmp_path / "there")
+    before = sorted(path.relative_to(there) for path in there.rglob("*"))
+    with pytest.raises(ValueError, match="checkpoint_every"):
+        train(toy({"output": there, "overwrite": True, "run.checkpoint_every": 0}), blobs)
+    assert sorted(path.relative_to(there) for path in there.rglob("*")) == before
+
+
+def test_a_users_folder_in_the_place_of_the_pretraining_is_refused_first(toy, blobs: Dataset, tmp_path: Path):
+    mine = tmp_path / "run" / "pretraining" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match="pretraining holds files that no run wrote"):
+        train(toy({"output": tmp_path / "run", "overwrite": True, "run.pretrain_epochs": 1}), blobs)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize(("decays", "schedule"), [((1,), "cosine"), ((1, 9), "steps"), ((9,), "cosine")])
+def test_pretraining_has_a_schedule_of_its_own_length(decays, schedule):
+    config = replace_settings(
+        base_config(),
+        {
+            "optimizer.schedule": "steps",
+            "optimizer.decay_epochs": decays,
+            "run.pretrain_epochs": 1 + (9 in decays),
+        },
+    )
+    first = pretraining_config(config)
+    first.check()
+    assert first.optimizer.schedule == schedule
+
+
+def test_a_resumption_with_other_data_leaves_the_description(finished, tmp_path: Path):
+    there = shutil.copytree(finished.folder, tmp_path / "there")
+    before = (there / "model.json").read_text()
+    split = finished.dataset.train
+    other = dataclasses.replace(
+        finished.dataset, train=split._replace(image=split.image[::-1].copy()), value_range=(0.0, 300.0)
+    )
+    with pytest.raises(CheckpointMismatchError, match="other data"):
+        train(dataclasses.replace(finished.config, output=there, resume=True, report=False), other)
+    assert (there / "model.json").read_text() == before

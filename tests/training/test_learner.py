@@ -135,6 +135,14 @@ def test_a_module_in_the_place_of_its_function_is_refused(make):
         make(MLP(2))
 
 
+def test_accumulated_gradients_are_no_fault_of_the_optimiser():
+    """`optax.MultiSteps` empties its accumulator: its state shrinks to nothing every few updates."""
+    network = MLP(None, widths=(4,))
+    optimizer = optax.MultiSteps(optax.sgd(1e-2), 2)
+    result = trained(likelihood(network.apply), network.init, X, CHAINS, num_steps=6, optimizer=optimizer)
+    assert result.recoveries == ()
+
+
 def test_a_bound_kernel_is_refused():
     with pytest.raises(TypeError, match="make_kernel is a Kernel"):
         persistent(sgld(lambda x: jnp.sum(x**2), step_size=0.1), num_steps=1, num_chains=2)

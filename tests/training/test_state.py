@@ -29,7 +29,7 @@ STATELESS = contrastive_divergence(partial(sgld, step_size=0.1), num_steps=1)
 
 
 def energy(params, x):
-    return 0.5 * jnp.sum((x - params) ** 2)
+    return 0.5 * jnp.sum((x - jax.tree.leaves(params)[0]) ** 2)
 
 
 def learner_of(optimizer=None, negatives=PERSISTENT, **options):

@@ -124,7 +124,9 @@ def _checked_labels(labels: Any, length: int) -> Any:
 
 def split_labels(drawn: Any) -> tuple[Any, Any]:
     """Returns ``(x, labels)`` from the output of a `Sampler`; labels are None if it drew only ``x``."""
-    return (drawn[0], drawn[1]) if _is_labelled(drawn) else (drawn, None)
+    if not _is_labelled(drawn) or np.ndim(drawn[1]) != 1 or not jnp.issubdtype(drawn[1].dtype, jnp.integer):
+        return drawn, None
+    return drawn[0], drawn[1]
 
 
 def _is_labelled(data: Any) -> bool:

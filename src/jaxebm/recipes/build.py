@@ -224,6 +224,11 @@ def build(config: Config, dataset: Dataset, params: Params | None = None) -> Tra
     config.check()
     data = make_data(config, dataset)
     batch_size = config.data.batch_size
+    smallest = min(dataset.image_shape[:2])
+    if config.data.crop_padding >= smallest:
+        raise ValueError(
+            f"data.crop_padding={config.data.crop_padding} must be below the side of the images, {smallest}."
+        )
     num_steps = config.epochs * (len(dataset.train.image) // batch_size)
     network = make_network(config, dataset.num_classes)
     jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(dataset.image_shape))  # checks the network

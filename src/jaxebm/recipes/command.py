@@ -25,6 +25,8 @@ from jaxebm.report.settings import ReportSettings
 
 __all__ = ["evaluate_command", "main", "sample_command", "train_command"]
 
+NO_RUN = Path("RUN")
+"""What the folder is called where none was given."""
 COLUMNS = 10
 """Images in each row of the picture."""
 USAGE = """usage: jaxebm COMMAND [flags]
@@ -107,7 +109,7 @@ def evaluate_command(arguments: Sequence[str] | None = None, program: str = "jax
         evaluate,
         arguments,
         base=_of_run,
-        default=EvaluateFlags(run=Path()),
+        default=EvaluateFlags(run=NO_RUN),
         small_networks=lambda flags: _is_small(flags.run),
         program=program,
     )
@@ -125,7 +127,7 @@ def sample_command(arguments: Sequence[str] | None = None, program: str = "jaxeb
         _sample,
         arguments,
         base=lambda flags: flags,
-        default=SampleFlags(run=Path()),
+        default=SampleFlags(run=NO_RUN),
         small_networks=lambda flags: _is_small(flags.run),
         program=program,
     )
@@ -183,7 +185,7 @@ def _is_small(run: Path) -> bool:
 
 
 def _need_run(run: Path) -> None:
-    if run == Path():
+    if run == NO_RUN:
         raise ValueError("the folder of a run is needed: jaxebm evaluate RUN, jaxebm sample RUN.")
 
 

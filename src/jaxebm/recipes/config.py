@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxebm import checks
-from jaxebm.recipes.devices import ParallelConfig
+from jaxebm.recipes.devices import GENERATORS, ParallelConfig
 from jaxebm.recipes.serialisation import as_json, from_json
 from jaxebm.report.settings import ReportSettings
 
@@ -261,6 +261,8 @@ class Config:
             "sampler.inner_steps",
             "sampler.buffer_size",
             "objective.adversarial_steps",
+            "run.steps_per_dispatch",
+            "run.checkpoint_every",
         ):
             checks.positive_integer(name, self._setting(name))
         for name in ("optimizer.learning_rate", "optimizer.decay_factor", "sampler.step_size"):
@@ -282,8 +284,19 @@ class Config:
             "objective.p_xy_weight",
             "run.pretrain_epochs",
             "run.telemetry_every",
+            "optimizer.warmup_steps",
         ):
             checks.non_negative(name, self._setting(name))
+        for name in ("sampler.gradient_clip", "optimizer.gradient_clip_norm"):
+            if self._setting(name) is not None:
+                checks.positive(name, self._setting(name))
+        decays = list(self.optimizer.decay_epochs)
+        if decays != sorted(set(decays)) or (decays and decays[0] < 1):
+            raise ValueError(f"optimizer.decay_epochs={decays}: increasing epochs, at least 1, are needed.")
+        if self.parallel.generator not in GENERATORS:
+            raise ValueError(
+                f"parallel.generator={self.parallel.generator!r}: choose one of {', '.join(GENERATORS)}."
+            )
         for name in ("optimizer.momentum", "optimizer.adam_b1", "optimizer.learning_rate_floor"):
             checks.in_range(name, self._setting(name), 0.0, 1.0)
         if self.run.resume_step is not None and not self.resume:

@@ -14,6 +14,10 @@ from jaxebm.training import Placement, RunFolder, initialize_distributed, make_p
 __all__ = ["ParallelConfig", "choose_generator", "join_processes", "open_shared_run", "place"]
 
 
+GENERATORS = ("auto", "threefry2x32", "rbg")
+"""The known random number generators."""
+
+
 @dataclass(frozen=True)
 class ParallelConfig:
     """Settings for many devices and processes; the numbers of a run depend on ``strata`` alone."""
@@ -87,7 +91,7 @@ def choose_generator(parallel: ParallelConfig) -> str:
     Raises:
       ValueError: if the name is unknown.
     """
-    known = ("auto", "threefry2x32", "rbg")
+    known = GENERATORS
     if parallel.generator not in known:
         raise ValueError(f"parallel.generator={parallel.generator!r}: choose among {', '.join(known)}.")
     if parallel.generator != "auto":

@@ -86,10 +86,10 @@ def evaluate_run(settings: Evaluate, dataset: Dataset | None = None) -> dict[str
     find_outliers(looked_at, dataset.image_shape)  # a missing set is reported before compilation
     training = build(config, dataset)
     state = restore(run, training, config.run.select if settings.select is None else settings.select)
-    if settings.output is None:
-        run.claim(output.name)
     told = as_json(replace(settings, evaluation=looked_at))
     folder = open_run(output, told, overwrite=settings.overwrite, resumable=False)
+    if settings.output is None:
+        run.claim(output.name)  # after it was opened: what a user put there is not ours
     twin_params = load_twin(run, state.ema_params)
     card = judge_run(run, training, dataset, state, twin_params, looked_at, folder=folder)
     card |= _costs_of_training(run) | {"seconds": time.monotonic() - started}

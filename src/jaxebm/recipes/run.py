@@ -85,6 +85,7 @@ def train(config: Config, dataset: Dataset | None = None) -> TrainedRun:
         config = replace(config, dataset=dataset.name)
     if config.report:
         find_outliers(config.evaluation, dataset.image_shape)  # a missing set is reported now, not at the end
+    _check_pretraining(config)
     training = build(config, dataset)  # before the folder is made, because it checks the settings
     begins = config.resume and not (config.output / "config.json").exists()
     run = open_shared_run(
@@ -97,8 +98,8 @@ def train(config: Config, dataset: Dataset | None = None) -> TrainedRun:
     first = jax.process_index() == 0
     if first and begins and config.run.progress:
         print(f"{config.output} holds no run to resume: a new one begins.", file=sys.stderr)
-    if first:
-        run.write_json(DESCRIPTION, describe(dataset))
+    if first and not (config.resume and (run.path / DESCRIPTION).is_file()):
+        run.write_json(DESCRIPTION, describe(dataset))  # that of a resumed run stays: its data may differ
     if config.run.pretrain_epochs:
         training = training._replace(params=_pretrain(config, dataset, run))
     result = run_training(training, run)
@@ -160,10 +161,20 @@ def run_training(training: Training, run: RunFolder | None = None) -> FitResult:
     )
 
 
+def _check_pretraining(config: Config) -> None:
+    """Raises for a pretraining that could not start, before the folder of the run is touched."""
+    if not config.run.pretrain_epochs:
+        return
+    first = pretraining_config(config)
+    first.check()
+    folder = first.output
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise FileExistsError(f"{folder} holds files that no run wrote: move them, or choose another output.")
+
+
 def _pretrain(config: Config, dataset: Dataset, run: RunFolder) -> Params:
     """Returns the averaged weights after training by cross-entropy alone, as a separate run in the folder."""
     first = pretraining_config(config)
-    run.claim(first.output.name)
     training = build(first, dataset)
     folder = open_shared_run(
         first.output,
@@ -172,6 +183,7 @@ def _pretrain(config: Config, dataset: Dataset, run: RunFolder) -> Params:
         overwrite=config.overwrite,
         uncompared=UNCOMPARED,
     )
-    if jax.process_index() == 0:
+    run.claim(first.output.name)  # after it was opened: what a user put there is not ours
+    if jax.process_index() == 0 and not (folder.path / DESCRIPTION).is_file():
         folder.write_json(DESCRIPTION, describe(dataset))
     return fetch(run_training(training, folder).params)

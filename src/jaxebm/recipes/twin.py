@@ -45,10 +45,10 @@ def twin_config(config: Config) -> Config:
 def pretraining_config(config: Config) -> Config:
     """Returns the configuration of a run's pretraining, in the folder ``pretraining`` of the run."""
     plain, epochs = classifier_config(config), config.run.pretrain_epochs
+    decay_epochs = tuple(epoch for epoch in config.optimizer.decay_epochs if epoch < epochs)
+    in_steps = config.optimizer.schedule == "steps" and decay_epochs
     optimizer = replace(
-        plain.optimizer,
-        decay_epochs=tuple(epoch for epoch in config.optimizer.decay_epochs if epoch < epochs),
-        schedule="cosine" if config.optimizer.schedule == "constant" else config.optimizer.schedule,
+        plain.optimizer, decay_epochs=decay_epochs, schedule="steps" if in_steps else "cosine"
     )
     return replace(
         plain,

@@ -90,7 +90,11 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
     arrays = {f"unconditional_{steps}": xs for steps, xs in free.items()}
     if by_class is not None:
         by_steps = {str(steps): _judge(one, evaluation, judges) for steps, one in by_class.items()}
-        worst = {name: min(found[name] for found in by_steps.values()) for name in SAMPLE_MEASURES}
+        worst = {
+            name: min(found[name] for found in by_steps.values())
+            for name in SAMPLE_MEASURES
+            if all(name in found for found in by_steps.values())  # with few samples some are not defined
+        }
         entry["fresh"] = worst | {"by_steps": by_steps}
         sheets |= {
             f"fresh chains by class, {steps} steps": _sheet(one, evaluation)

@@ -293,7 +293,8 @@ class _Training:
             state, lifted = lift(settings.recovery, state)
             if lifted is not None:
                 self._tell(f"step {step}: healthy again, the remedy '{lifted}' is lifted.")
-        record = {"step": step, "seconds": time.monotonic() - self.started} | values
+        record = {"step": step, "seconds": time.monotonic() - self.started}
+        record |= {name: value for name, value in values.items() if name not in record}
         self.history.append(record)
         if self.folder is not None:
             self.folder.append_metrics(record)
