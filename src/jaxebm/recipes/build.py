@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxebm import checks
@@ -20,6 +19,7 @@ from jaxebm.energies import (
     training_apply,
 )
 from jaxebm.objectives import (
+    NegativeSampler,
     Objective,
     classifier,
     jem,
@@ -257,11 +257,15 @@ def build(config: Config, dataset: Dataset, params: Params | None = None) -> Tra
     frozen = config.architecture.freeze_statistics
     rho = config.optimizer.sharpness_rho
 
-    def make_learner(config: Config) -> Learner:
+    def make_parts(config: Config) -> tuple[Objective, NegativeSampler | None]:
+        objective = make_objective(config, network, dataset.image_shape)
+        return objective, make_negatives(config, initial, num_classes, placement)
+
+    def make_learner(objective: Objective, negatives: NegativeSampler | None) -> Learner:
         return learner(
-            make_objective(config, network, dataset.image_shape),
+            objective,
             optimizer=optimizer,
-            negatives=make_negatives(config, initial, num_classes, placement),
+            negatives=negatives,
             batch_size=batch_size,
             noise=config.data.noise,
             augment=augment_x_data if config.task == "unconditional" else augment,
@@ -273,20 +277,15 @@ def build(config: Config, dataset: Dataset, params: Params | None = None) -> Tra
             placement=placement,
         )
 
+    objective, negatives = make_parts(config)
     return Training(
         config,
         network,
-        make_learner(config),
+        make_learner(objective, negatives),
         network.init if params is None else params,
         data,
         num_steps,
-        make_observe(
-            config,
-            dataset,
-            network.apply,
-            make_objective(config, network, dataset.image_shape).energy,
-            make_negatives(config, initial, num_classes, placement),
-        ),
-        recovery_for(config, make_learner, config.run.snapshots),
-        fingerprint(jax.tree.map(np.asarray, data)),
+        make_observe(config, dataset, network.apply, objective.energy, negatives),
+        recovery_for(config, lambda remedied: make_learner(*make_parts(remedied)), config.run.snapshots),
+        fingerprint(data),
     )

@@ -23,7 +23,7 @@ from jaxebm.report import CARD_FILES, ReportSettings, evaluate, find_outliers, s
 from jaxebm.training import Checkpoints, RunFolder, TrainState, fetch, open_run, read_run
 from jaxebm.types import Params
 
-__all__ = ["Evaluate", "evaluate_run", "judge_run", "open_finished", "publish"]
+__all__ = ["Evaluate", "evaluate_run", "judge_run", "open_finished", "publish", "selected_step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def judge_run(
     config = training.config
     folder = run if folder is None else folder
     folder.claim(*CARD_FILES)
-    kept = state.sampler_state if isinstance(state.sampler_state, SamplerState) else SamplerState()
+    kept: SamplerState = state.sampler_state
     initial = make_initial(config, dataset) if kept.initial is None else kept.initial
     return evaluate(
         training.network.apply,
@@ -154,8 +154,7 @@ def judge_run(
 
 
 def publish(run: RunFolder, card: dict[str, Any], *, shown: bool = True) -> None:
-    """Writes the card as JSON and as text; prints the text and the folder if ``shown``."""
-    run.claim(*CARD_FILES)
+    """Writes a card from `judge_run`, which claimed its files; prints its summary if ``shown``."""
     write_card(run.path, card)
     if shown:
         print(f"{summary_text(card)}\n\nwritten to {run.path}: report.html, card.md, card.json and pictures")
@@ -204,17 +203,27 @@ def restore(run: RunFolder, training: Training, select: str) -> TrainState:
     with Checkpoints(
         run.checkpoints, best_metric=BEST_METRIC, manifest=manifest, uncompared=UNCOMPARED
     ) as checkpoints:
-        step = None
-        if select == "best":
-            step = checkpoints.best_step()
-            if step is None:
-                raise FileNotFoundError(
-                    f"no checkpoint in {run.checkpoints} has a {BEST_METRIC}: evaluate the newest one with "
-                    "select='last', or train with run.select='best'."
-                )
+        step = selected_step(checkpoints, select)
         key = jax.random.key(training.config.seed, impl=choose_generator(training.config.parallel))
         state = training.learner.init(key, training.params, training.data)  # for its shapes
         return fetch(checkpoints.restore(state, step))
+
+
+def selected_step(checkpoints: Checkpoints, select: str) -> int | None:
+    """Returns the step of the best checkpoint with ``select="best"``; None, the newest, with ``"last"``.
+
+    Raises:
+      FileNotFoundError: with ``"best"``, if no checkpoint has validation metrics.
+    """
+    if select != "best":
+        return None
+    step = checkpoints.best_step()
+    if step is None:
+        raise FileNotFoundError(
+            f"no checkpoint in {checkpoints.directory} has a {BEST_METRIC}: use select='last' for the newest "
+            "one, or train with run.select='best'."
+        )
+    return step
 
 
 def _has_known_name(config: Config) -> bool:

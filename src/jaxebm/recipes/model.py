@@ -3,7 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, overload
 
 import jax
@@ -13,10 +13,11 @@ import numpy as np
 from jaxebm import checks
 from jaxebm.data import Dataset, ImageSpace
 from jaxebm.energies import joint_energy, marginal_energy
-from jaxebm.objectives import SamplerState, ignore_label, run_labelled_chains
+from jaxebm.objectives import SamplerState, ignore_label
 from jaxebm.recipes.build import make_network
 from jaxebm.recipes.config import Config
 from jaxebm.recipes.sampler import PIXELS, make_kernel
+from jaxebm.report.chains import advance, start_chains
 from jaxebm.samplers import (
     Initial,
     UniformInitial,
@@ -204,7 +205,7 @@ class Model:
                 raise ValueError(f"label has shape {np.shape(label)}: () or ({num_samples},) is needed.")
             checks.integer_labels("label", label, self.space.num_classes)
             labels = jnp.broadcast_to(jnp.asarray(label, jnp.int32), (num_samples,))
-        starts = jax.vmap(self.initial)(jax.random.split(key_start, num_samples), labels)
+        starts = start_chains(key_start, self.initial, labels)
         run = self._joint_chains if label is not None else self._marginal_chains
         drawn = run(key_chain, params=self.params, positions=starts, labels=labels, num_steps=num_steps)
         return np.asarray(self.space.unscale(drawn))
@@ -226,13 +227,11 @@ class Model:
 
     @cached_property
     def _marginal_chains(self) -> Any:
-        chains = partial(run_labelled_chains, make_kernel=self.kernel, energy=ignore_label(self.energy))
-        return jax.jit(chains, static_argnames="num_steps")
+        return advance(self.kernel, ignore_label(self.energy))
 
     @cached_property
     def _joint_chains(self) -> Any:
-        chains = partial(run_labelled_chains, make_kernel=self.kernel, energy=joint_energy(self.logits))
-        return jax.jit(chains, static_argnames="num_steps")
+        return advance(self.kernel, joint_energy(self.logits))
 
     def _over_batches(self, function: Any, images: Any) -> np.ndarray:
         xs = self._rescaled(images)
@@ -273,7 +272,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 def model_of(config: Config, dataset: Dataset, state: TrainState) -> Model:
     """Returns the model of a state, on this host, right after training."""
-    kept = state.sampler_state if isinstance(state.sampler_state, SamplerState) else SamplerState()
+    kept: SamplerState = state.sampler_state
     initial = uniform_start(dataset.space) if kept.initial is None else kept.initial
     params, initial = jax.tree.map(jnp.asarray, (state.ema_params, initial))
     return Model(config, params, dataset.space, initial, int(state.step))

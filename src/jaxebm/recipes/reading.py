@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxebm.data import ImageSpace
 from jaxebm.recipes.build import make_network
 from jaxebm.recipes.config import Config
-from jaxebm.recipes.judge import open_finished
+from jaxebm.recipes.judge import open_finished, selected_step
 from jaxebm.recipes.model import DESCRIPTION, Model, uniform_start
 from jaxebm.recipes.observe import BEST_METRIC
 from jaxebm.samplers import ClassGaussianInitial, GaussianInitial, UniformInitial
@@ -71,12 +71,7 @@ def load(
     if choice not in ("last", "best"):
         raise ValueError(f"select={select!r}: 'last', 'best' or None is needed.")
     with Checkpoints(run.checkpoints, best_metric=BEST_METRIC) as checkpoints:
-        if step is None and choice == "best":
-            step = checkpoints.best_step()
-            if step is None:
-                raise FileNotFoundError(
-                    f"no checkpoint in {run.checkpoints} has a {BEST_METRIC}: use select='last'."
-                )
+        step = selected_step(checkpoints, choice) if step is None else step
         step = checkpoints.latest_step() if step is None else step
         arrays = checkpoints.read(step, prefix=AVERAGE)
         starts = checkpoints.read(step, prefix=STARTS)

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from jaxebm.objectives import run_labelled_chains
-from jaxebm.report.subject import Evaluation, ModelUnderTest
+from jaxebm.report.subject import Evaluation
 from jaxebm.samplers import Initial
-from jaxebm.types import Array, JointEnergyFn
+from jaxebm.types import Array, JointEnergyFn, MakeKernel
 
 __all__ = ["Samples", "advance", "finite", "fresh_chains", "start_chains"]
 
@@ -27,12 +27,12 @@ def start_chains(rng_key: Array, initial: Initial, labels: Array) -> Array:
     return jax.vmap(initial)(jax.random.split(rng_key, len(labels)), labels)
 
 
-def advance(model: ModelUnderTest, energy: JointEnergyFn) -> Callable[..., Array]:
+def advance(kernel: MakeKernel, energy: JointEnergyFn) -> Callable[..., Array]:
     """Returns compiled chains on E(x, y).
 
     They are called with a key and, by name, params, positions, labels and num_steps.
     """
-    chains = partial(run_labelled_chains, make_kernel=model.kernel, energy=energy)
+    chains = partial(run_labelled_chains, make_kernel=kernel, energy=energy)
     return jax.jit(chains, static_argnames="num_steps")
 
 
@@ -54,7 +54,7 @@ def fresh_chains(
     model = evaluation.model
     keys = jax.random.split(rng_key, len(steps) + 1)
     positions = start_chains(keys[0], model.initial, labels)
-    run = advance(model, energy)
+    run = advance(model.kernel, energy)
     kept, done = {}, 0
     for key, total in zip(keys[1:], steps, strict=True):
         more = total - done

@@ -122,7 +122,7 @@ def _denoise(evaluation: Evaluation, images: np.ndarray) -> dict[str, Any]:
 def _refined(evaluation: Evaluation, rng_key: Array, images: np.ndarray) -> dict[int, np.ndarray]:
     """Returns images before refinement and after each number of steps of chains on p(x)."""
     model = evaluation.model
-    run = advance(model, ignore_label(marginal_energy(model.logits)))
+    run = advance(model.kernel, ignore_label(marginal_energy(model.logits)))
     labels = jnp.zeros(len(images), jnp.int32)
     after = {0: images}
     for steps in evaluation.settings.refinement_steps:
@@ -173,7 +173,7 @@ def _compose(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
         keys = jax.random.split(jax.random.fold_in(evaluation.key(12), part), 3)
         labels = jnp.where(jax.random.bernoulli(keys[0], shape=(settings.task_images,)), first, second)
         starts = start_chains(keys[1], model.initial, labels)
-        run = advance(model, ignore_label(energy))
+        run = advance(model.kernel, ignore_label(energy))
         xs = np.asarray(
             run(
                 keys[2],

@@ -125,9 +125,8 @@ def learner(
             f"batch_size={batch_size} must be a multiple of the placement's {num_strata} strata: each gives "
             "an equal share of a batch."
         )
-    no_samples = no_negatives()
-    if negatives is None:
-        negatives = no_samples
+    samples = negatives is not None
+    negatives = no_negatives() if negatives is None else negatives
     prepare = Preparation(
         batch_size, noise, augment, augment if augment_x_data == "same" else augment_x_data, rescale
     )
@@ -141,7 +140,7 @@ def learner(
         sampler_key, run_key = jax.random.split(keys[0])
         if _is_function(params):
             params = jax.jit(params)(keys[1], example)
-        _check_functions(objective, params, example, examples, samples=negatives is not no_samples)
+        _check_functions(objective, params, example, examples, samples=samples)
         streams = () if examples.is_sampler else start_streams(keys[2], keys[3], examples, num_strata)
         state = _with_copies(
             params,
