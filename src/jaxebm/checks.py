@@ -1,8 +1,12 @@
 """Errors that name the argument, what was wrong and what is accepted, raised before anything compiles.
 
-Traced values are not known and pass unchecked; shapes and dtypes are always checked.
+One function for each kind of argument: numbers, integers, choices, random keys, functions, kernels, pytrees,
+labels. Traced values are not known and pass unchecked; shapes and dtypes are always checked. Numbers out of
+range raise ``ValueError``, values of another type ``TypeError``.
 """
 
+import inspect
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -11,18 +15,39 @@ import numpy as np
 from jax.core import Tracer
 
 __all__ = [
+    "array",
+    "arrays",
     "batch_length",
     "batch_of",
+    "boolean",
+    "bound_kernel",
     "finite",
     "floating",
+    "function",
+    "function_name",
     "in_range",
+    "instance",
+    "integer",
     "integer_labels",
     "is_traced",
+    "kernel_constructor",
     "non_negative",
+    "number",
     "one_label_each",
+    "one_number",
+    "one_of",
     "positive",
     "positive_integer",
+    "rng_key",
+    "rng_keys",
+    "same_shapes",
+    "scalar_energy",
+    "seed",
+    "text",
 ]
+
+_MAX_SEED = 2**32 - 1
+"""``jax.random.key`` keeps 32 bits of a seed: a larger one repeats the numbers of a smaller one."""
 
 
 def is_traced(value: Any) -> bool:
@@ -30,18 +55,55 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+def _shown(value: Any) -> str:
+    """``repr``, cut where it is long: an array of a million numbers is no message."""
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:160]}... ({type(value).__name__})"
+
+
 def _fail(name: str, value: Any, accepted: str) -> None:
-    raise ValueError(f"{name}={value!r}: {name} must be {accepted}.")
+    raise ValueError(f"{name}={_shown(value)}: {name} must be {accepted}.")
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:
-    numbers = np.asarray(value)
+    # np.asarray makes an array of objects of None, a string array of a string; a ragged list raises.
+    try:
+        numbers = np.asarray(value)
+    except (TypeError, ValueError):
+        numbers = np.empty(0, object)
+    dtype = numbers.dtype
     # jnp.issubdtype, because NumPy does not count bfloat16 among its numbers.
-    if not jnp.issubdtype(numbers.dtype, jnp.number) or jnp.issubdtype(numbers.dtype, jnp.complexfloating):
+    if not jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(
-            f"{name}={value!r} is no real number: {name} must be a number or an array of numbers."
+            f"{name}={_shown(value)} is no real number: {name} must be a number or an array of numbers."
         )
     return numbers
+
+
+def number(name: str, value: Any, reason: str = "") -> None:
+    """Raises unless ``value`` is one finite real number, a Python or NumPy number or an array of shape ().
+
+    Args:
+      name: the argument's name, for the message.
+      value: the argument.
+      reason: ends the message about a wrong shape: what to do with several numbers.
+
+    Raises:
+      TypeError: if it is no real number.
+      ValueError: if it has another shape, or is not finite.
+    """
+    if not is_traced(value) and not np.all(np.isfinite(_numbers(name, value).astype(float))):
+        _fail(name, value, "finite")
+    one_number(name, value, reason)
+
+
+def one_number(name: str, value: Any, reason: str = "") -> None:
+    """Raises ``ValueError`` unless ``value``, a number, has shape (). ``reason`` ends the message."""
+    shape = np.shape(value)
+    if shape != ():
+        raise ValueError(
+            f"{name} has shape {shape}: one number, shape (), is needed.{reason and ' '}{reason}"
+        )
 
 
 def positive(name: str, value: Any) -> None:
@@ -71,14 +133,228 @@ def in_range(name: str, value: Any, low: float, high: float) -> None:
         _fail(name, value, f"between {low} and {high}")
 
 
+def integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raises unless ``value`` is a concrete integer of at least ``low`` (and at most ``high``)."""
+    accepted = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        _fail(name, value, accepted)
+    if value < low or (high is not None and value > high):
+        _fail(name, value, accepted)
+
+
 def positive_integer(name: str, value: Any) -> None:
     """Raises ``ValueError`` unless ``value`` is a concrete integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        _fail(name, value, "an integer of at least 1")
+    integer(name, value, 1)
+
+
+def seed(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless ``value`` is an integer that ``jax.random.key`` tells from all others."""
+    integer(name, value, 0, _MAX_SEED)
+
+
+def boolean(name: str, value: Any) -> None:
+    """Raises ``TypeError`` unless ``value`` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}={_shown(value)}: {name} must be True or False.")
+
+
+def one_of(name: str, value: Any, accepted: Collection[Any]) -> None:
+    """Raises ``ValueError`` unless ``value`` is one of the accepted ones."""
+    try:
+        known = value in accepted
+    except (TypeError, ValueError):  # unhashable, or an array
+        known = False
+    if not known:
+        names = ", ".join(repr(item) for item in accepted)
+        raise ValueError(f"{name}={_shown(value)}: {name} must be one of {names}.")
+
+
+def text(name: str, value: Any) -> None:
+    """Raises unless ``value`` is a string with at least one character."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={_shown(value)}: {name} must be a string.")
+    if not value:
+        raise ValueError(f"{name}='': {name} must not be empty.")
+
+
+def instance(name: str, value: Any, kind: type | tuple[type, ...], hint: str = "") -> None:
+    """Raises ``TypeError`` unless ``value`` is an instance of ``kind``. ``hint`` says how to make one."""
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        names = " or ".join("None" if one is type(None) else one.__name__ for one in kinds)
+        raise TypeError(f"{name} is a {type(value).__name__}: {name} must be a {names}.{hint and ' '}{hint}")
+
+
+def rng_key(name: str, value: Any) -> None:
+    """Raises unless ``value`` is one typed key of ``jax.random``, shape (): the rule of the whole package."""
+    _typed_key(name, value)
+    if value.shape != ():
+        raise ValueError(
+            f"{name} has shape {value.shape}: one key, shape (), is needed; jax.random.split gives several."
+        )
+
+
+def rng_keys(name: str, value: Any, length: int, what: str) -> jax.Array:
+    """Returns ``length`` keys: those of ``value``, or of its split if it is one key; or raises.
+
+    ``what`` says in the message what each key is for, such as ``"chains in positions"``.
+    """
+    _typed_key(name, value)
+    if value.ndim == 0:
+        return jax.random.split(value, length)
+    if value.shape != (length,):
+        raise ValueError(
+            f"{name} has shape {value.shape}: one key, or ({length},) keys, one for each of the {what}."
+        )
+    return value
+
+
+def _typed_key(name: str, value: Any) -> None:
+    dtype: Any = getattr(value, "dtype", None)
+    if isinstance(value, jax.Array) and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return
+    found = f"{name}={_shown(value)}" if dtype is None else f"{name} has dtype {dtype}"
+    legacy = ""
+    if dtype is not None and dtype == jnp.uint32 and np.shape(value)[-1:] == (2,):
+        legacy = f" A key of jax.random.PRNGKey becomes one by jax.random.wrap_key_data({name})."
+    raise TypeError(f"{found}: {name} must be a typed key, jax.random.key(seed).{legacy}")
+
+
+def function(name: str, value: Any, *arguments: str) -> None:
+    """Raises ``TypeError`` unless ``value`` can be called with these positional arguments.
+
+    Functions without a readable signature pass.
+    """
+    called = f"{name}({', '.join(arguments)})"
+    if not callable(value):
+        raise TypeError(f"{name} is a {type(value).__name__}: {name} must be a function, called as {called}.")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}={function_name(value)} takes {signature}: it is called as {called} ({error})."
+        ) from None
+
+
+def function_name(value: Any) -> str:
+    """Returns the name of a function, that of the function inside a ``functools.partial``."""
+    while not hasattr(value, "__name__") and hasattr(value, "func"):  # functools.partial(energy, params)
+        value = value.func
+    return getattr(value, "__name__", type(value).__name__)
+
+
+def scalar_energy(name: str, value: Any) -> None:
+    """Raises unless ``value``, the output of the energy function ``name`` for one example, is a real scalar.
+
+    Raises:
+      TypeError: if it is no array, or an array of integers, booleans or complex numbers.
+      ValueError: if its shape is not ().
+    """
+    if isinstance(value, float):
+        return
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        kind = "None, so a return statement may be missing" if value is None else f"a {type(value).__name__}"
+        raise TypeError(f"The energy {name} returned {kind}: an energy maps one example to one real scalar.")
+    shape = np.shape(value)
+    if shape != ():
+        raise ValueError(
+            f"The energy {name} returned shape {shape} for one position: an energy maps one "
+            f"example to one scalar, shape (). Reduce its output (jnp.sum, or [0] of a last layer of "
+            f"width 1), and leave the batch to jax.vmap (run_chains and sample do so)."
+        )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            f"The energy {name} returned dtype {value.dtype}: an energy is a real number of a floating-point "
+            f"dtype. Convert it, for example by .astype(jnp.float32) or jnp.real."
+        )
+
+
+def kernel_constructor(name: str, value: Any) -> None:
+    """Raises ``TypeError`` unless ``value`` is a function that binds a kernel to a target."""
+    accepted = (
+        f"{name} must be a function that binds a kernel to a target, such as "
+        f"functools.partial(jaxebm.sgld, step_size=0.1)."
+    )
+    if isinstance(value, str):
+        raise TypeError(f"{name}={value!r}: {accepted} The function itself is needed, not its name.")
+    if hasattr(value, "init") and hasattr(value, "step"):
+        raise TypeError(f"{name} is a kernel that is bound to its target already: {accepted}")
+    if not callable(value):
+        raise TypeError(f"{name} is a {type(value).__name__}: {accepted}")
+
+
+def bound_kernel(name: str, value: Any) -> None:
+    """Raises ``TypeError`` unless ``value`` is a kernel: it has the functions ``init`` and ``step``."""
+    if callable(getattr(value, "init", None)) and callable(getattr(value, "step", None)):
+        return
+    accepted = f"{name} must be a kernel bound to its target, such as jaxebm.sgld(target, step_size=0.1)."
+    if callable(value):
+        raise TypeError(f"{name} is the function {function_name(value)}, not yet bound: {accepted}")
+    raise TypeError(f"{name}={_shown(value)}: {accepted}")
+
+
+def arrays(name: str, tree: Any) -> None:
+    """Raises ``TypeError`` unless every leaf of ``tree`` is an array or a number."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex) and (
+            getattr(leaf, "dtype", None) != np.dtype(object)
+        ):
+            continue
+        raise TypeError(
+            f"{name}{jax.tree_util.keystr(path)} is a {type(leaf).__name__}: arrays are needed in {name}."
+        )
+
+
+def array(name: str, value: Any, shape: tuple[int | None, ...] | None = None, accepted: str = "") -> None:
+    """Raises unless ``value`` is one array of real numbers, or nested sequences of them, of that shape.
+
+    Args:
+      name: the argument's name, for the message.
+      value: the argument.
+      shape: the shape, None in it for any length; None for any shape.
+      accepted: describes the shape in the message, such as ``"(n, d), one row a point,"``.
+
+    Raises:
+      TypeError: if it is no array of real numbers.
+      ValueError: if it has another shape.
+    """
+    if not is_traced(value):
+        dtype = getattr(value, "dtype", None)
+        if dtype is None or not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+            _numbers(name, value)
+        elif jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(f"{name} has dtype {dtype}: real numbers are needed.")
+    if shape is None:
+        return
+    found = np.shape(value)
+    if len(found) != len(shape) or any(s not in (None, f) for s, f in zip(shape, found, strict=True)):
+        wanted = accepted or str(shape).replace("None", "any")
+        raise ValueError(f"{name} has shape {found}: {wanted} is needed.")
+
+
+def same_shapes(name: str, tree: Any, like_name: str, like: Any) -> None:
+    """Raises ``ValueError`` unless ``tree`` has the structure and the shapes of ``like``; both are named."""
+    arrays(name, tree)
+    structure, wanted = jax.tree.structure(tree), jax.tree.structure(like)
+    if structure != wanted:
+        raise ValueError(f"{name} has the structure {structure}: that of {like_name}, {wanted}, is needed.")
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    for (path, leaf), other in zip(leaves, jax.tree.leaves(like), strict=True):
+        if np.shape(leaf) != np.shape(other):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{name}{where} has shape {np.shape(leaf)}: that of {like_name}{where}, {np.shape(other)}, "
+                f"is needed."
+            )
 
 
 def floating(name: str, tree: Any) -> None:
     """Raises ``TypeError`` unless every leaf of ``tree`` has a floating-point dtype."""
+    arrays(name, tree)
     for leaf in jax.tree.leaves(tree):
         dtype = jnp.asarray(leaf).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -93,6 +369,7 @@ def batch_length(name: str, tree: Any, what: str = "a batch") -> int:
 
     ``what`` says in the message what the tree should have been, such as ``"a batch of chains"``.
     """
+    arrays(name, tree)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     lengths = {shape[:1] for shape in shapes}
     if len(lengths) != 1 or () in lengths or (0,) in lengths:
@@ -115,6 +392,7 @@ def batch_of(name: str, tree: Any, length: int, reason: str) -> None:
 
 def finite(name: str, tree: Any) -> None:
     """Raises ``ValueError`` unless every entry of every concrete leaf of ``tree`` is finite."""
+    arrays(name, tree)
     for leaf in jax.tree.leaves(tree):
         if is_traced(leaf):
             continue
@@ -126,8 +404,10 @@ def finite(name: str, tree: Any) -> None:
             )
 
 
-def one_label_each(name: str, labels: np.ndarray, num_images: int) -> None:
+def one_label_each(name: str, labels: Any, num_images: int) -> None:
     """Raises unless ``labels`` is an integer array ``(num_images,)``."""
+    arrays(name, labels)
+    labels = np.asarray(labels)
     if labels.shape != (num_images,):
         raise ValueError(
             f"{name} has shape {labels.shape}: {(num_images,)} is needed, one label for each image."
@@ -138,6 +418,7 @@ def one_label_each(name: str, labels: np.ndarray, num_images: int) -> None:
 
 def integer_labels(name: str, labels: Any, num_classes: int) -> None:
     """Raises unless ``labels`` is an integer array with entries in 0..num_classes-1."""
+    array(name, labels)
     dtype = jnp.asarray(labels).dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {dtype}: integer class labels 0..{num_classes - 1} are needed.")

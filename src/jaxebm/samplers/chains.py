@@ -98,7 +98,7 @@ def run_chains(
       ((8, 2), None)
     """
     checks.positive_integer("num_steps", num_steps)
-    rng_keys = _chain_keys(rng_key, _num_chains(positions))
+    rng_keys = checks.rng_keys("rng_key", rng_key, _num_chains(positions), "chains in positions")
 
     def one_chain(chain_key: Array, position: Position) -> tuple[Any, Any]:
         return run_chain(chain_key, kernel, position, num_steps, collect=collect)
@@ -214,7 +214,7 @@ def sample(
       ((500, 2), True)
     """
     checks.positive_integer("num_steps", num_steps)
-    rng_keys = _chain_keys(rng_key, _num_chains(positions))
+    rng_keys = checks.rng_keys("rng_key", rng_key, _num_chains(positions), "chains in positions")
     kernel(
         partial(energy, params), **kernel_parameters
     )  # the kernel's own checks, while the numbers can be seen
@@ -253,16 +253,3 @@ def _sample(
 
 def _num_chains(positions: Position) -> int:
     return checks.batch_length("positions", positions, "a batch of chains")
-
-
-def _chain_keys(rng_key: Array, num_chains: int) -> Array:
-    if not jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
-        raise TypeError(f"rng_key has dtype {rng_key.dtype}: a typed key is needed, jax.random.key(seed).")
-    if rng_key.ndim == 0:
-        return jax.random.split(rng_key, num_chains)
-    if rng_key.shape != (num_chains,):
-        raise ValueError(
-            f"rng_key has shape {rng_key.shape}: one key, or ({num_chains},) keys, one for each of the "
-            f"chains in positions."
-        )
-    return rng_key

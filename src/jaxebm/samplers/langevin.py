@@ -1,5 +1,6 @@
 """Langevin dynamics: gradient steps on the energy plus Gaussian noise, without a Metropolis correction."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -35,15 +36,19 @@ class LangevinInfo(NamedTuple):
     gradient_norm: Array
 
 
-def scalar_target(target: Target) -> Target:
-    """Wraps a target so that an output that is not one scalar is refused when the target is traced.
+def scalar_target(target: Target, name: str = "target") -> Target:
+    """Wraps a target so that an output that is not one real scalar is refused when the target is traced.
 
     Args:
       target: position -> energy.
+      name: of the caller's argument, for the message about a target that is no function of one position.
 
     Returns:
-      The same function, which raises ``ValueError`` naming the target where its output is not of shape
-      ``()``.
+      The same function, which names the target where it raises: ``ValueError`` where its output is not of
+      shape ``()``, ``TypeError`` where it is no real number.
+
+    Raises:
+      TypeError: if the target is not callable with one position.
 
     Example:
       >>> scalar_target(jnp.sum)(jnp.ones(3)).shape
@@ -54,24 +59,27 @@ def scalar_target(target: Target) -> Target:
       ValueError: The energy square returned shape (3,) for one position: an energy maps one example to ...
     """
 
+    checks.function(name, target, "position")
+
     def checked(position: Position) -> Array:
-        energy = target(position)
-        shape = jnp.shape(energy)
-        if shape != ():
-            raise ValueError(
-                f"The energy {_name(target)} returned shape {shape} for one position: an energy maps one "
-                f"example to one scalar, shape (). Reduce its output (jnp.sum, or [0] of a last layer of "
-                f"width 1), and leave the batch to jax.vmap (run_chains and sample do so)."
+        try:
+            energy = target(position)
+            checks.scalar_energy(checks.function_name(target), energy)
+        except Exception as error:  # an energy's own error, of shapes above all, with what it was called on
+            error.add_note(
+                f"{name}={checks.function_name(target)} was called at {_shapes(target, position)}."
             )
+            raise
         return energy
 
     return checked
 
 
-def _name(target: Any) -> str:
-    while not hasattr(target, "__name__") and hasattr(target, "func"):  # functools.partial(energy, params)
-        target = target.func
-    return getattr(target, "__name__", type(target).__name__)
+def _shapes(target: Any, position: Position) -> str:
+    shapes = f"a position of shape {jax.tree.map(jnp.shape, position)}"
+    if isinstance(target, functools.partial) and target.args:  # partial(energy, params)
+        shapes += f" with params of shape {jax.tree.map(np.shape, target.args[0])}"
+    return shapes
 
 
 def langevin_temperature(
