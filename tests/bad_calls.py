@@ -3,12 +3,12 @@
 A valid call of a function is the first call in its docstring's example. A bad call replaces one argument by a
 value of another kind than its annotation says: text for a number, an integer for a function, an energy that
 returns a pair. Each must end in an error that names the argument, raised by this package. This prints those
-of some rooms or functions that do not::
+that do not, of some rooms or functions::
 
     python tests/bad_calls.py samplers hopfield.energy
 
-``tests/let_through/<room>.txt`` lists the bad calls that are accepted on purpose, a line each: a pattern (with
-``*`` for any text), two spaces, ``# `` and the reason.
+``tests/let_through/<room>.txt`` lists the bad calls that are accepted on purpose, a line each: a pattern with
+``*`` for any text, two spaces, ``# `` and the reason.
 
 Some functions check an argument only where it is used (a kernel in its first step): where the call returns,
 the rest of the example runs with its result.
@@ -381,11 +381,16 @@ def let_through(room: str) -> dict[str, str]:
     return {pattern.strip(): reason.strip() for pattern, reason in parts}
 
 
+def matches(described: str, pattern: str) -> bool:
+    """Returns whether ``room.function(argument: kind)`` matches a pattern, in which * is any text."""
+    return fnmatch.fnmatchcase(described, pattern.replace("[", "[[]"))
+
+
 def reason_to_pass(name: str, argument: str, kind: str) -> str | None:
     """Returns why a bad call is let through, or None if it must end in an error."""
     described = f"{name}({argument}: {kind})"
     for pattern, reason in let_through(name.split(".")[0]).items():
-        if fnmatch.fnmatchcase(described, pattern):
+        if matches(described, pattern):
             return reason
     return None
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxebm import checks
+from jaxebm.types import Kernel
 
 NAN, INF = float("nan"), float("inf")
 
@@ -191,6 +192,152 @@ def test_each_image_needs_one_integer_label():
         checks.one_label_each("y", np.zeros(2), 2)
 
 
+def test_integers_have_a_range():
+    checks.integer("k", np.int32(3), 0, 3)
+    for value in (4, -1, 2.0, "3", None, True):
+        with pytest.raises(ValueError, match=r"^k=.*k must be an integer from 0 to 3\.$"):
+            checks.integer("k", value, 0, 3)
+
+
+def test_a_seed_is_one_that_jax_tells_from_all_others():
+    # jax.random.key(2**32 + 5) is jax.random.key(5).
+    checks.seed("seed", 2**32 - 1)
+    for value in (2**32, -1, 0.5):
+        with pytest.raises(ValueError, match="seed must be an integer from 0 to 4294967295"):
+            checks.seed("seed", value)
+
+
+def test_one_number():
+    for value in (0.1, 3, np.float32(2), jnp.zeros(())):
+        checks.number("step_size", value)
+    for value, says in (
+        (jnp.ones(3), r"step_size has shape \(3,\): one number.* Use a schedule"),
+        (NAN, "finite"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            checks.number("step_size", value, "Use a schedule.")
+    with pytest.raises(TypeError, match=r"step_size='0.1' is no real number"):
+        checks.number("step_size", "0.1")
+    with pytest.raises(ValueError, match="shape"):
+        jax.jit(lambda value: checks.number("step_size", value))(
+            jnp.ones(2)
+        )  # a shape is known while tracing
+
+
+def test_choices_booleans_text_and_types():
+    checks.one_of("kind", "mean", ("mean", "tail"))
+    checks.boolean("denoise", np.bool_(True))
+    checks.text("name", "a")
+    checks.instance("x", 3, (int, type(None)))
+    for value in ("median", None, np.ones(2), {}):
+        with pytest.raises(ValueError, match=r"^kind=.*kind must be one of 'mean', 'tail'\.$"):
+            checks.one_of("kind", value, ("mean", "tail"))
+    with pytest.raises(TypeError, match="denoise=1: denoise must be True or False"):
+        checks.boolean("denoise", 1)
+    with pytest.raises(TypeError, match="name=3: name must be a string"):
+        checks.text("name", 3)
+    with pytest.raises(ValueError, match="name must not be empty"):
+        checks.text("name", "")
+    with pytest.raises(TypeError, match=r"x is of type str: x must be of type int or None\. Make one"):
+        checks.instance("x", "3", (int, type(None)), "Make one.")
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "says"),
+    [
+        (0, TypeError, r"rng_key=0: rng_key must be a typed key, jax\.random\.key\(seed\)"),
+        (None, TypeError, "rng_key=None: rng_key must be a typed key"),
+        (jnp.zeros(2), TypeError, "rng_key has dtype float32"),
+        (jax.random.PRNGKey(0), TypeError, r"dtype uint32: .*jax\.random\.wrap_key_data\(rng_key\)"),
+        (jax.random.split(jax.random.key(0)), ValueError, r"rng_key has shape \(2,\): one key"),
+    ],
+)
+def test_one_rule_for_keys(key, kind, says):
+    checks.rng_key("rng_key", jax.random.key(0))
+    jax.jit(lambda key: checks.rng_key("rng_key", key))(jax.random.key(0))
+    with pytest.raises(kind, match=says):
+        checks.rng_key("rng_key", key)
+
+
+def test_one_key_is_split_and_several_are_counted():
+    key = jax.random.key(3)
+    assert jnp.array_equal(checks.rng_keys("rng_key", key, 4, "chains"), jax.random.split(key, 4))
+    keys = jax.random.split(key, 3)
+    assert checks.rng_keys("rng_key", keys, 3, "chains") is keys
+    with pytest.raises(ValueError, match=r"rng_key has shape \(3,\): one key, or \(4,\) keys, .* chains"):
+        checks.rng_keys("rng_key", keys, 4, "chains")
+
+
+@pytest.mark.parametrize("value", [None, 3, "energy", lambda x: x, lambda a, b, c: a])
+def test_a_function_takes_the_arguments_that_it_is_called_with(value):
+    checks.function("energy", lambda params, x: x, "params", "x")
+    checks.function("energy", jnp.sum, "x")
+    with pytest.raises(TypeError, match=r"^energy.*called as energy\(params, x\)"):
+        checks.function("energy", value, "params", "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "says"),
+    [
+        (None, TypeError, "The energy f returned None, so a return statement may be missing"),
+        ((1.0, 2.0), TypeError, "The energy f returned a value of type tuple"),
+        (3, TypeError, "The energy f returned a value of type int"),
+        (jnp.zeros((), int), TypeError, "The energy f returned dtype int32"),
+        (jnp.zeros((), complex), TypeError, "The energy f returned dtype complex64"),
+        (jnp.zeros(1), ValueError, r"The energy f returned shape \(1,\)"),
+    ],
+)
+def test_an_energy_is_one_real_scalar(value, kind, says):
+    for good in (0.5, jnp.zeros(()), np.float32(1), jnp.bfloat16(1)):
+        checks.scalar_energy("f", good)
+    with pytest.raises(kind, match=says):
+        checks.scalar_energy("f", value)
+
+
+def test_kernels_are_bound_and_their_constructors_are_not():
+    kernel = Kernel(lambda position, rng_key=None: position, lambda rng_key, state: (state, None))
+    checks.bound_kernel("kernel", kernel)
+    checks.kernel_constructor("kernel", lambda target: kernel)
+    for value in (lambda target: kernel, "sgld", None, 3):
+        with pytest.raises(TypeError, match=r"^kernel.*must be a kernel bound to its target"):
+            checks.bound_kernel("kernel", value)
+    for value in (kernel, "sgld", None, 3):
+        with pytest.raises(TypeError, match=r"^kernel.*must be a function that binds a kernel to a target"):
+            checks.kernel_constructor("kernel", value)
+
+
+def test_arrays_are_arrays():
+    checks.arrays("x", {"a": jnp.ones(2), "b": 3.0, "key": jax.random.key(0)})
+    checks.array("x", [[1.0, 2.0]], (None, 2))
+    checks.array("x", jnp.zeros((3, 2), bool), (3, 2))
+    with pytest.raises(TypeError, match=r"x\['b'\] is of type str: arrays are needed in x"):
+        checks.arrays("x", {"a": jnp.ones(2), "b": "text"})
+    with pytest.raises(TypeError, match="x has dtype complex64: real numbers"):
+        checks.array("x", jnp.zeros(2, complex))
+    for value in (None, "text", [[1.0], [1.0, 2.0]], np.array(["a"]), {"a": 1.0}):
+        with pytest.raises(TypeError, match="is no real number"):
+            checks.array("x", value)
+    with pytest.raises(ValueError, match=r"x has shape \(3,\): \(n, 2\), a point in a row, is needed"):
+        checks.array("x", jnp.ones(3), (None, 2), "(n, 2), a point in a row,")
+
+
+def test_two_trees_of_the_same_shapes():
+    like = {"a": jnp.ones(2), "b": jnp.ones(())}
+    checks.same_shapes("last", {"a": np.zeros(2), "b": 1.0}, "first", like)
+    with pytest.raises(
+        ValueError, match=r"last\['a'\] has shape \(3,\): that of first\['a'\], \(2,\), is needed"
+    ):
+        checks.same_shapes("last", {"a": jnp.zeros(3), "b": 1.0}, "first", like)
+    with pytest.raises(ValueError, match=r"last has the structure .*: that of first"):
+        checks.same_shapes("last", {"a": jnp.zeros(2)}, "first", like)
+
+
 def test_the_public_names_are_all_of_them():
     functions = {name for name, value in vars(checks).items() if callable(value) and name.islower()}
     assert {name for name in functions if not name.startswith("_")} == set(checks.__all__)
+
+
+@pytest.mark.parametrize("check", [checks.floating, checks.finite])
+def test_arrays_of_text_are_refused_by_name(check):
+    with pytest.raises(TypeError, match="images"):
+        check("images", {"a": np.array(["1.0", "2.0"])})

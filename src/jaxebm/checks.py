@@ -182,7 +182,9 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], hint: str = "
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = " or ".join("None" if one is type(None) else one.__name__ for one in kinds)
-        raise TypeError(f"{name} is a {type(value).__name__}: {name} must be a {names}.{hint and ' '}{hint}")
+        raise TypeError(
+            f"{name} is of type {type(value).__name__}: {name} must be of type {names}.{hint and ' '}{hint}"
+        )
 
 
 def rng_key(name: str, value: Any) -> None:
@@ -227,7 +229,9 @@ def function(name: str, value: Any, *arguments: str) -> None:
     """
     called = f"{name}({', '.join(arguments)})"
     if not callable(value):
-        raise TypeError(f"{name} is a {type(value).__name__}: {name} must be a function, called as {called}.")
+        raise TypeError(
+            f"{name} is of type {type(value).__name__}: {name} must be a function, called as {called}."
+        )
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):
@@ -257,7 +261,11 @@ def scalar_energy(name: str, value: Any) -> None:
     if isinstance(value, float):
         return
     if not isinstance(value, jax.Array | np.ndarray | np.generic):
-        kind = "None, so a return statement may be missing" if value is None else f"a {type(value).__name__}"
+        kind = (
+            "None, so a return statement may be missing"
+            if value is None
+            else f"a value of type {type(value).__name__}"
+        )
         raise TypeError(f"The energy {name} returned {kind}: an energy maps one example to one real scalar.")
     shape = np.shape(value)
     if shape != ():
@@ -284,7 +292,7 @@ def kernel_constructor(name: str, value: Any) -> None:
     if hasattr(value, "init") and hasattr(value, "step"):
         raise TypeError(f"{name} is a kernel that is bound to its target already: {accepted}")
     if not callable(value):
-        raise TypeError(f"{name} is a {type(value).__name__}: {accepted}")
+        raise TypeError(f"{name} is of type {type(value).__name__}: {accepted}")
 
 
 def bound_kernel(name: str, value: Any) -> None:
@@ -305,7 +313,8 @@ def arrays(name: str, tree: Any) -> None:
         ):
             continue
         raise TypeError(
-            f"{name}{jax.tree_util.keystr(path)} is a {type(leaf).__name__}: arrays are needed in {name}."
+            f"{name}{jax.tree_util.keystr(path)} is of type {type(leaf).__name__}: arrays are needed in "
+            f"{name}."
         )
 
 
@@ -356,7 +365,8 @@ def floating(name: str, tree: Any) -> None:
     """Raises ``TypeError`` unless every leaf of ``tree`` has a floating-point dtype."""
     arrays(name, tree)
     for leaf in jax.tree.leaves(tree):
-        dtype = jnp.asarray(leaf).dtype
+        # JAX makes no array of text, so the dtype of an array is read before.
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.asarray(leaf).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"{name} has dtype {dtype}: a floating-point array is needed, because the energy is "
@@ -396,7 +406,10 @@ def finite(name: str, tree: Any) -> None:
     for leaf in jax.tree.leaves(tree):
         if is_traced(leaf):
             continue
-        bad = int(np.size(leaf) - np.count_nonzero(np.isfinite(np.asarray(leaf))))
+        values = np.asarray(leaf)
+        if values.dtype.kind in "USO":  # text, of which NumPy cannot say whether it is finite
+            _numbers(name, leaf)
+        bad = int(values.size - np.count_nonzero(np.isfinite(values)))
         if bad:
             raise ValueError(
                 f"{name} holds {bad} non-finite entries (NaN or infinity) of {np.size(leaf)}: "
@@ -410,7 +423,7 @@ def one_label_each(name: str, labels: Any, num_images: int) -> None:
     labels = np.asarray(labels)
     if labels.shape != (num_images,):
         raise ValueError(
-            f"{name} has shape {labels.shape}: {(num_images,)} is needed, one label for each image."
+            f"{name} has shape {labels.shape}: {(num_images,)} is needed, one label for each of the images."
         )
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"{name} has dtype {labels.dtype}: integer class labels are needed.")

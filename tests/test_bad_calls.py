@@ -1,0 +1,85 @@
+"""Bad calls of every public function end in an error that names the argument (tests/bad_calls.py).
+
+Hypothesis draws the function, the argument and the wrong value. Here each room gets a bounded number of
+calls, the same ones every time. The long run, marked ``slow``, draws thousands by a new seed, which it
+prints; ``JAXEBM_SEED=n`` repeats it.
+"""
+
+import importlib.util
+import os
+import random
+import secrets
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+_SPEC = importlib.util.spec_from_file_location("bad_calls", Path(__file__).parent / "bad_calls.py")
+assert _SPEC is not None
+assert _SPEC.loader is not None
+bad_calls = importlib.util.module_from_spec(_SPEC)
+sys.modules["bad_calls"] = bad_calls  # dataclasses look their module up
+_SPEC.loader.exec_module(bad_calls)
+
+EXAMPLES = 75
+"""Calls drawn for each of the nine rooms: 675 in all."""
+SLOW_EXAMPLES = 600
+
+
+def check_bad_calls(room: str, num_examples: int, seed: int | None) -> None:
+    names = [name for name, _ in bad_calls.public_functions((room,))]
+
+    @hypothesis.settings(
+        max_examples=num_examples,
+        derandomize=seed is None,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(st.data())
+    def check(data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(names), label="function")
+        call = bad_calls.valid_call(name)
+        assert call is not None, f"{name} has no example that calls it"
+        arguments = list(bad_calls.bad_arguments(call))
+        if not arguments:
+            return
+        argument, bad = data.draw(st.sampled_from(arguments), label="argument")
+        rng = random.Random(data.draw(st.integers(0, 2**32), label="value"))
+        outcome = bad_calls.outcome(call, argument, bad, rng)
+        if outcome.verdict == "passed":
+            reason = bad_calls.reason_to_pass(name, argument, bad.kind)
+            assert reason, f"{name}({argument}: {bad.kind}) was accepted: {outcome.message}"
+        else:
+            assert outcome.verdict == "named", f"{name}({argument}: {bad.kind}): {outcome.message}"
+
+    (check if seed is None else hypothesis.seed(seed)(check))()
+
+
+@pytest.mark.parametrize("room", bad_calls.ROOMS)
+def test_bad_calls_end_in_an_error_that_names_the_argument(room):
+    check_bad_calls(room, EXAMPLES, seed=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", bad_calls.ROOMS)
+def test_many_bad_calls_end_in_an_error_that_names_the_argument(room):
+    seed = int(os.environ.get("JAXEBM_SEED", secrets.randbits(32)))
+    print(f"JAXEBM_SEED={seed}")
+    check_bad_calls(room, SLOW_EXAMPLES, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", bad_calls.ROOMS)
+def test_every_exception_from_the_rule_is_still_needed(room):
+    calls = [bad_calls.valid_call(name) for name, _ in bad_calls.public_functions((room,))]
+    described = [
+        f"{call.name}({argument}: {bad.kind})"
+        for call in calls
+        if call is not None
+        for argument, bad in bad_calls.bad_arguments(call)
+    ]
+    for pattern in bad_calls.let_through(room):
+        assert any(bad_calls.matches(one, pattern) for one in described), f"{pattern} matches no bad call"
