@@ -17,10 +17,18 @@ os.environ.setdefault(
 )
 
 import builtins
+import contextlib
+import ctypes
+import gc
+from pathlib import Path
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+MEMORY_LIMIT = 2000
+"""Megabytes. JAX keeps every program that it compiled, 4.2 GB over the suite: at the end of a file with more
+than this, all are dropped. Tests of one file share their programs, those of different files hardly any."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -33,9 +41,25 @@ def pytest_runtest_setup() -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown() -> None:
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """The examples in the source and the pages run as a reader would run them."""
     jax.config.update("jax_numpy_rank_promotion", "allow")
+    if (nextitem is None or nextitem.path != item.path) and _resident_megabytes() > MEMORY_LIMIT:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(
+            OSError, AttributeError
+        ):  # glibc alone keeps what was freed, and can give it back
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _resident_megabytes() -> float:
+    """The memory of this process; 0 where /proc does not tell it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Every check: what passes, what is refused, what the message says, and that traced values pass."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -312,6 +314,9 @@ def test_arrays_are_arrays():
     checks.array("x", jnp.zeros((3, 2), bool), (3, 2))
     with pytest.raises(TypeError, match=r"x\['b'\] is of type str: arrays are needed in x"):
         checks.arrays("x", {"a": jnp.ones(2), "b": "text"})
+    for value in (np.array(["a"]), {"a": np.array([None])}):
+        with pytest.raises(TypeError, match=r"^x.* has dtype .*: numbers are needed in x"):
+            checks.arrays("x", value)
     with pytest.raises(TypeError, match="x has dtype complex64: real numbers"):
         checks.array("x", jnp.zeros(2, complex))
     for value in (None, "text", [[1.0], [1.0, 2.0]], np.array(["a"]), {"a": 1.0}):
@@ -341,3 +346,109 @@ def test_the_public_names_are_all_of_them():
 def test_arrays_of_text_are_refused_by_name(check):
     with pytest.raises(TypeError, match="images"):
         check("images", {"a": np.array(["1.0", "2.0"])})
+
+
+@pytest.mark.parametrize(
+    ("check", "least"), [(checks.positive_number, 1e-30), (checks.non_negative_number, 0)]
+)
+def test_one_number_above_a_bound(check, least):
+    for value in (least, 2.5, np.float32(2), jnp.array(3.0)):
+        check("alpha", value)
+    jax.jit(lambda value: check("alpha", value))(-1.0)  # traced: the number is not known
+    with pytest.raises(
+        ValueError, match=r"^alpha has shape \(2,\): one number, shape \(\), is needed\. Why\.$"
+    ):
+        check("alpha", jnp.ones(2), "Why.")
+    with pytest.raises(ValueError, match=r"alpha has shape \(2,\)"):
+        jax.jit(lambda value: check("alpha", value))(jnp.ones(2))
+    for value in (least - 1, NAN, INF):
+        with pytest.raises(ValueError, match=r"^alpha=.*alpha must be finite and"):
+            check("alpha", value)
+
+
+def test_intervals():
+    for value in ((0, 1), [-1.0, 1.0], (-INF, INF), (jnp.float32(0), np.float32(2))):
+        checks.interval("ends", value)
+    jax.jit(lambda low: checks.interval("ends", (low, 0.0)))(1.0)
+    for value in ((1, 0), (1, 1), (NAN, 1), (0, NAN), (INF, INF), 3.0, None, "ab", (1, 2, 3), np.ones(2)):
+        with pytest.raises((ValueError, TypeError), match="ends"):
+            checks.interval("ends", value)
+    with pytest.raises(TypeError, match="ends=1j"):
+        checks.interval("ends", (1j, 2.0))
+    with pytest.raises(ValueError, match=r"ends has shape \(2,\).*Use box\."):
+        checks.interval("ends", (np.zeros(2), 1.0), "Use box.")
+
+
+def test_fractions():
+    for value in (0.5, 1e-30, np.float32(0.25), jnp.array(0.9)):
+        checks.fraction("alpha", value)
+    jax.jit(lambda value: checks.fraction("alpha", value))(2.0)
+    for value in (0, 1, -0.5, NAN, INF):
+        with pytest.raises(ValueError, match=rf"^alpha={value}.*alpha must be strictly between 0 and 1"):
+            checks.fraction("alpha", value)
+    with pytest.raises(TypeError, match=r"^alpha='a' is no real number"):
+        checks.fraction("alpha", "a")
+    with pytest.raises(ValueError, match=r"alpha has shape \(2,\)"):
+        checks.fraction("alpha", np.full(2, 0.3))
+
+
+def test_real_arrays_at_every_leaf():
+    checks.real_arrays("x", {"a": np.ones(2), "b": (1, 2.0, jnp.ones(3, jnp.bfloat16), np.array(True))})
+    jax.jit(lambda value: checks.real_arrays("x", value))(np.ones(2))
+    for leaf in (np.array(["a"]), np.ones(2) * 1j, "text", object(), 1j, jax.random.key(0)):
+        with pytest.raises(TypeError, match=r"x\['b'\]"):
+            checks.real_arrays("x", {"a": 1.0, "b": leaf})
+
+
+def test_shapes_are_added_to_an_error_and_nothing_else_happens():
+    with checks.shapes_noted(params=1.0):
+        pass
+    arguments = {"params": {"a": np.ones((2, 3))}, "data": jnp.ones(4)}
+    with pytest.raises(KeyError) as caught, checks.shapes_noted(**arguments):
+        raise KeyError("own")
+    assert caught.value.args == ("own",)
+    assert caught.value.__notes__ == ["The shapes were params of {'a': (2, 3)}, data of (4,)."]
+
+
+def test_what_broadcasts_to_a_shape():
+    for value in (1.0, np.ones(3), np.ones((1, 3)), np.ones((2, 1))):
+        checks.broadcasts("low", value, (2, 3), "the position")
+    for value in (np.ones(2), np.ones((3, 2)), np.ones((1, 2, 3))):
+        with pytest.raises(
+            ValueError, match=r"low has shape .* broadcasts to \(2, 3\), that of the position"
+        ):
+            checks.broadcasts("low", value, (2, 3), "the position")
+
+
+def test_a_function_that_calls_another_by_wraps_shows_its_own_arguments():
+    def energy(x):
+        return x
+
+    rest = functools.wraps(energy)(lambda x, h: h)
+    checks.function("rest", functools.partial(rest, 1.0), "h")
+    checks.function("rest", rest, "x", "h")
+    handed_on = functools.wraps(energy)(lambda *args: energy(*args))
+    checks.function("energy", handed_on, "x")
+    for wrong in (handed_on, jax.jit(energy), energy):
+        with pytest.raises(TypeError, match=r"energy=energy takes \(x\): .*energy\(params, x\)"):
+            checks.function("energy", wrong, "params", "x")
+
+
+def test_parameters_of_a_kernel():
+    def constructor(target, step_size, *, mass=1.0):
+        return Kernel(target, step_size)
+
+    checks.kernel_parameters("kernel", constructor, {"step_size": 0.1})
+    checks.kernel_parameters("kernel", functools.partial(constructor, mass=2.0), {"step_size": 0.1})
+    with pytest.raises(TypeError, match=r"kernel=constructor.*'step_size'.*missing a required argument"):
+        checks.kernel_parameters("kernel", constructor, {"mass": 1.0})
+    with pytest.raises(TypeError, match=r"kernel=constructor.*\['schedule', 'step_size'\].*unexpected"):
+        checks.kernel_parameters("kernel", constructor, {"step_size": 0.1, "schedule": 3})
+
+
+def test_a_sequence_of_one_kind():
+    for value in ((), [], ("a", "b"), ["a"]):
+        checks.sequence("names", value, str, "names")
+    for value in ("ab", None, 3, ("a", 1), iter("ab"), np.array(["a"])):
+        with pytest.raises(TypeError, match=r"names=.*: names must be a tuple or list of names"):
+            checks.sequence("names", value, str, "names")

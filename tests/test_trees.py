@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxebm.trees import euclidean_norm, leaf_keys, normal_like, wide_dtype, widened
+from jaxebm.trees import euclidean_norm, leaf_keys, normal_like, square_root, wide_dtype, widened
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,31 @@ def test_noise_has_the_shapes_of_the_tree_and_is_standard_normal():
     assert noise["a"].dtype == jnp.float32
     assert abs(float(jnp.mean(noise["a"]))) < 5 / np.sqrt(5000)
     assert abs(float(jnp.var(noise["a"])) - 1) < 5 * np.sqrt(2 / 5000)
+
+
+def test_the_gradient_of_a_norm_is_zero_at_zero_and_unit_elsewhere():
+    tree = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2), jnp.bfloat16)}
+    at_zero = jax.grad(euclidean_norm)(tree)
+    assert all(np.array_equal(leaf, np.zeros_like(leaf)) for leaf in jax.tree.leaves(at_zero))
+    x = jnp.array([3.0, 0.0, -4.0])
+    np.testing.assert_allclose(jax.grad(euclidean_norm)(x), x / 5, rtol=1e-6)
+    np.testing.assert_allclose(jax.jacfwd(euclidean_norm)(x), x / 5, rtol=1e-6)
+    # The second derivative of a norm, (I - u u^T) / |x|, and of its square also at zero's neighbour.
+    unit = x / 5
+    np.testing.assert_allclose(
+        jax.hessian(euclidean_norm)(x), (np.eye(3) - np.outer(unit, unit)) / 5, rtol=1e-5, atol=1e-7
+    )
+    assert np.isfinite(jax.hessian(euclidean_norm)(jnp.zeros(3))).all()
+
+
+def test_a_norm_hides_no_nan():
+    assert np.isnan(euclidean_norm(jnp.array([0.0, jnp.nan])))
+    assert np.isnan(jax.grad(euclidean_norm)(jnp.array([0.0, jnp.nan]))).any()
+    assert np.isnan(square_root(jnp.array(-1.0)))
+
+
+def test_noise_of_kernels_takes_typed_keys_only():
+    with pytest.raises(TypeError, match="rng_key has dtype uint32"):
+        normal_like(jax.random.PRNGKey(0), {"a": jnp.zeros(2), "b": jnp.zeros(2)})
+    with pytest.raises(TypeError, match="rng_key=7"):
+        normal_like(7, jnp.zeros(2))

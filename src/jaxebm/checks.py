@@ -5,8 +5,9 @@ labels. Traced values are not known and pass unchecked; shapes and dtypes are al
 range raise ``ValueError``, values of another type ``TypeError``.
 """
 
+import contextlib
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,33 +22,45 @@ __all__ = [
     "batch_of",
     "boolean",
     "bound_kernel",
+    "broadcasts",
     "finite",
     "floating",
+    "fraction",
     "function",
     "function_name",
     "in_range",
     "instance",
     "integer",
     "integer_labels",
+    "interval",
     "is_traced",
     "kernel_constructor",
+    "kernel_parameters",
     "non_negative",
+    "non_negative_number",
     "number",
     "one_label_each",
     "one_number",
     "one_of",
     "positive",
     "positive_integer",
+    "positive_number",
+    "real_arrays",
     "rng_key",
     "rng_keys",
     "same_shapes",
     "scalar_energy",
     "seed",
+    "sequence",
+    "shapes_noted",
     "text",
 ]
 
 _MAX_SEED = 2**32 - 1
 """``jax.random.key`` keeps 32 bits of a seed: a larger one repeats the numbers of a smaller one."""
+
+_NOT_NUMBERS = tuple("OSUMm")
+"""NumPy's kinds of dtypes for objects, text and times."""
 
 
 def is_traced(value: Any) -> bool:
@@ -124,6 +137,35 @@ def non_negative(name: str, value: Any) -> None:
         _fail(name, value, "finite and at least 0")
 
 
+def positive_number(name: str, value: Any, reason: str = "") -> None:
+    """Raises unless ``value`` is one finite number above zero, shape (). ``reason`` is as in ``number``."""
+    positive(name, value)
+    one_number(name, value, reason)
+
+
+def non_negative_number(name: str, value: Any, reason: str = "") -> None:
+    """Raises unless ``value`` is one finite number of at least 0, shape (). ``reason`` as in ``number``."""
+    non_negative(name, value)
+    one_number(name, value, reason)
+
+
+def interval(name: str, value: Any, reason: str = "") -> None:
+    """Raises unless ``value`` is a pair (low, high) of numbers with low < high; infinite ends pass.
+
+    ``reason`` ends the message about ends of several numbers.
+    """
+    accepted = f"{name} must be a pair (low, high) of numbers with low < high"
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{name}={_shown(value)}: {accepted}.")
+    for end in value:
+        if not is_traced(end):
+            _numbers(name, end)
+        one_number(name, end, reason)
+    low, high = value
+    if not (is_traced(low) or is_traced(high)) and not low < high:
+        raise ValueError(f"{name}={_shown(value)}: {accepted}.")
+
+
 def in_range(name: str, value: Any, low: float, high: float) -> None:
     """Raises ``ValueError`` unless every entry of ``value`` lies in [low, high]."""
     if is_traced(value):
@@ -131,6 +173,15 @@ def in_range(name: str, value: Any, low: float, high: float) -> None:
     numbers = _numbers(name, value)
     if not np.all((numbers >= low) & (numbers <= high)):
         _fail(name, value, f"between {low} and {high}")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Raises unless ``value`` is one number strictly between 0 and 1, shape ()."""
+    if not is_traced(value):
+        numbers = _numbers(name, value)
+        if not np.all((numbers > 0) & (numbers < 1)):
+            _fail(name, value, "strictly between 0 and 1")
+    one_number(name, value)
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> None:
@@ -187,6 +238,13 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], hint: str = "
         )
 
 
+def sequence(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    """Raises ``TypeError`` unless ``value`` is a tuple or list of ``kind``. ``what`` names its entries."""
+    if isinstance(value, tuple | list) and all(isinstance(entry, kind) for entry in value):
+        return
+    raise TypeError(f"{name}={_shown(value)}: {name} must be a tuple or list of {what}.")
+
+
 def rng_key(name: str, value: Any) -> None:
     """Raises unless ``value`` is one typed key of ``jax.random``, shape (): the rule of the whole package."""
     _typed_key(name, value)
@@ -232,16 +290,36 @@ def function(name: str, value: Any, *arguments: str) -> None:
         raise TypeError(
             f"{name} is of type {type(value).__name__}: {name} must be a function, called as {called}."
         )
-    try:
-        signature = inspect.signature(value)
-    except (TypeError, ValueError):
-        return
-    try:
-        signature.bind(*arguments)
-    except TypeError as error:
+    refused = _refused(value, *arguments)
+    if refused is not None:
+        signature, error = refused
         raise TypeError(
             f"{name}={function_name(value)} takes {signature}: it is called as {called} ({error})."
-        ) from None
+        )
+
+
+def _refused(value: Any, *arguments: Any, **keywords: Any) -> tuple[inspect.Signature, TypeError] | None:
+    """Returns the signature that does not take these arguments and why, or None.
+
+    A function that ``functools.wraps`` calls another shows the other's signature: its own counts too, unless
+    it takes anything and hands it on.
+    """
+    refused = None
+    for follow_wrapped in (True, False):
+        try:
+            signature = inspect.signature(value, follow_wrapped=follow_wrapped)
+        except (TypeError, ValueError):
+            continue
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        if not follow_wrapped and inspect.Parameter.VAR_POSITIONAL in kinds:
+            continue
+        try:
+            signature.bind(*arguments, **keywords)
+        except TypeError as error:
+            refused = refused or (signature, error)
+        else:
+            return None
+    return refused
 
 
 def function_name(value: Any) -> str:
@@ -295,6 +373,17 @@ def kernel_constructor(name: str, value: Any) -> None:
         raise TypeError(f"{name} is of type {type(value).__name__}: {accepted}")
 
 
+def kernel_parameters(name: str, value: Any, parameters: Mapping[str, Any]) -> None:
+    """Raises ``TypeError`` unless a kernel's constructor takes a target and these keyword arguments."""
+    refused = _refused(value, None, **parameters)
+    if refused is not None:
+        signature, error = refused
+        raise TypeError(
+            f"{name}={function_name(value)} has the parameters {list(signature.parameters)}: it is called "
+            f"with a target and {sorted(parameters)} ({error})."
+        )
+
+
 def bound_kernel(name: str, value: Any) -> None:
     """Raises ``TypeError`` unless ``value`` is a kernel: it has the functions ``init`` and ``step``."""
     if callable(getattr(value, "init", None)) and callable(getattr(value, "step", None)):
@@ -306,12 +395,14 @@ def bound_kernel(name: str, value: Any) -> None:
 
 
 def arrays(name: str, tree: Any) -> None:
-    """Raises ``TypeError`` unless every leaf of ``tree`` is an array or a number."""
+    """Raises ``TypeError`` unless every leaf of ``tree`` is an number or an array of no text or objects."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex) and (
-            getattr(leaf, "dtype", None) != np.dtype(object)
-        ):
-            continue
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+            if getattr(getattr(leaf, "dtype", None), "kind", "") not in _NOT_NUMBERS:
+                continue
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} has dtype {leaf.dtype}: numbers are needed in {name}."
+            )
         raise TypeError(
             f"{name}{jax.tree_util.keystr(path)} is of type {type(leaf).__name__}: arrays are needed in "
             f"{name}."
@@ -343,6 +434,37 @@ def array(name: str, value: Any, shape: tuple[int | None, ...] | None = None, ac
     if len(found) != len(shape) or any(s not in (None, f) for s, f in zip(shape, found, strict=True)):
         wanted = accepted or str(shape).replace("None", "any")
         raise ValueError(f"{name} has shape {found}: {wanted} is needed.")
+
+
+def real_arrays(name: str, tree: Any) -> None:
+    """Raises ``TypeError`` unless every leaf of ``tree`` is an array of real numbers, or a real number."""
+    arrays(name, tree)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array(f"{name}{jax.tree_util.keystr(path)}", leaf)
+
+
+@contextlib.contextmanager
+def shapes_noted(**arguments: Any) -> Iterator[None]:
+    """Adds the shapes of these arguments to an error that is raised inside, as a note.
+
+    For shapes that only a user's own function can judge: those of parameters and of positions.
+    """
+    try:
+        yield
+    except Exception as error:
+        shapes = (f"{name} of {_shown(jax.tree.map(np.shape, tree))}" for name, tree in arguments.items())
+        error.add_note(f"The shapes were {', '.join(shapes)}.")
+        raise
+
+
+def broadcasts(name: str, value: Any, shape: tuple[int, ...], of: str) -> None:
+    """Raises ``ValueError`` unless ``value`` broadcasts to ``shape``, the shape of what ``of`` names."""
+    found = np.shape(value)
+    wide = (1,) * (len(shape) - len(found)) + tuple(found)
+    if len(wide) != len(shape) or any(mine not in (1, full) for mine, full in zip(wide, shape, strict=True)):
+        raise ValueError(
+            f"{name} has shape {found}: one that broadcasts to {shape}, that of {of}, is needed."
+        )
 
 
 def same_shapes(name: str, tree: Any, like_name: str, like: Any) -> None:

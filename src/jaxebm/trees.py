@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxebm import checks
 from jaxebm.cpu.noise import standard_normal
 from jaxebm.types import Array
 
-__all__ = ["euclidean_norm", "leaf_keys", "normal_like", "wide_dtype", "widened"]
+__all__ = ["euclidean_norm", "leaf_keys", "normal_like", "square_root", "wide_dtype", "widened"]
 
 
 def wide_dtype(leaf: Any) -> jnp.dtype:
@@ -51,13 +52,41 @@ def euclidean_norm(tree: Any) -> Array:
       tree: any pytree of arrays.
 
     Returns:
-      The norm, shape ``()``.
+      The norm, shape ``()``. Where all entries are zero its gradient is zero, one of its subgradients.
 
     Example:
       >>> float(euclidean_norm({"a": jnp.array([3.0]), "b": jnp.array(4.0)}))
       5.0
     """
-    return optax.tree.norm(jax.tree.map(widened, tree))
+    return square_root(optax.tree.norm(jax.tree.map(widened, tree), squared=True))
+
+
+@jax.custom_jvp
+def square_root(square: Array) -> Array:
+    r"""Returns the square root, with the derivative 0 at 0, where that of ``jnp.sqrt`` is infinite.
+
+    The root of a square is an absolute value or a norm, whose derivative at 0 would be 0 times infinity, NaN;
+    0 is one of its subgradients. A function of its own derivative costs nothing where nothing differentiates.
+
+    Args:
+      square: numbers >= 0, any shape.
+
+    Returns:
+      Their roots; NaN where a number is NaN or negative.
+
+    Example:
+      >>> float(jax.grad(lambda x: square_root(x * x))(0.0))
+      0.0
+    """
+    return jnp.sqrt(square)
+
+
+@square_root.defjvp
+def _square_root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (square,), (tangent,) = primals, tangents
+    root = square_root(square)
+    is_zero = root == 0
+    return root, jnp.where(is_zero, 0, tangent / (2 * jnp.where(is_zero, 1, root)))
 
 
 def leaf_keys(rng_key: Array, tree: Any) -> Any:
@@ -70,10 +99,14 @@ def leaf_keys(rng_key: Array, tree: Any) -> Any:
     Returns:
       Keys in the structure of ``tree``; a single leaf gets ``rng_key`` itself.
 
+    Raises:
+      TypeError: if rng_key is not a typed key.
+
     Example:
       >>> sorted(leaf_keys(jax.random.key(0), {"a": 1.0, "b": 2.0}))
       ['a', 'b']
     """
+    checks.rng_key("rng_key", rng_key)
     structure = jax.tree.structure(tree)
     # A single leaf takes the key itself: on small positions each hash costs as much as the noise.
     keys = [rng_key] if structure.num_leaves == 1 else list(jax.random.split(rng_key, structure.num_leaves))
@@ -89,6 +122,9 @@ def normal_like(rng_key: Array, tree: Any) -> Any:
 
     Returns:
       Independent draws from N(0, 1), in the structure of ``tree``.
+
+    Raises:
+      TypeError: if rng_key is not a typed key.
 
     Example:
       >>> normal_like(jax.random.key(0), {"a": jnp.zeros((3, 2))})["a"].shape

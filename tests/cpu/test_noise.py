@@ -56,9 +56,8 @@ def test_keys_are_those_of_jax_random():
 
 
 def test_other_generators_and_dtypes_are_left_to_jax_random():
-    for rng_key in (jax.random.key(0, impl="rbg"), jax.random.PRNGKey(0)):
-        np.testing.assert_array_equal(standard_normal(rng_key, (3,)), jax.random.normal(rng_key, (3,)))
     rng_key = jax.random.key(0, impl="rbg")
+    np.testing.assert_array_equal(standard_normal(rng_key, (3,)), jax.random.normal(rng_key, (3,)))
     assert fold_in(rng_key, 3) == jax.random.fold_in(rng_key, 3)
     narrow = standard_normal(rng_key, (3,), jnp.bfloat16)
     np.testing.assert_array_equal(narrow, jax.random.normal(rng_key, (3,), jnp.bfloat16))
@@ -76,3 +75,22 @@ def test_nothing_loops_on_a_cpu():
         for function in (draw, draw_by_jax)
     ]
     assert loops[0] == 0 < loops[1]
+
+
+@pytest.mark.parametrize("key", [3, None, np.zeros(2, np.uint32), jax.random.PRNGKey(0)], ids=str)
+def test_only_typed_keys_are_taken(key):
+    for draw in (lambda key: standard_normal(key, (3,)), lambda key: fold_in(key, 1)):
+        with pytest.raises(TypeError, match=r"rng_key.* must be a typed key, jax\.random\.key\(seed\)"):
+            draw(key)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_normals_keep_their_dtype_under_x64(dtype):
+    plain = standard_normal(jax.random.key(1), (4,))
+    with jax.enable_x64(True):
+        found = jax.jit(lambda key: standard_normal(key, (4,), dtype))(jax.random.key(1))
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, jax.random.normal(jax.random.key(1), (4,), dtype))
+        if dtype == "float32":
+            np.testing.assert_array_equal(found, plain)
+        assert fold_in(jax.random.key(1), jnp.arange(3)[2]) == jax.random.fold_in(jax.random.key(1), 2)

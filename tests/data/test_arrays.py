@@ -114,3 +114,22 @@ def test_unfit_arrays_are_named(image: np.ndarray, label: np.ndarray, message: s
 def test_unfit_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataset_from_arrays(GREY, LABEL, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"class_names": "ab"}, TypeError, "class_names is of type str"),
+        ({"class_names": ["a", "a"]}, ValueError, "must be different"),
+        ({"class_names": ["a", ""]}, ValueError, "none empty"),
+        ({"value_range": (0.0, 1e300)}, ValueError, "value_range=.*in float32"),
+        ({"value_range": (1e8, 1e8 + 1)}, ValueError, "value_range=.*in float32"),
+        ({"value_range": 1.0}, ValueError, "value_range=1.0"),
+        ({"test_fraction": "0.1"}, TypeError, "test_fraction='0.1'"),
+        ({"label": [[0], [1, 2]]}, ValueError, "'label' is no array"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(changes: dict, error: type[Exception], message: str) -> None:
+    arguments = {"image": np.zeros((20, 4, 4), np.uint8), "label": np.arange(20) % 2}
+    with pytest.raises(error, match=message):
+        dataset_from_arrays(**(arguments | changes))

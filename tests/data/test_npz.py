@@ -1,5 +1,7 @@
 """A user's own file: read as it is, and its faults named. What is in it is tested in `test_arrays.py`."""
 
+import io
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -112,3 +114,83 @@ def test_missing_arrays_and_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "own.npz").write_bytes(damaged)
     with pytest.raises(ValueError, match="is damaged"):
         load_dataset(f"npz:{tmp_path / 'own.npz'}")
+
+
+def header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def members(path: Path, image: bytes, compression: int = zipfile.ZIP_STORED) -> str:
+    label = io.BytesIO()
+    np.save(label, LABEL)
+    with zipfile.ZipFile(path / "own.npz", "w", compression) as archive:
+        archive.writestr("image.npy", image)
+        archive.writestr("label.npy", label.getvalue())
+    return f"npz:{path / 'own.npz'}"
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (header((10**6, 10**3, 10**3, 4)) + b"few", "its header says shape .*, and 3 bytes are stored"),
+        (header((34, 4, 4)) + bytes(34 * 16 - 1), "544 bytes, and 543 bytes are stored"),
+        (header((-34, -4, 4)) + bytes(34 * 16), "its header says shape"),
+        (header((34, 4, 4))[:20], "EOF|header"),
+        (b"no array", "magic"),
+        (header((34, 4, 4), "|O") + bytes(34 * 16), "holds pickled Python objects"),
+        (b"", "EOF|magic"),
+    ],
+    ids=["huge", "truncated", "negative", "cut header", "no array", "objects", "empty"],
+)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_header_that_claims_too_much_takes_no_memory(
+    tmp_path: Path, image: bytes, message: str, compression: int
+) -> None:
+    name = members(tmp_path, image, compression)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"own\.npz': 'image' .*({message})"):
+            load_dataset(name)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("field", ["compress_size", "file_size"])
+def test_a_directory_that_lies_is_named(tmp_path: Path, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 10**12
+    name = members(tmp_path, header((size,)) + b"few", zipfile.ZIP_DEFLATED)
+    getinfo = zipfile.ZipFile.getinfo
+
+    def lying(self: zipfile.ZipFile, member: str) -> zipfile.ZipInfo:
+        info = getinfo(self, member)
+        info.file_size = size + len(header((size,)))
+        if field == "compress_size":
+            info.compress_size = size
+        return info
+
+    monkeypatch.setattr(zipfile.ZipFile, "getinfo", lying)
+    with pytest.raises(ValueError, match=r"'image' is damaged .* bytes cannot come from"):
+        load_dataset(name)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        (images((4, 4), np.uint8), LABEL.astype(str), "'label' has dtype <U"),
+        (images((4, 4), np.uint8), LABEL[:-1], "'label' has 33 entries, but 'image' has 34"),
+        (images((4, 4), np.uint8), LABEL * 2, "'label' has 3 classes .* none numbered 1"),
+        (images((4, 4), np.uint8), LABEL * 10**15, "'label' has 3 classes .* none numbered 1"),
+        (images((4, 4), np.uint8), LABEL + 0.0, "'label' has dtype float64"),
+        (np.zeros((0, 4, 4), np.uint8), LABEL[:0], "'image' has shape .*empty"),
+        (images((4, 4), np.uint8).astype(str), LABEL, "'image' has dtype <U"),
+        (images((4, 4), np.float32) * 1j, LABEL, "'image' has dtype complex"),
+        (np.full((34, 4, 4), np.nan, np.float16), LABEL, "'image' holds 544 non-finite pixels"),
+        (np.zeros((34, 4, 4), [("a", "u1")]), LABEL, "'image' has dtype"),
+    ],
+)
+def test_arrays_that_are_no_data_set(tmp_path: Path, image: Any, label: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"own\.npz': {message}"):
+        load_dataset(written(tmp_path, image=image, label=label))

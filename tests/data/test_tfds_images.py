@@ -191,3 +191,36 @@ def test_prepared_set_that_cannot_be_read(
     )
     (stand_in / "mnist" / "3.0.1" / "dataset_info.json").write_text("{}")  # tfds's default format
     assert "stored as tfrecord" in one_line_of("mnist", data_dir=stand_in)
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"splits": [{}]}', '{"splits": 3}', '{"fileFormat": 3}', "\\xff"]
+)
+def test_damaged_metadata_become_one_line(
+    stand_in: Path, tmp_path: Path, damage: str, one_line_of: OneLineOf
+) -> None:
+    (stand_in / "mnist" / "3.0.1" / "dataset_info.json").write_text(damage)
+    message = one_line_of("mnist", data_dir=stand_in, cache_dir=tmp_path / "cache", download=False)
+    assert "its dataset_info.json cannot be read" in message
+    assert "Prepare or copy it again" in message
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"label": np.full(6000, 10, np.int32)},
+        {"label": np.zeros(5, np.int32)},
+        {"image": np.zeros((6000, 2, 2, 1), np.float32)},
+    ],
+)
+def test_a_cache_of_other_arrays_is_decoded_again(
+    stand_in: Path, tmp_path: Path, arrays: dict[str, np.ndarray]
+) -> None:
+    options: dict[str, Any] = {"data_dir": stand_in, "cache_dir": tmp_path / "cache", "download": False}
+    load_dataset("mnist", **options)
+    (file,) = (tmp_path / "cache").glob("*-train.npz")
+    good = {"image": np.zeros((6000, 2, 2, 1), np.uint8), "label": np.arange(6000, dtype=np.int32) % 10}
+    np.savez(file, allow_pickle=False, **(good | arrays))
+    with pytest.warns(RuntimeWarning, match="cannot be read .* decoding again"):
+        dataset = load_dataset("mnist", **options)
+    assert len(dataset.train.label) == 1000

@@ -361,7 +361,7 @@ def test_neals_funnel_in_ten_dimensions():
         (lambda: gaussian([0.0, 0.0], [1.0, 1.0]), r"covariance has shape \(2,\)"),
         (lambda: gaussian(0.0, [[1.0]]), r"mean has shape \(\)"),
         (lambda: gaussian([np.nan], [[1.0]]), "mean holds 1 non-finite"),
-        (lambda: funnel(dimension=1), "dimension must be at least 2"),
+        (lambda: funnel(dimension=1), "dimension must be an integer of at least 2"),
         (lambda: funnel(scale=-3.0), "scale must be finite and greater than 0"),
         (lambda: skewed(shape=0.0), "shape must be finite and greater than 0"),
         (lambda: skewed(width=-1.0), "width must be finite and greater than 0"),

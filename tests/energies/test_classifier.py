@@ -213,3 +213,16 @@ def test_batched_logits_are_refused(params, points):
     ):
         with pytest.raises(ValueError, match=r"logits\(params, x\) has shape \(8, 4\)"):
             call()
+
+
+@pytest.mark.parametrize("make", [joint_energy, complement_energy])
+@pytest.mark.parametrize("label", [-1, -3, 3, 100])
+def test_a_traced_class_out_of_range_is_nan_with_all_its_derivatives(make, label):
+    """A derivative of 0 would leave a chain of that class to its noise, and no monitor would see it."""
+    energy = make(lambda params, x: params @ x)
+    params, x = jnp.arange(6.0).reshape(3, 2), jnp.array([0.5, -1.0])
+    found = jax.jit(jax.value_and_grad(energy, (0, 1)))(params, x, jnp.asarray(label))
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(found))
+    inside = jax.jit(jax.value_and_grad(energy, (0, 1)))(params, x, jnp.asarray(2))
+    assert jax.tree.leaves(inside)[0] == energy(params, x, 2)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(inside))

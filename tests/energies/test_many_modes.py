@@ -188,7 +188,7 @@ def test_right_hand_probability_is_the_integral():
         (lambda: random_mixture(extent=0.0), "extent must be finite and greater than 0"),
         (lambda: random_mixture(scale=-1.0), "scale must be finite and greater than 0"),
         (lambda: random_mixture(dimension=0), "dimension must be an integer of at least 1"),
-        (lambda: random_mixture(seed=-1), "seed=-1: seed must be an integer of at least 0"),
+        (lambda: random_mixture(seed=-1), "seed=-1: seed must be an integer from 0 to 4294967295"),
         (lambda: random_mixture(weights="odd"), 'weights=\'odd\': "equal", "uneven" or 40 numbers'),
         (lambda: random_mixture(weights=[1.0, 2.0]), r"weights has shape \(2,\): \(40,\), one for each mode"),
         (lambda: random_mixture(num_modes=1, weights=[0.0]), "weights must be finite and greater than 0"),

@@ -169,7 +169,7 @@ def test_nnx_models_are_energies_by_split_and_merge():
         (WideResNet(3, depth=12), (8, 8, 3), r"depth=12.*6n \+ 4"),
         (WideResNet(3, depth=4), (8, 8, 3), "depth=4"),
         (WideResNet(3, width=0), (8, 8, 3), "width=0"),
-        (ConvNet(3, activation="tanhh"), (8, 8, 1), "activation='tanhh'.*swish, leaky_relu"),
+        (ConvNet(3, activation="tanhh"), (8, 8, 1), "activation='tanhh'.*'swish', 'leaky_relu'"),
         (ConvNet(3, norm="layer"), (8, 8, 1), "norm='layer'.*'group', 'batch'"),
         (ConvNet(3, channels=(4, -1)), (8, 8, 1), "channels=-1"),
         (ConvNet(3), (5, 8, 8, 1), r"shape \(5, 8, 8, 1\).*without a batch axis.*vmap"),

@@ -183,7 +183,7 @@ def _not_scalar(params, z):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: reparametrise(_exponential, None), TypeError, "transform=None is not callable"),  # type: ignore[arg-type]
+        (lambda: reparametrise(_exponential, None), TypeError, "transform is of type NoneType"),  # type: ignore[arg-type]
         (
             lambda: reparametrise(_exponential, _not_scalar)(1.0, jnp.zeros(3)),
             ValueError,

@@ -196,7 +196,7 @@ def test_the_envelope_lies_above_the_density():
     ("make", "message"),
     [
         (lambda: rosenbrock(curvature=0.0), "curvature must be finite and greater than 0"),
-        (lambda: rosenbrock(centre=np.nan), "centre holds 1 non-finite"),
+        (lambda: rosenbrock(centre=np.nan), "centre=nan: centre must be finite"),
         (lambda: rosenbrock(temperature=-1.0), "temperature must be finite and greater than 0"),
         (lambda: rosenbrock(dimension=3), "dimension=3: dimension must be even"),
         (lambda: rosenbrock(dimension=0), "dimension must be an integer of at least 1"),

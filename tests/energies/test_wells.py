@@ -83,7 +83,7 @@ def test_ring_score_at_the_origin_is_finite():
         (lambda: ring(radius=[1.0, 2.0]), r"radius has shape \(2,\)"),  # type: ignore[arg-type]
         (lambda: double_well(barrier=0.0), "barrier must be finite and greater than 0"),
         (lambda: double_well(separation=-1.0), "separation must be finite and greater than 0"),
-        (lambda: double_well(tilt=np.inf), "tilt holds 1 non-finite"),
+        (lambda: double_well(tilt=np.inf), "tilt=inf: tilt must be finite"),
         (lambda: double_well(dimension=0), "dimension must be an integer of at least 1"),
         (lambda: ring().target(jnp.zeros(3)), r"x has shape \(3,\): \(2,\) is needed"),
         (lambda: double_well().target(jnp.zeros(())), r"x has shape \(\)"),

@@ -23,11 +23,12 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax.custom_derivatives import SymbolicZero
 
-from jaxebm.checks import positive_integer
+from jaxebm import checks
 
 __all__ = ["Convolution", "Padding", "convolve", "convolve_direct", "convolve_patches", "extract_patches"]
 
@@ -43,7 +44,7 @@ def _resolve_padding(
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     if isinstance(padding, str) and padding in ("SAME", "VALID"):
         rows, columns = jax.lax.padtype_to_pads(shape, kernel_size, strides, padding)
-    elif not isinstance(padding, str) and [len(pair) for pair in padding] == [2, 2]:
+    elif _is_pair(padding) and all(_is_pair(pair) and all(map(_is_integer, pair)) for pair in padding):
         rows, columns = padding
     else:
         raise ValueError(
@@ -52,17 +53,40 @@ def _resolve_padding(
     return (int(rows[0]), int(rows[1])), (int(columns[0]), int(columns[1]))
 
 
-def _check_image(x: jax.Array, kernel: jax.Array | None = None) -> None:
-    if jnp.ndim(x) != 3:
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _check_pair(name: str, value: Any) -> None:
+    if not _is_pair(value):
+        raise ValueError(
+            f"{name}={value!r}: {name} must be two integers of at least 1, vertical and horizontal."
+        )
+    for entry in value:
+        checks.positive_integer(name, entry)
+
+
+def _check_image(x: jax.Array) -> None:
+    if jnp.ndim(x) != 3 or 0 in jnp.shape(x):
         raise ValueError(
             f"x has shape {jnp.shape(x)}: one image (height, width, channels) without a batch axis is "
             f"needed; batch with jax.vmap."
         )
-    if kernel is not None and (jnp.ndim(kernel) != 4 or kernel.shape[2] != x.shape[2]):
+    checks.array("x", x)
+
+
+def _check_arrays(x: jax.Array, kernel: jax.Array) -> None:
+    _check_image(x)
+    if jnp.ndim(kernel) != 4 or kernel.shape[2] != x.shape[2] or 0 in kernel.shape:
         raise ValueError(
             f"kernel has shape {jnp.shape(kernel)}: (height, width, {x.shape[2]}, features) is needed for "
             f"x of shape {jnp.shape(x)}."
         )
+    checks.array("kernel", kernel)
 
 
 def _count_windows(
@@ -98,13 +122,17 @@ def extract_patches(
       The patches, shape (H', W', height * width * C).
 
     Raises:
-      ValueError: If ``x`` is not one image, if ``padding`` is unknown, or if no window fits.
+      ValueError: If ``x`` is not one image, if ``padding`` is unknown, if no window fits, or if an integer is
+        below 1.
+      TypeError: If ``x`` holds no real numbers.
 
     Example:
       >>> extract_patches(jnp.ones((8, 8, 3)), (3, 3), (2, 2)).shape
       (4, 4, 27)
     """
     _check_image(x)
+    _check_pair("kernel_size", kernel_size)
+    _check_pair("strides", strides)
     pads, counts = _count_windows(x, kernel_size, strides, padding)
     padded = jnp.pad(x, (*pads, (0, 0)))
     # The last pixel that a window offset touches, plus one.
@@ -126,6 +154,7 @@ def convolve_patches(
       >>> convolve_patches(jnp.ones((8, 8, 3)), jnp.ones((3, 3, 3, 5)), (2, 2), "SAME").shape
       (4, 4, 5)
     """
+    _check_arrays(x, kernel)
     patches = extract_patches(x, (kernel.shape[0], kernel.shape[1]), strides, padding)
     return patches @ kernel.reshape(-1, kernel.shape[3])
 
@@ -137,7 +166,9 @@ def convolve_direct(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], p
       >>> convolve_direct(jnp.ones((8, 8, 3)), jnp.ones((3, 3, 3, 5)), (2, 2), "SAME").shape
       (4, 4, 5)
     """
-    pads = _resolve_padding(padding, x.shape[:2], kernel.shape[:2], strides)
+    _check_arrays(x, kernel)
+    _check_pair("strides", strides)
+    pads, _ = _count_windows(x, kernel.shape[:2], strides, padding)
     # A batch of one, which vmap over examples turns back into a plain batch.
     return jax.lax.conv_general_dilated(
         x[None], kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -233,13 +264,16 @@ def convolve(
       Shape (H', W', F); equal on every platform up to the order of summation.
 
     Raises:
-      ValueError: If the shapes do not fit each other, or ``padding`` is unknown.
+      ValueError: If the shapes do not fit each other, ``padding`` is unknown, or a stride is below 1.
+      TypeError: If an array holds no real numbers.
 
     Example:
       >>> jax.vmap(convolve, (0, None))(jnp.ones((16, 8, 8, 3)), jnp.ones((3, 3, 3, 5))).shape
       (16, 8, 8, 5)
     """
-    _check_image(x, kernel)
+    _check_arrays(x, kernel)
+    _check_pair("strides", strides)
+    _resolve_padding(padding, x.shape[:2], kernel.shape[:2], strides)
     # As flax.linen.Conv does: integer images and mixed precisions meet at the wider floating-point type.
     x, kernel = promote_dtype(x, kernel)
     return jax.lax.platform_dependent(
@@ -286,10 +320,18 @@ class Convolution(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the convolved image, shape (H', W', features), from one image (H, W, C)."""
         _check_image(x)
-        for name, value in (("features", self.features), *(("strides", stride) for stride in self.strides)):
-            positive_integer(name, value)
-        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[2], self.features))
+        if self.name is not None:
+            checks.text("name", self.name)
+        checks.positive_integer("features", self.features)
+        _check_pair("kernel_size", self.kernel_size)
+        _check_pair("strides", self.strides)
+        checks.boolean("use_bias", self.use_bias)
+        checks.function("kernel_init", self.kernel_init, "rng_key", "shape", "dtype")
+        checks.function("bias_init", self.bias_init, "rng_key", "shape", "dtype")
+        # In float32, as in flax.linen.Conv, under x64 too.
+        shape = (*self.kernel_size, x.shape[2], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         y = convolve(x, kernel, self.strides, self.padding)
         if self.use_bias:
-            y = y + self.param("bias", self.bias_init, (self.features,)).reshape(1, 1, -1)
+            y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32).reshape(1, 1, -1)
         return y

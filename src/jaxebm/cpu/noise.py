@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxebm import checks
 from jaxebm.types import Array
 
 __all__ = ["fold_in", "standard_normal", "threefry"]
@@ -73,10 +74,14 @@ def fold_in(rng_key: Array, index: Array | int) -> Array:
     Returns:
       One key.
 
+    Raises:
+      TypeError: if rng_key is not a typed key.
+
     Example:
       >>> bool(fold_in(jax.random.key(0), 7) == jax.random.fold_in(jax.random.key(0), 7))
       True
     """
+    checks.rng_key("rng_key", rng_key)
     if not _is_threefry(rng_key):
         return jax.random.fold_in(rng_key, index)
     return _fold_in(rng_key, jnp.uint32(index))
@@ -96,19 +101,22 @@ def standard_normal(rng_key: Array, shape: tuple[int, ...], dtype: Any = jnp.flo
     Returns:
       Independent standard normals of that shape.
 
+    Raises:
+      TypeError: if rng_key is not a typed key: the noise of every kernel is drawn here.
+
     Example:
       >>> rng_key = jax.random.key(0)
       >>> bool(jnp.all(standard_normal(rng_key, (3,)) == jax.random.normal(rng_key, (3,))))
       True
     """
+    checks.rng_key("rng_key", rng_key)
     if not _is_threefry(rng_key) or dtype != jnp.float32 or math.prod(shape) > _MOST_ENTRIES:
         return jax.random.normal(rng_key, shape, dtype)
     return _standard_normal(rng_key, shape)
 
 
 def _is_threefry(rng_key: Array) -> bool:
-    typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
-    return typed and str(jax.random.key_impl(rng_key)) == "threefry2x32"
+    return str(jax.random.key_impl(rng_key)) == "threefry2x32"
 
 
 def _words(key_data: Array) -> tuple[Array, Array]:
@@ -147,7 +155,8 @@ def _standard_normal(rng_key: Array, shape: tuple[int, ...]) -> Array:
         return (np.float32(np.sqrt(2)) * jax.lax.erf_inv(uniform)).reshape(shape)
 
     def loops(key_data: Array) -> Array:
-        return jax.random.normal(jax.random.wrap_key_data(key_data, impl=impl), shape)
+        # With its dtype: by default it would be float64 where x64 is enabled, and the branches would differ.
+        return jax.random.normal(jax.random.wrap_key_data(key_data, impl=impl), shape, jnp.float32)
 
     impl = jax.random.key_impl(rng_key)
     return jax.lax.platform_dependent(jax.random.key_data(rng_key), cpu=written_out, default=loops)

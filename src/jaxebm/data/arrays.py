@@ -1,12 +1,12 @@
 """Labelled images of a user, checked before training."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
-from jaxebm.data.images import Dataset, Split
+from jaxebm import checks
+from jaxebm.data.images import Dataset, Split, check_value_range
 from jaxebm.data.splits import stratified_split
 
 __all__ = ["dataset_from_arrays"]
@@ -34,7 +34,7 @@ def dataset_from_arrays(
         [-1, 1]; with ``value_range``, real numbers in that range.
       label: Classes (n,), the integers 0..K-1, each at least three times; None puts all images in one class.
       name: The name of the data set.
-      class_names: The names of the K classes; None names them by their numbers.
+      class_names: The names of the K classes, all different; None names them by their numbers.
       value_range: Lowest and highest raw pixel value; None means (0, 255) for uint8 and, for floating-point
         images, (-1, 1) if any pixel is negative, else (0, 1).
       validation_fraction: Part of each class for validation, between 0 and 1.
@@ -45,21 +45,18 @@ def dataset_from_arrays(
 
     Raises:
       ValueError: If an argument is not as described.
+      TypeError: If one is of another type.
 
     Example:
       >>> images = np.zeros((100, 4, 4), np.uint8)
       >>> dataset_from_arrays(images, np.arange(100) % 2)
       Dataset('mine', image_shape=(4, 4, 1), num_classes=2, train=70, validation=10, test=20)
     """
-    image, value_range = _checked_image(np.asarray(image), value_range)
-    label = np.zeros(len(image), np.int32) if label is None else np.asarray(label)
+    checks.text("name", name)
+    image, value_range = _checked_image(_as_array("image", image), value_range)
+    label = np.zeros(len(image), np.int32) if label is None else _as_array("label", label)
     label, num_classes = _checked_label(label, len(image))
-    if class_names is None:
-        class_names = [str(index) for index in range(num_classes)]
-    if len(class_names) != num_classes:
-        raise ValueError(
-            f"class_names has {len(class_names)} entries: {num_classes} are needed, one for each class."
-        )
+    names = _checked_names(class_names, num_classes)
     train, validation, test = stratified_split(label, validation_fraction, test_fraction)
     return Dataset(
         name,
@@ -68,8 +65,32 @@ def dataset_from_arrays(
         test=Split(image[test], label[test]),
         num_classes=num_classes,
         value_range=value_range,
-        class_names=tuple(str(class_name) for class_name in class_names),
+        class_names=names,
     )
+
+
+def _as_array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # nested sequences of unequal length
+        _fail(name, f"is no array ({error})", "Give all images one shape")
+
+
+def _checked_names(class_names: Any, num_classes: int) -> tuple[str, ...]:
+    if class_names is None:
+        return tuple(str(index) for index in range(num_classes))
+    if isinstance(class_names, str) or not hasattr(class_names, "__len__"):
+        raise TypeError(
+            f"class_names is of type {type(class_names).__name__}: a sequence of names is needed."
+        )
+    names = tuple(str(class_name) for class_name in class_names)
+    if len(names) != num_classes:
+        raise ValueError(
+            f"class_names has {len(names)} entries: {num_classes} are needed, one for each class."
+        )
+    if len(set(names)) < num_classes or "" in names:
+        raise ValueError(f"class_names={names}: the names must be different, and none empty.")
+    return names
 
 
 def _checked_image(
@@ -104,9 +125,7 @@ def _checked_image(
         )
         lowest, highest = (0.0, 255.0) if is_integer else (-1.0 if low < 0.0 else 0.0, 1.0)
     else:
-        lowest, highest = (float(end) for end in value_range)
-        if not (math.isfinite(lowest) and math.isfinite(highest) and lowest < highest):
-            raise ValueError(f"value_range={value_range}: two finite numbers, low < high, are needed.")
+        lowest, highest = check_value_range(value_range)
         remedy = f"Give a value_range that holds all pixels, not {value_range}"
     if low < lowest or high > highest:
         _fail("image", f"spans {low:g} to {high:g}", remedy)

@@ -28,10 +28,12 @@ def translate(image: Array, shift: Array) -> Array:
       shift: ``(2,)``, pixels down and to the right.
 
     Returns:
-      The shifted image, ``(H, W, C)``, within the range of ``image``.
+      The shifted image, ``(H, W, C)``, within the range of ``image`` and of its dtype, if that is a
+      floating-point one.
 
     Raises:
-      ValueError: if ``image`` is not of rank three or ``shift`` not of shape ``(2,)``.
+      ValueError: if ``image`` is not of rank three, or empty, or ``shift`` not of shape ``(2,)``.
+      TypeError: if one holds no real numbers.
 
     Example:
       >>> image = jnp.array([[0.0, 0.0, 1.0, 0.0]])[:, :, None]
@@ -39,15 +41,15 @@ def translate(image: Array, shift: Array) -> Array:
       [0.0, 0.0, 0.5, 0.5]
     """
     _check_image(image)
-    if jnp.shape(shift) != (2,):
-        raise ValueError(f"shift has shape {jnp.shape(shift)}: (2,) is needed, pixels down and to the right.")
+    checks.array("shift", shift, (2,), "(2,), pixels down and to the right,")
 
     def interpolation(size: int, offset: Array) -> Array:
         source = jnp.clip(jnp.arange(size) - offset, 0, size - 1)
         return jnp.maximum(0.0, 1.0 - jnp.abs(source[:, None] - jnp.arange(size)[None, :]))
 
     rows, columns = interpolation(image.shape[0], shift[0]), interpolation(image.shape[1], shift[1])
-    return jnp.einsum("ih,jw,hwc->ijc", rows, columns, image)
+    moved = jnp.einsum("ih,jw,hwc->ijc", rows, columns, image)
+    return moved.astype(image.dtype) if jnp.issubdtype(image.dtype, jnp.floating) else moved
 
 
 def random_translation(rng_key: Array, image: Array, max_shift: float | Array) -> Array:
@@ -62,13 +64,15 @@ def random_translation(rng_key: Array, image: Array, max_shift: float | Array) -
       The shifted image, ``(H, W, C)``.
 
     Raises:
-      ValueError: if ``max_shift`` is negative or ``image`` not of rank three.
+      ValueError: if ``max_shift`` is negative or ``image`` not of rank three, or empty.
+      TypeError: if ``image`` holds no real numbers, or ``rng_key`` is no typed key.
 
     Example:
       >>> random_translation(jax.random.key(0), jnp.ones((8, 8, 1)), 0.5).shape
       (8, 8, 1)
     """
-    checks.non_negative("max_shift", max_shift)
+    checks.rng_key("rng_key", rng_key)
+    checks.non_negative_number("max_shift", max_shift)
     return translate(image, jax.random.uniform(rng_key, (2,), minval=-max_shift, maxval=max_shift))
 
 
@@ -87,7 +91,8 @@ def random_crop(rng_key: Array, image: Array, padding: int = 4) -> Array:
       The window, ``(H, W, C)``, with the dtype of the image.
 
     Raises:
-      ValueError: if ``padding`` is not such an integer or ``image`` not of rank three.
+      ValueError: if ``padding`` is not such an integer or ``image`` not of rank three, or empty.
+      TypeError: if ``image`` holds no real numbers, or ``rng_key`` is no typed key.
 
     Example:
       >>> image = jnp.arange(9.0).reshape(3, 3, 1)
@@ -97,6 +102,7 @@ def random_crop(rng_key: Array, image: Array, padding: int = 4) -> Array:
     Reference:
       Zagoruyko & Komodakis 2016, Wide residual networks (arXiv:1605.07146), section 3: 4 pixels, reflected.
     """
+    checks.rng_key("rng_key", rng_key)
     _check_image(image)
     height, width = image.shape[:2]
     if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding < min(height, width):
@@ -125,12 +131,14 @@ def random_flip(rng_key: Array, image: Array) -> Array:
       The image, mirrored or not, ``(H, W, C)``.
 
     Raises:
-      ValueError: if ``image`` is not of rank three.
+      ValueError: if ``image`` is not of rank three, or empty.
+      TypeError: if ``image`` holds no real numbers, or ``rng_key`` is no typed key.
 
     Example:
       >>> random_flip(jax.random.key(1), jnp.array([[[1.0], [2.0]]]))[0, :, 0].tolist()
       [2.0, 1.0]
     """
+    checks.rng_key("rng_key", rng_key)
     _check_image(image)
     return jnp.where(jax.random.bernoulli(rng_key), image[:, ::-1], image)
 
@@ -152,8 +160,8 @@ def random_colour(rng_key: Array, image: Array, strength: float | Array) -> Arra
       The jittered image, ``(H, W, C)``, in [-1, 1].
 
     Raises:
-      ValueError: if ``strength`` is not in [0, 1] or ``image`` not of rank three.
-      TypeError: if ``image`` is not floating-point.
+      ValueError: if ``strength`` is not in [0, 1] or ``image`` not of rank three, or empty.
+      TypeError: if ``image`` is not floating-point, or ``rng_key`` is no typed key.
 
     Example:
       >>> jittered = random_colour(jax.random.key(0), jnp.linspace(-1.0, 1.0, 12).reshape(2, 2, 3), 0.5)
@@ -164,6 +172,8 @@ def random_colour(rng_key: Array, image: Array, strength: float | Array) -> Arra
       Du, Li, Tenenbaum & Mordatch 2021, Improved contrastive divergence training of energy based models
       (arXiv:2012.01316): colour, blur, crop and flip of the replay buffer, so that its chains mix.
     """
+    checks.rng_key("rng_key", rng_key)
+    checks.one_number("strength", strength)
     checks.in_range("strength", strength, 0.0, 1.0)
     _check_image(image)
     checks.floating("image", image)
@@ -188,7 +198,7 @@ def gaussian_blur(image: Array, sigma: float | Array) -> Array:
       The blurred image, ``(H, W, C)``.
 
     Raises:
-      ValueError: if ``sigma`` is negative or ``image`` not of rank three.
+      ValueError: if ``sigma`` is negative or ``image`` not of rank three, or empty.
       TypeError: if ``image`` is not floating-point.
 
     Example:
@@ -196,7 +206,7 @@ def gaussian_blur(image: Array, sigma: float | Array) -> Array:
       >>> [round(value, 3) for value in blurred[0, :, 0].tolist()]
       [0.348, 0.452, 0.348]
     """
-    checks.non_negative("sigma", sigma)
+    checks.non_negative_number("sigma", sigma)
     _check_image(image)
     checks.floating("image", image)
     # Far below a pixel the neighbours' weights are zero in any precision, so the bound changes no value.
@@ -222,19 +232,21 @@ def random_blur(rng_key: Array, image: Array, max_sigma: float | Array) -> Array
       The blurred image, ``(H, W, C)``, within the range of ``image``.
 
     Raises:
-      ValueError: if ``max_sigma`` is negative or ``image`` not of rank three.
-      TypeError: if ``image`` is not floating-point.
+      ValueError: if ``max_sigma`` is negative or ``image`` not of rank three, or empty.
+      TypeError: if ``image`` is not floating-point, or ``rng_key`` is no typed key.
 
     Example:
       >>> random_blur(jax.random.key(0), jnp.ones((8, 8, 1)), 2.0).shape
       (8, 8, 1)
     """
-    checks.non_negative("max_sigma", max_sigma)
+    checks.rng_key("rng_key", rng_key)
+    checks.non_negative_number("max_sigma", max_sigma)
     return gaussian_blur(image, max_sigma * jax.random.uniform(rng_key))
 
 
 def _check_image(image: Array) -> None:
-    if jnp.ndim(image) != 3:
+    if jnp.ndim(image) != 3 or 0 in jnp.shape(image):
         raise ValueError(
             f"image has shape {jnp.shape(image)}: one image (H, W, C) is needed; batch with jax.vmap."
         )
+    checks.array("image", image)

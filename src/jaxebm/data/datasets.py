@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxebm import checks
 from jaxebm.data.images import Dataset, Split
 from jaxebm.data.npz import load_npz
 from jaxebm.data.splits import stratified_holdout
@@ -57,6 +58,7 @@ def load_dataset(
       DatasetNotAvailableError: If the set, or a package that reads it, is missing; the message is one line.
       FileNotFoundError: If ``npz:PATH`` names no file.
       ValueError: If the name is unknown, or the file's arrays or ``exclude_classes`` are invalid.
+      TypeError: If an argument is of another type.
 
     Example:
       >>> dataset = load_dataset("digits", exclude_classes=[8, 9])
@@ -68,6 +70,13 @@ def load_dataset(
     Reference:
       Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI Machine Learning Repository, 1998.
     """
+    checks.instance("name", name, str)
+    checks.instance("exclude_classes", exclude_classes, (tuple, list, range, set, frozenset, np.ndarray))
+    exclude_classes = list(exclude_classes)
+    for label in exclude_classes:
+        if isinstance(label, bool) or not isinstance(label, int | np.integer):
+            raise TypeError(f"exclude_classes={exclude_classes!r}: exclude_classes must hold integers.")
+    check_folders(data_dir, cache_dir, download)
     if name == "digits":
         dataset = _load_digits()
     elif name in TFDS_NUM_CLASSES:
@@ -78,6 +87,13 @@ def load_dataset(
         hint = f" Did you mean npz:{name}?" if name.endswith(".npz") else ""
         raise ValueError(f"name={name!r}: name must be one of {', '.join(DATASETS)}, or npz:PATH.{hint}")
     return _without_classes(dataset, exclude_classes) if len(exclude_classes) else dataset
+
+
+def check_folders(data_dir: Any, cache_dir: Any, download: Any) -> None:
+    """Raises ``TypeError`` unless these are folders, or None, and a boolean."""
+    for name, folder in (("data_dir", data_dir), ("cache_dir", cache_dir)):
+        checks.instance(name, folder, (str, Path, type(None)))
+    checks.boolean("download", download)
 
 
 def _load_digits() -> Dataset:

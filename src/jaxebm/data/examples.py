@@ -63,7 +63,7 @@ def as_examples(data: Any) -> Examples:
     Raises:
       ValueError: if there is no example, leading axes differ, or labels are negative or not one per
         example.
-      TypeError: if labels are not integers.
+      TypeError: if labels are not integers, or the examples not real numbers.
 
     Example:
       >>> as_examples((np.zeros((3, 2)), np.array([0, 1, 0]))).labels.shape
@@ -80,10 +80,12 @@ def as_examples(data: Any) -> Examples:
             )
         already = isinstance(data.x, jax.tree_util.Partial)
         return data if already else Examples(jax.tree_util.Partial(data.x))
+    checks.real_arrays("data", data.x)
     length = checks.batch_length("data", data.x)
     if data.labels is not None:
         data = data._replace(labels=_checked_labels(data.labels, length))
     if data.unlabelled is not None:
+        checks.real_arrays("data.unlabelled", data.unlabelled)
         checks.batch_length("data.unlabelled", data.unlabelled)
         kinds = [jax.tree.map(_kind, part) for part in (data.x, data.unlabelled)]
         if kinds[0] != kinds[1]:

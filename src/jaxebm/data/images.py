@@ -4,7 +4,6 @@ Images stay raw, as stored (uint8 if possible: a quarter of the memory); ``resca
 the range of the models, and ``unscale`` maps samples back.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,30 @@ import numpy as np
 from jaxebm import checks
 
 __all__ = ["Dataset", "ImageSpace", "Split"]
+
+
+def check_value_range(value_range: Any) -> tuple[float, float]:
+    """Returns (low, high), or raises unless they are finite numbers with low < high, in float32, too."""
+    if not isinstance(value_range, tuple | list) or len(value_range) != 2:
+        raise ValueError(f"value_range={value_range!r}: two finite numbers, low < high, are needed.")
+    for end in value_range:
+        checks.array("value_range", end, ())
+    low, high = (float(end) for end in value_range)
+    with np.errstate(over="ignore"):
+        width = np.float32(high) - np.float32(low)
+    if not (low < high and width > 0 and np.isfinite(width)):
+        raise ValueError(
+            f"value_range={value_range!r}: two finite numbers, low < high, are needed, in float32, too."
+        )
+    return low, high
+
+
+def _check_names(class_names: Any) -> None:
+    checks.instance("class_names", class_names, (tuple, list), "The classes' names, in order.")
+    if not class_names:
+        raise ValueError("class_names=(): the name of at least one class is needed.")
+    for class_name in class_names:
+        checks.text("class_names", class_name)
 
 
 @dataclass(frozen=True)
@@ -29,13 +52,14 @@ class ImageSpace:
 
     Raises:
       ValueError: If the shape is not three integers of at least 1, the range is not low < high, there is no
-        class, or ``num_levels`` is below 2.
+        class, or ``num_levels`` is no integer of at least 2.
+      TypeError: If an attribute is of another type.
 
     Example:
       >>> space = ImageSpace((8, 8, 1), (0.0, 16.0), ("even", "odd"))
       >>> space.rescale(np.array([0.0, 8.0, 16.0])).tolist(), space.num_classes
       ([-1.0, 0.0, 1.0], 2)
-      >>> ImageSpace.from_json(space.as_json()) == space
+      >>> space.from_json(space.as_json()) == space
       True
     """
 
@@ -45,17 +69,14 @@ class ImageSpace:
     num_levels: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.image_shape) != 3:
-            raise ValueError(f"image_shape={self.image_shape}: (H, W, C) is needed.")
+        if not isinstance(self.image_shape, tuple | list) or len(self.image_shape) != 3:
+            raise ValueError(f"image_shape={self.image_shape!r}: (H, W, C) is needed.")
         for side in self.image_shape:
             checks.positive_integer("image_shape", side)
-        low, high = self.value_range
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"value_range={self.value_range}: two finite numbers, low < high, are needed.")
-        if not self.class_names:
-            raise ValueError("class_names=(): the name of at least one class is needed.")
-        if self.num_levels is not None and self.num_levels < 2:
-            raise ValueError(f"num_levels={self.num_levels}: num_levels must be at least 2, or None.")
+        check_value_range(self.value_range)
+        _check_names(self.class_names)
+        if self.num_levels is not None:
+            checks.integer("num_levels", self.num_levels, 2)
 
     @property
     def num_classes(self) -> int:
@@ -113,8 +134,11 @@ class ImageSpace:
         missing = [name for name in ("image_shape", "value_range", "class_names") if name not in values]
         if missing:
             raise ValueError(f"values has no entry '{missing[0]}': use what ImageSpace.as_json returns.")
-        height, width, channels = (int(side) for side in values["image_shape"])
-        low, high = (float(end) for end in values["value_range"])
+        shape = values["image_shape"]
+        if not isinstance(shape, tuple | list) or len(shape) != 3:
+            raise ValueError(f"values has image_shape={shape!r}: (H, W, C) is needed.")
+        height, width, channels = (int(side) for side in shape)
+        low, high = check_value_range(values["value_range"])
         names = tuple(str(name) for name in values["class_names"])
         return cls((height, width, channels), (low, high), names, values.get("num_levels"))
 
@@ -145,6 +169,16 @@ class Dataset:
       class_names: The names of the K classes, in the order of the labels, also after ``exclude_classes``.
       held_out: The test images of the excluded classes, with their original labels, for out-of-distribution
         tests; None if no class was excluded.
+
+    Raises:
+      ValueError: If a split has no images or not one label in 0..K-1 for each, images differ in shape, the
+        range is not low < high, or there are not K names.
+      TypeError: If an attribute is of another type.
+
+    Example:
+      >>> part = Split(np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 0, 1]))
+      >>> Dataset("mine", part, part, part, 2, (0.0, 255.0), ("even", "odd"))
+      Dataset('mine', image_shape=(8, 8, 1), num_classes=2, train=4, validation=4, test=4)
     """
 
     name: str
@@ -155,6 +189,35 @@ class Dataset:
     value_range: tuple[float, float]
     class_names: tuple[str, ...]
     held_out: Split | None = None
+
+    def __post_init__(self) -> None:
+        checks.text("name", self.name)
+        checks.positive_integer("num_classes", self.num_classes)
+        check_value_range(self.value_range)
+        _check_names(self.class_names)
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"class_names has {len(self.class_names)} entries: {self.num_classes} are needed."
+            )
+        for name in ("train", "validation", "test", "held_out"):
+            if name != "held_out" or self.held_out is not None:
+                self._check_split(name)
+
+    def _check_split(self, name: str) -> None:
+        split = getattr(self, name)
+        checks.instance(name, split, Split, "Split(image, label) makes one.")
+        checks.array(f"{name}.image", split.image, (None, None, None, None), "(n, H, W, C)")
+        checks.one_label_each(f"{name}.label", split.label, len(split.image))
+        if name == "held_out":  # with labels of its own, and perhaps empty
+            return
+        if not len(split.label):
+            raise ValueError(f"{name} has no images: at least one is needed.")
+        checks.integer_labels(f"{name}.label", split.label, self.num_classes)
+        if split.image.shape[1:] != self.train.image.shape[1:]:
+            raise ValueError(
+                f"{name} has images of shape {split.image.shape[1:]} and train of {self.image_shape}: one "
+                f"shape is needed."
+            )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,6 +1,9 @@
 """Labelled images of a user from one ``.npz`` file."""
 
+import math
+import os
 import pickle
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,7 +14,10 @@ import numpy as np
 from jaxebm.data.arrays import dataset_from_arrays
 from jaxebm.data.images import Dataset
 
-__all__ = ["load_npz"]
+__all__ = ["check_header", "load_npz"]
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_DEFLATE_RATIO = 1032  # bytes that deflate makes of one, at most
 
 
 def load_npz(path: str | Path, *, name: str) -> Dataset:
@@ -51,14 +57,18 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
                     found = ", ".join(stored.files) or "nothing"
                     raise ValueError(f"'{file}' has no array '{name}' (it holds {found}). {remedy}")
                 arrays[name] = _member(stored, file, name)
-    except (zipfile.BadZipFile, OSError) as error:
+    # Of a file that is encrypted, or packed by a method that Python does not know, zipfile says RuntimeError.
+    except (zipfile.BadZipFile, OSError, RuntimeError, OverflowError, struct.error) as error:
         raise ValueError(f"'{file}' is damaged ({error}). {remedy}") from error
     return arrays["image"], arrays["label"]
 
 
 def _member(stored: "np.lib.npyio.NpzFile", file: Path, name: str) -> np.ndarray:
     try:
+        check_header(file, name)
         array = stored[name]
+    except MemoryError:
+        _fail(file, name, "does not fit into memory", "Store fewer or smaller images, as uint8")
     except (ValueError, EOFError, zlib.error, pickle.UnpicklingError) as error:
         # numpy's own way to say that it would have to run pickled code to read this.
         if "allow_pickle" in str(error):
@@ -67,6 +77,38 @@ def _member(stored: "np.lib.npyio.NpzFile", file: Path, name: str) -> np.ndarray
     if not isinstance(array, np.ndarray):
         _fail(file, name, "is not a numpy array", "Write the file with numpy.savez")
     return array
+
+
+def check_header(file: Path, name: str) -> None:
+    """Checks that an array in an ``.npz`` file is as large as its header says, before memory is taken for it.
+
+    Args:
+      file: The file.
+      name: Of the array; one that is not stored as ``name.npy`` is left to numpy.
+
+    Raises:
+      ValueError: If the header and the bytes that are stored, packed or on disk, disagree.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if f"{name}.npy" not in archive.namelist():
+            return
+        info = archive.getinfo(f"{name}.npy")
+        with archive.open(info) as member:
+            version = np.lib.format.read_magic(member)
+            if version not in _HEADERS:
+                raise ValueError(f"its format is version {version[0]}.{version[1]}, not one of plain arrays")
+            shape, _, dtype = _HEADERS[version](member)
+            start = member.tell()
+    if dtype.hasobject:  # numpy says better what is wrong
+        return
+    claimed, stored = math.prod(shape) * dtype.itemsize, info.file_size - start
+    if min(shape, default=0) < 0 or claimed != stored:
+        raise ValueError(
+            f"its header says shape {shape} of {dtype}, {claimed} bytes, and {stored} bytes are stored"
+        )
+    ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATE_RATIO}.get(info.compress_type, math.inf)
+    if info.compress_size > os.path.getsize(file) or info.file_size > ratio * info.compress_size:
+        raise ValueError(f"{info.file_size} bytes cannot come from the {info.compress_size} that are packed")
 
 
 def _fail(file: Path, name: str, what: str, remedy: str) -> NoReturn:

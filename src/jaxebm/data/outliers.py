@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.data.datasets import load_dataset
+from jaxebm.data.datasets import check_folders, load_dataset
 from jaxebm.data.tfds_images import (
     DatasetNotAvailableError,
     PreparedSet,
@@ -59,14 +59,17 @@ def load_outliers(
         line.
       FileNotFoundError: If ``npz:PATH`` names no file.
       ValueError: If ``name`` is not the name of a set, or ``image_shape`` or ``limit`` is invalid.
+      TypeError: If an argument is of another type.
 
     Example:
       >>> outliers = load_outliers("digits", (28, 28, 3), limit=100)
       >>> outliers.shape, float(outliers.min()), float(outliers.max())
       ((100, 28, 28, 3), -1.0, 1.0)
     """
+    checks.instance("name", name, str)
     _check_image_shape(image_shape)
     checks.positive_integer("limit", limit)
+    check_folders(data_dir, cache_dir, download)
     if name == "digits" or name.startswith("npz:"):
         dataset = load_dataset(name)
         images = dataset.rescale(dataset.test.image[:limit])
@@ -120,6 +123,8 @@ def to_image_shape(image: np.ndarray, image_shape: tuple[int, int, int]) -> np.n
       (8, 8, 1)
     """
     _check_image_shape(image_shape)
+    checks.array("image", image)
+    image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
         raise ValueError(
             f"image has shape {image.shape}: (h, w, c) is needed, with 1, 3 or 4 channels and no empty side."
@@ -185,7 +190,7 @@ def _triangle_filter(size: int, new_size: int) -> np.ndarray:
 
 
 def _check_image_shape(image_shape: tuple[int, int, int]) -> None:
-    if len(image_shape) != 3 or image_shape[2] not in (1, 3):
-        raise ValueError(f"image_shape={image_shape}: (H, W, C) is needed, with 1 or 3 channels.")
+    if not isinstance(image_shape, tuple | list) or len(image_shape) != 3 or image_shape[2] not in (1, 3):
+        raise ValueError(f"image_shape={image_shape!r}: (H, W, C) is needed, with 1 or 3 channels.")
     for side in image_shape[:2]:
         checks.positive_integer("image_shape", side)

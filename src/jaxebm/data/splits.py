@@ -12,6 +12,8 @@ The last two share `_divide`. scikit-learn uses another order of random numbers 
 sizes of the classes add up to a given total.
 """
 
+from typing import Any
+
 import numpy as np
 
 from jaxebm import checks
@@ -19,11 +21,19 @@ from jaxebm import checks
 __all__ = ["stratified_holdout", "stratified_split", "stratified_subset"]
 
 
+def _checked(label: Any) -> np.ndarray:
+    label = np.asarray(label)
+    checks.one_label_each("label", label, label.size)
+    if label.size == 0 or label.min() < 0:
+        raise ValueError("label is empty or has negative entries: class numbers 0..K-1 are needed.")
+    return label
+
+
 def stratified_holdout(label: np.ndarray, num_held_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Divides 0..n-1 into two parts with the proportions of the classes, always in the same way.
 
     Args:
-      label: Integer labels (n,).
+      label: Integer labels (n,), each class at least twice.
       num_held_out: Size of the second part, an integer from the number of classes to n minus that.
 
     Returns:
@@ -31,6 +41,8 @@ def stratified_holdout(label: np.ndarray, num_held_out: int) -> tuple[np.ndarray
 
     Raises:
       ImportError: If scikit-learn is not installed.
+      ValueError: If ``num_held_out`` is not such an integer, or a label is negative or there once only.
+      TypeError: If the labels are not integers.
 
     Example:
       >>> rest, held_out = stratified_holdout(np.repeat([0, 1], [20, 10]), 6)
@@ -40,6 +52,11 @@ def stratified_holdout(label: np.ndarray, num_held_out: int) -> tuple[np.ndarray
     Reference:
       Pedregosa et al., "Scikit-learn", JMLR 12, 2011: ``train_test_split``.
     """
+    label = _checked(label)
+    values, counts = np.unique(label, return_counts=True)
+    if np.any(counts == 1):
+        raise ValueError(f"label has one example only of class {values[counts == 1][0]}: two are needed.")
+    checks.integer("num_held_out", num_held_out, len(values), len(label) - len(values))
     from sklearn.model_selection import train_test_split
 
     rows = np.arange(len(label))
@@ -64,16 +81,18 @@ def stratified_split(
       The indices of train, validation and test, each sorted.
 
     Raises:
-      ValueError: If a fraction is not between 0 and 1, or a class would have no training example.
+      ValueError: If a fraction is not between 0 and 1, a label is negative, or a class would have no training
+        example.
+      TypeError: If the labels are not integers.
 
     Example:
       >>> train, validation, test = stratified_split(np.repeat([0, 1], 10))
       >>> len(train), len(validation), len(test)
       (14, 2, 4)
     """
-    for name, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
-        if not 0.0 < fraction < 1.0:
-            raise ValueError(f"{name}={fraction}: {name} must lie between 0 and 1.")
+    label = _checked(label)
+    checks.fraction("validation_fraction", validation_fraction)
+    checks.fraction("test_fraction", test_fraction)
     random = np.random.RandomState(0)  # numpy guarantees its stream, unlike that of default_rng
     values, counts = np.unique(label, return_counts=True)
     ordered = [random.permutation(np.flatnonzero(label == value)) for value in values]
@@ -97,23 +116,32 @@ def stratified_subset(label: np.ndarray, labels_per_class: int, seed: int) -> np
     Args:
       label: Integer labels (n,) in 0..K-1.
       labels_per_class: How many of each class, an integer of at least 1.
-      seed: Seed of the selection, an integer of at least 0.
+      seed: Seed of the selection, an integer from 0 to 2^32 - 1.
 
     Returns:
       Indices (K * labels_per_class,), one class after another.
 
     Raises:
-      ValueError: If ``labels_per_class`` is not an integer of at least 1, or some class has fewer examples.
+      ValueError: If ``labels_per_class`` is not an integer of at least 1, some class has fewer examples, a
+        label is negative, or ``seed`` out of its range.
+      TypeError: If the labels are not integers.
 
     Example:
       >>> label = np.array([1, 0, 1, 0, 1])
-      >>> label[stratified_subset(label, 2, seed=0)].tolist()
-      [0, 0, 1, 1]
+      >>> [int(row) % 2 for row in stratified_subset(label, 2, seed=0)]  # here odd rows are of class 0
+      [1, 1, 0, 0]
     """
+    label = _checked(label)
     checks.positive_integer("labels_per_class", labels_per_class)
-    scarce = int(np.bincount(label).min())
+    checks.seed("seed", seed)
+    values, counts = np.unique(label, return_counts=True)
+    # Counted only where there is no gap: a label of 10^12 must not take memory.
+    scarce = int(counts.min()) if values[-1] == len(values) - 1 else 0
     if labels_per_class > scarce:
-        raise ValueError(f"labels_per_class={labels_per_class}: the smallest class has {scarce} examples.")
+        raise ValueError(
+            f"labels_per_class={labels_per_class}: the smallest class has {scarce} examples; label spans "
+            f"0..{values[-1]}."
+        )
     order = np.random.default_rng(seed).permutation(len(label))
     ordered = [order[label[order] == value] for value in range(int(label.max()) + 1)]
     return _divide(ordered, [(labels_per_class,)] * len(ordered))[0]

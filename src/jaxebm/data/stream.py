@@ -46,12 +46,14 @@ def init_stream(rng_key: Array, num_examples: int, *, num_strata: int = 1) -> St
     Raises:
       ValueError: if ``num_examples`` or ``num_strata`` is not an integer of at least 1, or there are more
         strata than examples.
+      TypeError: if ``rng_key`` is no typed key.
 
     Example:
       >>> import jax
       >>> sorted(init_stream(jax.random.key(0), 4).permutation.tolist())
       [0, 1, 2, 3]
     """
+    checks.rng_key("rng_key", rng_key)
     checks.positive_integer("num_examples", num_examples)
     checks.positive_integer("num_strata", num_strata)
     if num_strata > num_examples:
@@ -84,6 +86,8 @@ def next_batch(rng_key: Array, stream: StreamState, arrays: Any, batch_size: int
       ValueError: if ``batch_size`` is not an integer of at least 1, exceeds the number of examples or is not
         a multiple of the strata, or if ``arrays`` hold another number of examples than the stream was started
         with.
+      TypeError: if ``rng_key`` is no typed key, ``stream`` no ``StreamState`` of integers, or ``arrays`` are
+        not of real numbers.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,6 +97,8 @@ def next_batch(rng_key: Array, stream: StreamState, arrays: Any, batch_size: int
       >>> sorted(first.tolist() + second.tolist())
       [0, 1, 2, 3]
     """
+    checks.rng_key("rng_key", rng_key)
+    _check_stream(stream)
     num_strata = 1 if stream.permutation.ndim == 1 else stream.permutation.shape[0]
     in_stratum = stream.permutation.shape[-1]
     num_examples = num_strata * in_stratum
@@ -106,6 +112,7 @@ def next_batch(rng_key: Array, stream: StreamState, arrays: Any, batch_size: int
             f"batch_size={batch_size} must be a multiple of the stream's {num_strata} strata, which give "
             f"equal shares of a batch; {-(-batch_size // num_strata) * num_strata} is the next one."
         )
+    checks.real_arrays("arrays", arrays)
     given = checks.batch_length("arrays", arrays)
     if given // num_strata != in_stratum:
         raise ValueError(
@@ -129,6 +136,21 @@ def next_batch(rng_key: Array, stream: StreamState, arrays: Any, batch_size: int
         return jax.vmap(lambda examples, at: examples[at])(strata, rows).reshape(batch_size, *array.shape[1:])
 
     return jax.tree.map(take, arrays), StreamState(permutation, offset + share)
+
+
+def _check_stream(stream: StreamState) -> None:
+    checks.instance("stream", stream, StreamState, "init_stream makes one.")
+    for value, ranks in ((stream.permutation, (1, 2)), (stream.offset, (0,))):
+        checks.array("stream", value)
+        if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+            raise TypeError(
+                f"stream holds dtype {jnp.result_type(value)}: integers are needed, as init_stream's."
+            )
+        if jnp.ndim(value) not in ranks or 0 in jnp.shape(value):
+            raise ValueError(
+                f"stream has permutation and offset of shapes {jnp.shape(stream.permutation)} and "
+                f"{jnp.shape(stream.offset)}: (n,) or (strata, n), and (), are needed."
+            )
 
 
 def _shuffle(rng_key: Array, order: Array) -> Array:

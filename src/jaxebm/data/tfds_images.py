@@ -14,11 +14,14 @@ import os
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxebm.data.npz import check_header
 
 __all__ = [
     "TFDS_NUM_CLASSES",
@@ -141,9 +144,8 @@ def find_tfds_set(
                 f"data set '{name}' is neither prepared in {folder} ({origin}) nor downloadable ({reason}). "
                 f"Set TFDS_DATA_DIR to a folder that holds {name}/, or {instead}."
             )
+    splits = tuple(split["name"] for split in _metadata(name, version_dir, instead).get("splits", ()))
     stem = f"{name.replace('/', '-')}-{version_dir.name}-{_fingerprint(version_dir)}"
-    metadata = json.loads((version_dir / "dataset_info.json").read_text())
-    splits = tuple(split["name"] for split in metadata.get("splits", ()))
     return PreparedSet(name, version_dir, splits, stem)
 
 
@@ -157,6 +159,21 @@ def _find_prepared(folder: Path, name: str) -> Path | None:
     found = [info.parent for info in folder.glob(f"{name}/*.*.*/dataset_info.json")]
     numbered = [path for path in found if all(part.isdecimal() for part in path.name.split("."))]
     return max(numbered, key=version, default=None)
+
+
+def _metadata(name: str, version_dir: Path, instead: str) -> dict[str, Any]:
+    """Returns what ``dataset_info.json`` says, of which each split has a name; any fault becomes one line."""
+    try:
+        metadata = json.loads((version_dir / "dataset_info.json").read_text())
+        for split in metadata.get("splits", ()):
+            str.strip(split["name"])
+        str.strip(metadata.get("fileFormat", ""))
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise DatasetNotAvailableError(
+            f"data set '{name}' is prepared in {version_dir}, but its dataset_info.json cannot be read "
+            f"({_in_one_line(error)}). Prepare or copy it again, or {instead}."
+        ) from error
+    return metadata
 
 
 def _tensorflow_is_installed() -> bool:
@@ -184,13 +201,30 @@ def _try_download(folder: Path, name: str) -> str:
 
 def _read_split(version_dir: Path, split: str, cache_file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Returns (image, label) of one split from the cache, or decoded and then cached."""
+    name = version_dir.parent.name
     cached = read_cache(cache_file, ("image", "label"), stacklevel=_CALLER_OF_LOAD_DATASET)
     if cached is not None:
-        return cached[0], cached[1]
-    with _decoding(version_dir.parent.name, version_dir, split, "load digits instead"):
+        fault = _fault_of_split(name, *cached)
+        if not fault:
+            return cached[0], cached[1]
+        _warn_of_cache(cache_file, fault, stacklevel=_CALLER_OF_LOAD_DATASET - 1)
+    with _decoding(name, version_dir, split, "load digits instead"):
         image, label = _decode(version_dir, split)
+        if fault := _fault_of_split(name, image, label):
+            raise ValueError(fault)
     write_cache(cache_file, {"image": image, "label": label}, stacklevel=_CALLER_OF_LOAD_DATASET)
     return image, label
+
+
+def _fault_of_split(name: str, image: np.ndarray, label: np.ndarray) -> str:
+    """Returns what is wrong with the images and labels of a split, or an empty string."""
+    if image.ndim != 4 or image.dtype != np.uint8 or image.size == 0:
+        return f"its images have shape {image.shape} and dtype {image.dtype}, not (n, H, W, C) uint8"
+    if label.shape != image.shape[:1] or not np.issubdtype(label.dtype, np.integer):
+        return f"its labels have shape {label.shape} and dtype {label.dtype} for {len(image)} images"
+    if label.min() < 0 or label.max() >= TFDS_NUM_CLASSES[name]:
+        return f"its labels span {label.min()}..{label.max()}, not 0..{TFDS_NUM_CLASSES[name] - 1}"
+    return ""
 
 
 def read_first_images(prepared: PreparedSet, split: str, limit: int, *, instead: str) -> Iterator[np.ndarray]:
@@ -232,7 +266,7 @@ def read_first_images(prepared: PreparedSet, split: str, limit: int, *, instead:
 @contextlib.contextmanager
 def _decoding(name: str, version_dir: Path, split: str, instead: str) -> Iterator[None]:
     """Turns any error of the decoding of a prepared set into one line."""
-    stored_as = json.loads((version_dir / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+    stored_as = _metadata(name, version_dir, instead).get("fileFormat", "tfrecord")
     if stored_as == "tfrecord":
         raise DatasetNotAvailableError(
             f"data set '{name}' is stored as tfrecord in {version_dir}, which only TensorFlow reads. "
@@ -279,16 +313,32 @@ def read_cache(cache_file: Path, names: tuple[str, ...], *, stacklevel: int) -> 
     """Returns the arrays of those names from a cache file, or None if there is no readable file."""
     try:
         with np.load(cache_file, allow_pickle=False) as arrays:
+            for name in names:
+                check_header(cache_file, name)
             return tuple(arrays[name] for name in names)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        warnings.warn(
-            f"cache file {cache_file} cannot be read ({_in_one_line(error)}); decoding again.",
-            RuntimeWarning,
-            stacklevel=stacklevel,
-        )
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        LookupError,
+        RuntimeError,
+        AttributeError,  # a .npy file, which has no members
+        TypeError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
+        _warn_of_cache(cache_file, _in_one_line(error), stacklevel=stacklevel)
         return None
+
+
+def _warn_of_cache(cache_file: Path, fault: str, *, stacklevel: int) -> None:
+    warnings.warn(
+        f"cache file {cache_file} cannot be read ({fault}); decoding again.",
+        RuntimeWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def write_cache(cache_file: Path, arrays: dict[str, np.ndarray], *, stacklevel: int) -> None:
@@ -322,9 +372,18 @@ def _fingerprint(version_dir: Path) -> str:
 
 def _class_names(version_dir: Path, name: str) -> tuple[str, ...]:
     path = version_dir / "label.labels.txt"
-    names = tuple(path.read_text().splitlines()) if path.exists() else ()
     count = TFDS_NUM_CLASSES[name]
-    return names if len(names) == count else tuple(str(index) for index in range(count))
+    numbers = tuple(str(index) for index in range(count))
+    if not path.exists():
+        return numbers
+    try:
+        names = tuple(path.read_text().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetNotAvailableError(
+            f"data set '{name}' is prepared in {version_dir}, but its {path.name} cannot be read "
+            f"({_in_one_line(error)}). Prepare or copy it again, or load digits instead."
+        ) from error
+    return names if len(names) == len(set(names)) == count and all(names) else numbers
 
 
 def _in_one_line(error: BaseException) -> str:

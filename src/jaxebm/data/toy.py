@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import i0e, logsumexp
 
-from jaxebm.checks import positive_integer
+from jaxebm import checks
 from jaxebm.types import Array
 
 __all__ = [
@@ -46,12 +46,29 @@ class ToyDensity:
       log_density: x (2,) -> log p(x), shape (); ``jax.vmap`` it over a batch.
       sample: (rng_key, num_samples) -> independent draws (num_samples, 2); ``num_samples`` is static.
       bounds: (low, high) of a square window that holds all but at most 1e-6 of the mass.
+
+    Raises:
+      TypeError: If one of the first three is of another type.
+      ValueError: If the bounds are not low < high.
+
+    Example:
+      >>> sample = lambda rng_key, num_samples: jax.random.normal(rng_key, (num_samples, 2))
+      >>> log_density = lambda x: -0.5 * jnp.sum(x**2) - jnp.log(2 * jnp.pi)
+      >>> ToyDensity("normal", log_density, sample, (-6.0, 6.0)).bounds
+      (-6.0, 6.0)
     """
 
     name: str
     log_density: LogDensity
     sample: Sample
     bounds: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        checks.text("name", self.name)
+        checks.function("log_density", self.log_density, "x")
+        checks.function("sample", self.sample, "rng_key", "num_samples")
+        checks.interval("bounds", self.bounds)
+        checks.finite("bounds", self.bounds)
 
 
 def two_moons() -> ToyDensity:
@@ -142,9 +159,15 @@ def rings() -> ToyDensity:
 
     def log_density(x: Array) -> Array:
         # The gradient of |x| at the origin is NaN; that of this expression is 0, as it is for p.
-        radius = jnp.sqrt(jnp.sum(x**2) + 1e-12)
+        squared = jnp.sum(x**2)
+        near = squared < 1e30
+        # Beyond, where squares overflow: |x| along its own direction.
+        largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(x)), 1.0))
+        unit = x / largest
+        along = jnp.sum(x * jax.lax.stop_gradient(unit / jnp.sqrt(jnp.maximum(jnp.sum(unit**2), 1.0))))
+        radius = jnp.where(near, jnp.sqrt(jnp.where(near, squared, 1.0) + 1e-12), along)
         log_ring = -((radius - radii) ** 2) / (2 * scale**2) + jnp.log(i0e(radius * radii / scale**2))
-        return logsumexp(log_ring) - jnp.log(len(radii) * 2 * jnp.pi * scale**2)
+        return _log_sum_exp(log_ring) - jnp.log(len(radii) * 2 * jnp.pi * scale**2)
 
     def sample(rng_key: Array, num_samples: int) -> Array:
         ring_key, angle_key, noise_key = jax.random.split(rng_key, 3)
@@ -180,11 +203,16 @@ def pinwheel() -> ToyDensity:
     length, winding = 1.5, 0.15
 
     def log_density(x: Array) -> Array:
-        z = _rotate(x, -winding * jnp.sum(x**2))
-        along_blade: Array = jax.vmap(_rotate, (None, 0))(z, jnp.asarray(-blades))
-        standardised = (along_blade - jnp.array([[length, 0.0]])) / scales[None, :]
+        near = jnp.sum(x**2) < 1e24
+        x_near = jnp.where(near, x, 0.0)
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        z = _rotate(x_near, -winding * jnp.sum(x_near**2))
+        along_blade: Array = jax.vmap(_rotate, (None, 0))(z, jnp.asarray(-blades, dtype))
+        standardised = (along_blade - jnp.array([[length, 0.0]], dtype)) / scales[None, :]
         log_blade = -0.5 * jnp.sum(standardised**2, axis=1)
-        return logsumexp(log_blade) - jnp.log(len(blades) * 2 * jnp.pi * scales.prod())
+        # Beyond, float32 holds no digit of the angle: the length of the blades alone.
+        log_blades = jnp.where(near, logsumexp(log_blade), -0.5 * jnp.sum((x / scales[0]) ** 2))
+        return log_blades - jnp.log(len(blades) * 2 * jnp.pi * scales.prod())
 
     def sample(rng_key: Array, num_samples: int) -> Array:
         blade_key, noise_key = jax.random.split(rng_key)
@@ -217,7 +245,8 @@ def checkerboard() -> ToyDensity:
     def log_density(x: Array) -> Array:
         on_board = jnp.all((x >= -4.0) & (x < 4.0))
         in_square = jnp.sum(jnp.floor(x / 2)) % 2 == 0
-        return jnp.where(on_board & in_square, -jnp.log(32.0), -jnp.inf)
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.where(on_board & in_square, -jnp.log(32.0), -jnp.inf).astype(dtype)
 
     def sample(rng_key: Array, num_samples: int) -> Array:
         square_key, place_key = jax.random.split(rng_key)
@@ -228,6 +257,12 @@ def checkerboard() -> ToyDensity:
         return corner + 2.0 * jax.random.uniform(place_key, (num_samples, 2))
 
     return _checked("checkerboard", log_density, sample, bounds=(-4.0, 4.0))
+
+
+def _log_sum_exp(terms: Array) -> Array:
+    """log sum_i exp(terms_i); where all are -infinity, their gradients count alike instead of being NaN."""
+    nowhere = jnp.isneginf(jnp.max(terms))
+    return jnp.where(nowhere, jnp.mean(terms), logsumexp(jnp.where(nowhere, 0.0, terms)))
 
 
 def _rotate(x: Array, angle: Array) -> Array:
@@ -241,7 +276,7 @@ def _gaussian_mixture(name: str, means: np.ndarray, scale: float, bounds: tuple[
 
     def log_density(x: Array) -> Array:
         log_components = -jnp.sum((x[None, :] - means) ** 2, axis=1) / (2 * scale**2)
-        return logsumexp(log_components) - jnp.log(len(means) * 2 * jnp.pi * scale**2)
+        return _log_sum_exp(log_components) - jnp.log(len(means) * 2 * jnp.pi * scale**2)
 
     def sample(rng_key: Array, num_samples: int) -> Array:
         component_key, noise_key = jax.random.split(rng_key)
@@ -259,10 +294,14 @@ def _checked(name: str, log_density: LogDensity, sample: Sample, bounds: tuple[f
             raise ValueError(
                 f"x has shape {jnp.shape(x)}: log_density takes one point (2,); jax.vmap it over a batch."
             )
-        return log_density(jnp.asarray(x))
+        checks.array("x", x)
+        x = jnp.asarray(x)
+        x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+        return log_density(x).astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def checked_sample(rng_key: Array, num_samples: int) -> Array:
-        positive_integer("num_samples", num_samples)
+        checks.rng_key("rng_key", rng_key)
+        checks.positive_integer("num_samples", num_samples)
         return sample(rng_key, num_samples)
 
     return ToyDensity(name, checked_log_density, checked_sample, bounds)

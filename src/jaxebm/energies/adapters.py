@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxebm import checks
 from jaxebm.types import Params, Position
 
 __all__ = ["from_nnx", "unbatched"]
@@ -52,6 +53,9 @@ def unbatched(apply: Apply) -> Apply:
       becomes logits (1,), of which `marginal_energy` makes an energy. It raises ``ValueError`` where the
       output has no leading axis of 1.
 
+    Raises:
+      TypeError: If ``apply`` is no function of two arguments.
+
     Example:
       >>> dense = lambda params, xs: jnp.einsum("bd,dk->bk", xs, params)
       >>> logits = unbatched(dense)
@@ -60,6 +64,7 @@ def unbatched(apply: Apply) -> Apply:
       >>> unbatched(dense) == logits
       True
     """
+    checks.function("apply", apply, "params", "xs")
     return _Unbatched(apply)
 
 
@@ -108,7 +113,7 @@ def from_nnx(model: Any, *, batched: bool = True) -> tuple[Apply, Params]:
       other variables.
 
     Raises:
-      TypeError: If ``model`` is not an NNX module.
+      TypeError: If ``model`` is not an NNX module, or ``batched`` no boolean.
 
     Example:
       >>> from flax import nnx
@@ -123,6 +128,7 @@ def from_nnx(model: Any, *, batched: bool = True) -> tuple[Apply, Params]:
             f"model is a {type(model).__name__}: a flax.nnx.Module is needed. The apply of a flax.linen "
             f"module already is a function; use unbatched(module.apply) for one that takes a batch axis."
         )
+    checks.boolean("batched", batched)
     graphdef, params, held = nnx.split(model, nnx.Param, ...)
     apply = _FromNNX(graphdef, _Held(held))
     return (unbatched(apply) if batched else apply), params

@@ -21,7 +21,15 @@ from jax.scipy.special import digamma, gammaln, polygamma
 from jaxebm import checks
 from jaxebm.energies.many_modes import GaussianMixtureParams, gaussian_mixture, many_well, random_mixture
 from jaxebm.energies.surfaces import mueller_brown, rosenbrock
-from jaxebm.energies.target import LOG_TWO_PI, AnalyticTarget, array, check_shape, compiled_sampler, scalar
+from jaxebm.energies.target import (
+    LOG_TWO_PI,
+    AnalyticTarget,
+    array,
+    check_shape,
+    compiled_sampler,
+    infinite_energy,
+    scalar,
+)
 from jaxebm.energies.wells import double_well, ring
 from jaxebm.types import Array
 
@@ -55,7 +63,9 @@ class GaussianParams(NamedTuple):
 def _gaussian_energy(params: GaussianParams, x: Array) -> Array:
     check_shape("x", x, np.shape(params.mean), f"{np.shape(params.mean)}")
     offset = x - params.mean
-    return 0.5 * offset @ params.precision @ offset
+    energy = 0.5 * offset @ params.precision @ offset
+    # Products of far coordinates overflow with either sign, though the form is positive.
+    return jnp.where(jnp.isfinite(energy), energy, infinite_energy(offset))
 
 
 def _gaussian_log_partition(params: GaussianParams) -> Array:
@@ -74,6 +84,21 @@ def _gaussian_moments(params: GaussianParams) -> tuple[Array, Array]:
     return params.mean, jnp.linalg.inv(params.precision)
 
 
+def _check_covariance(covariance: np.ndarray) -> None:
+    variance = np.diagonal(covariance)
+    # Of the correlations, so that the units of the coordinates do not matter.
+    scale = np.sqrt(np.outer(variance, variance), where=np.all(variance > 0), out=np.ones_like(covariance))
+    correlation = covariance / scale
+    smallest = np.linalg.eigvalsh(correlation).min()
+    rounding = variance.size * float(jnp.finfo(array(0.0).dtype).eps)
+    if np.abs(correlation - correlation.T).max() > 1e-5 or smallest <= rounding:
+        raise ValueError(
+            f"covariance={covariance!r}: covariance must be symmetric positive definite; the smallest "
+            f"eigenvalue of {'its correlations' if np.all(variance > 0) else 'it'} is {smallest:.3g}, and "
+            f"more than {rounding:.1g} is needed."
+        )
+
+
 def gaussian(mean: Any, covariance: Any) -> AnalyticTarget:
     """Returns the multivariate normal.
 
@@ -81,30 +106,30 @@ def gaussian(mean: Any, covariance: Any) -> AnalyticTarget:
 
     Args:
       mean: shape (d,).
-      covariance: shape (d, d), symmetric positive definite.
+      covariance: shape (d, d), symmetric positive definite, by more than its params' dtype rounds off.
 
     Returns:
       The target; its params are ``(mean, precision)``, precision = covariance^-1.
 
     Raises:
       ValueError: if the shapes disagree, or the covariance is not symmetric positive definite.
+      TypeError: if one is no array of real numbers.
 
     Example:
       >>> target = gaussian([0.0, 0.0], [[2.0, 0.0], [0.0, 2.0]])
       >>> round(float(target.log_partition(target.params)), 3)
       2.531
     """
+    checks.array("mean", mean, (None,), "(d,)")
+    dimension = np.size(mean)
+    shape = f"({dimension}, {dimension}), by mean,"
+    checks.array("covariance", covariance, (dimension, dimension), shape)
+    if dimension == 0:
+        raise ValueError("mean has shape (0,): at least one coordinate is needed.")
     mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
-    check_shape("mean", mean, (None,), "(d,)")
-    check_shape("covariance", covariance, (mean.size, mean.size), f"({mean.size}, {mean.size}), by mean,")
     checks.finite("mean", mean)
     checks.finite("covariance", covariance)
-    smallest = np.linalg.eigvalsh(covariance).min()
-    if not np.allclose(covariance, covariance.T) or smallest <= 0:
-        raise ValueError(
-            f"covariance={covariance!r}: covariance must be symmetric positive definite; "
-            f"its smallest eigenvalue is {smallest:.3g}."
-        )
+    _check_covariance(covariance)
     params = GaussianParams(array(mean), array(np.linalg.inv(covariance)))
     return AnalyticTarget(
         _gaussian_energy, params, _gaussian_log_partition, _gaussian_sample, _gaussian_moments, mean.size
@@ -123,7 +148,13 @@ class FunnelParams(NamedTuple):
 def _funnel_energy(params: FunnelParams, x: Array) -> Array:
     check_shape("x", x, (None,), "(dimension,)")
     log_variance, others = x[0], x[1:]
-    neck = 0.5 * jnp.sum(others**2) * jnp.exp(-log_variance) + 0.5 * others.size * log_variance
+    # Beyond 80, exp overflows, and 0 inf is NaN: there each coordinate is divided by its deviation first.
+    near = jnp.abs(log_variance) < 80
+    near_log_variance = jnp.where(near, log_variance, 0.0)
+    near_neck = 0.5 * jnp.sum(others**2) * jnp.exp(-near_log_variance) + 0.5 * others.size * near_log_variance
+    bounded = jnp.where(jnp.abs(log_variance) < 160, log_variance, 160 * jnp.sign(log_variance))
+    far_squares = jnp.sum((others * jnp.exp(-0.5 * jnp.where(near, 0.0, bounded))) ** 2)
+    neck = jnp.where(near, near_neck, 0.5 * far_squares + 0.5 * others.size * log_variance)
     return 0.5 * (log_variance / params.scale) ** 2 + neck
 
 
@@ -168,9 +199,7 @@ def funnel(dimension: int = 10, scale: float = 3.0) -> AnalyticTarget:
     Reference:
       Neal, "Slice sampling", Annals of Statistics 31, 2003, section 8.
     """
-    checks.positive_integer("dimension", dimension)
-    if dimension < 2:
-        raise ValueError(f"dimension={dimension}: dimension must be at least 2.")
+    checks.integer("dimension", dimension, 2)
     checks.positive("scale", scale)
     return AnalyticTarget(
         _funnel_energy,
@@ -252,7 +281,6 @@ def skewed(shape: float = 2.0, shear: float = 0.5, width: float = 0.7) -> Analyt
       -0.5772
     """
     checks.positive("shape", shape)
-    checks.finite("shear", shear)
     checks.positive("width", width)
     params = SkewedParams(scalar("shape", shape), scalar("shear", shear), scalar("width", width))
     return AnalyticTarget(_skewed_energy, params, _skewed_log_partition, _skewed_sample, _skewed_moments, 2)

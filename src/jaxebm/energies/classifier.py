@@ -46,13 +46,24 @@ def _check_one_class(y: Array | int) -> None:
         )
 
 
-def _logits_with_class(logits: LogitsFn, params: Params, x: Position, y: Array | int) -> Array:
-    """Returns the logits, after a check that y is one of their classes, unless it is traced."""
+def only_of_class(values: Array, y: Array | int, name: str = "y") -> Array:
+    """Returns ``values (K,)``, after a check that y is one of their classes; all NaN if a traced y is not.
+
+    NaN in every entry, because then derivatives are NaN too. An index out of range has derivative 0, and a
+    chain would move by its noise alone.
+    """
     _check_one_class(y)
-    values = _class_logits(logits, params, x)
-    # As a numpy array, since under jit even the minimum of a concrete jax array is traced.
-    checks.integer_labels("y", y if checks.is_traced(y) else np.asarray(y), values.shape[0])
-    return values
+    num_classes = values.shape[0]
+    if not checks.is_traced(y):
+        # As a numpy array, since under jit even the minimum of a concrete jax array is traced.
+        checks.integer_labels(name, np.asarray(y), num_classes)
+        return values
+    checks.integer_labels(name, y, num_classes)
+    return values * jnp.where((y >= 0) & (y < num_classes), 1.0, jnp.nan).astype(values.dtype)
+
+
+def _logits_with_class(logits: LogitsFn, params: Params, x: Position, y: Array | int) -> Array:
+    return only_of_class(_class_logits(logits, params, x), y)
 
 
 @dataclass(frozen=True)
@@ -71,9 +82,7 @@ class JointEnergy:
 
     def __call__(self, params: Params, x: Position, y: Array, /) -> Array:
         values = _logits_with_class(self.logits, params, x, y)
-        # Plain indexing would silently take the nearest class for a traced label that is out of range.
-        chosen = values.at[y].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        return -chosen
+        return -values.at[y].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.energies.target import log_sum_exp
 from jaxebm.types import Array, EnergyFn, Params, Position
 
 __all__ = ["clamp", "fill", "gaussian_log_reference", "mixture", "negation", "product", "tempered", "tilt"]
@@ -38,7 +39,8 @@ def tempered(energy: EnergyFn, temperature: Array | float) -> EnergyFn:
       The energy ``(params, x) -> ()``.
 
     Raises:
-      ValueError: if the temperature is not positive.
+      ValueError: if the temperature is not one positive number.
+      TypeError: if energy is no function of (params, x) or, when it is called, its output no real number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -46,20 +48,26 @@ def tempered(energy: EnergyFn, temperature: Array | float) -> EnergyFn:
       >>> float(tempered(energy, 2.0)(jnp.zeros(2), jnp.ones(2)))
       0.5
     """
-    checks.positive("temperature", temperature)
+    checks.function("energy", energy, "params", "x")
+    checks.positive_number("temperature", temperature)
 
     def tempered_energy(params: Params, x: Position, /) -> Array:
-        return energy(params, x) / temperature
+        return _evaluate("energy", energy, params, x) / temperature
 
     return tempered_energy
+
+
+def _evaluate(name: str, energy: EnergyFn, params: Params, x: Position) -> Array:
+    value = energy(params, x)
+    checks.scalar_energy(name, value)
+    return value
 
 
 def _check_terms(energies: tuple[EnergyFn, ...]) -> None:
     if not energies:
         raise ValueError("energies=(): at least one energy is needed.")
     for index, energy in enumerate(energies):
-        if not callable(energy):
-            raise TypeError(f"energies[{index}]={energy!r} is not callable: each must be energy(params, x).")
+        checks.function(f"energies[{index}]", energy, "params", "x")
 
 
 def _evaluate_each(energies: tuple[EnergyFn, ...], params: Params, x: Position) -> Array:
@@ -68,7 +76,8 @@ def _evaluate_each(energies: tuple[EnergyFn, ...], params: Params, x: Position) 
         raise ValueError(
             f"params is {found}: a tuple of {len(energies)} is needed, an entry for each energy in turn."
         )
-    return jnp.stack([energy(part, x) for energy, part in zip(energies, params, strict=True)])
+    each = enumerate(zip(energies, params, strict=True))
+    return jnp.stack([_evaluate(f"energies[{index}]", energy, part, x) for index, (energy, part) in each])
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class _Mixture:
     energies: tuple[EnergyFn, ...]
 
     def __call__(self, params: Params, x: Position, /) -> Array:
-        return -jax.nn.logsumexp(-_evaluate_each(self.energies, params, x))
+        return -log_sum_exp(-_evaluate_each(self.energies, params, x))
 
 
 def product(*energies: EnergyFn) -> EnergyFn:
@@ -100,7 +109,7 @@ def product(*energies: EnergyFn) -> EnergyFn:
 
     Raises:
       ValueError: if there is no expert or, when it is called, if params has another length.
-      TypeError: if an expert is not callable.
+      TypeError: if an expert is no function of (params, x) or, when it is called, its output no real number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -133,9 +142,10 @@ def mixture(*energies: EnergyFn, log_weights: Array | None = None) -> EnergyFn:
       The energy ``(params, x) -> ()``, params a tuple with one entry for each component.
 
     Raises:
-      ValueError: if there is no component, if log_weights is not (n,) or holds NaN or +infinity (-infinity
-        switches a component off) or, when it is called, if params has another length.
-      TypeError: if a component is not callable.
+      ValueError: if there is no component, if log_weights is not (n,), holds NaN or +infinity (-infinity
+        switches a component off) or switches all off or, when it is called, if params has another length.
+      TypeError: if a component is no function of (params, x) or, when it is called, its output no real
+        number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -149,15 +159,18 @@ def mixture(*energies: EnergyFn, log_weights: Array | None = None) -> EnergyFn:
     _check_terms(energies)
     if log_weights is None:
         return _Mixture(energies)
-    if np.shape(log_weights) != (len(energies),):
-        raise ValueError(f"log_weights has shape {np.shape(log_weights)}: ({len(energies)},) is needed.")
-    if not checks.is_traced(log_weights) and not np.all(np.asarray(log_weights) < np.inf):
-        raise ValueError(f"log_weights={log_weights!r}: each must be a number below +infinity.")
+    checks.array("log_weights", log_weights, (len(energies),))
+    if not checks.is_traced(log_weights):
+        numbers = np.asarray(log_weights)
+        if not np.all(numbers < np.inf):
+            raise ValueError(f"log_weights={log_weights!r}: each must be a number below +infinity.")
+        if np.all(numbers == -np.inf):
+            raise ValueError(f"log_weights={log_weights!r}: at least one must be above -infinity.")
     log_weights = jnp.asarray(log_weights)
 
     # A closure, hashed by identity: arrays do not hash, and jax.jit hashes the function that it is given.
     def weighted_mixture(params: Params, x: Position, /) -> Array:
-        return -jax.nn.logsumexp(log_weights - _evaluate_each(energies, params, x))
+        return -log_sum_exp(log_weights - _evaluate_each(energies, params, x))
 
     return weighted_mixture
 
@@ -179,7 +192,8 @@ def negation(energy: EnergyFn, strength: Array | float = 1.0) -> EnergyFn:
       The energy ``(params, x) -> ()``.
 
     Raises:
-      ValueError: if the strength is negative.
+      ValueError: if the strength is not one number of at least 0.
+      TypeError: if energy is no function of (params, x) or, when it is called, its output no real number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -190,10 +204,13 @@ def negation(energy: EnergyFn, strength: Array | float = 1.0) -> EnergyFn:
     Reference:
       Du et al. (2020), negation.
     """
-    checks.non_negative("strength", strength)
+    checks.function("energy", energy, "params", "x")
+    checks.non_negative_number("strength", strength)
 
     def negated_energy(params: Params, x: Position, /) -> Array:
-        return -strength * energy(params, x)
+        value = _evaluate("energy", energy, params, x)
+        # p(x)^0 = 1 where p(x) = 0, too: 0 inf would be NaN.
+        return -strength * jnp.where(jnp.isinf(value) & (strength == 0), 0.0, value)
 
     return negated_energy
 
@@ -210,17 +227,18 @@ def _check_alike(name: str, tree: Position, mask: Position) -> None:
 
 
 def _check_observation(mask: Position, values: Position) -> None:
+    checks.arrays("mask", mask)
     for leaf in jax.tree.leaves(mask):
-        if jnp.asarray(leaf).dtype != jnp.bool_:
-            raise TypeError(
-                f"mask has dtype {jnp.asarray(leaf).dtype}: booleans, True where observed, are needed."
-            )
+        dtype = getattr(leaf, "dtype", np.dtype(type(leaf)))
+        if dtype != jnp.bool_:
+            raise TypeError(f"mask has dtype {dtype}: booleans, True where observed, are needed.")
     checks.floating("values", values)
     _check_alike("values", values, mask)
 
 
 def _fill(x: Position, mask: Position, values: Position) -> Position:
     _check_alike("x", x, mask)
+    checks.real_arrays("x", x)
     return jax.tree.map(lambda part, seen, value: jnp.where(seen, value, part), x, mask, values)
 
 
@@ -238,7 +256,7 @@ def fill(x: Position, mask: Position, values: Position) -> Position:
       The filled position.
 
     Raises:
-      TypeError: if mask is not boolean or values is not floating-point.
+      TypeError: if mask is not boolean, values is not floating-point or x holds no real numbers.
       ValueError: if the three differ in tree structure or shape.
 
     Example:
@@ -274,7 +292,8 @@ def clamp(energy: EnergyFn, mask: Position, values: Position) -> EnergyFn:
       The energy ``(params, x) -> ()``.
 
     Raises:
-      TypeError: if mask is not boolean or values is not floating-point.
+      TypeError: if energy is no function of (params, x), mask is not boolean or values is not floating-point
+        or, when it is called, the energy's output is no real number.
       ValueError: if mask and values differ in tree structure or shape or, when it is called, x does.
 
     Example:
@@ -284,6 +303,7 @@ def clamp(energy: EnergyFn, mask: Position, values: Position) -> EnergyFn:
       >>> float(observed(jnp.zeros(2), jnp.array([3.0, 1.0])))
       5.0
     """
+    checks.function("energy", energy, "params", "x")
     _check_observation(mask, values)
 
     def clamped_energy(params: Params, x: Position, /) -> Array:
@@ -291,7 +311,7 @@ def clamp(energy: EnergyFn, mask: Position, values: Position) -> EnergyFn:
         # where before the square: a NaN in an unobserved value reaches neither the energy nor its gradient.
         offsets = jax.tree.map(lambda part, seen, value: jnp.where(seen, part - value, 0.0), x, mask, values)
         tether = sum(0.5 * jnp.sum(offset**2) for offset in jax.tree.leaves(offsets))
-        return energy(params, filled) + tether
+        return _evaluate("energy", energy, params, filled) + tether
 
     return clamped_energy
 
@@ -302,7 +322,9 @@ class _Tilt:
     log_reference: Callable[[Position], Array]
 
     def __call__(self, params: Params, x: Position, /) -> Array:
-        return self.energy(params, x) - self.log_reference(x)
+        log_density = self.log_reference(x)
+        checks.scalar_energy("log_reference", log_density)
+        return _evaluate("energy", self.energy, params, x) - log_density
 
 
 def tilt(energy: EnergyFn, log_reference: Callable[[Position], Array]) -> EnergyFn:
@@ -322,7 +344,8 @@ def tilt(energy: EnergyFn, log_reference: Callable[[Position], Array]) -> Energy
       The energy ``(params, x) -> ()``, its params those of ``energy``.
 
     Raises:
-      TypeError: if log_reference is not callable.
+      TypeError: if energy is no function of (params, x) or log_reference none of (x) or, when it is called,
+        an output is no real number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -334,8 +357,8 @@ def tilt(energy: EnergyFn, log_reference: Callable[[Position], Array]) -> Energy
     Reference:
       Xie et al., "A theory of generative ConvNet", ICML 2016: exponential tilting of a reference.
     """
-    if not callable(log_reference):
-        raise TypeError(f"log_reference={log_reference!r} is not callable: log_reference(x) -> () is needed.")
+    checks.function("energy", energy, "params", "x")
+    checks.function("log_reference", log_reference, "x")
     return _Tilt(energy, log_reference)
 
 
@@ -352,16 +375,25 @@ def gaussian_log_reference(mean: Array | float, scale: Array | float) -> Callabl
       ``log_reference(x) -> ()`` for one array x of d entries.
 
     Raises:
-      ValueError: if a scale is not positive.
+      ValueError: if a mean is not finite or a scale not positive or, when it is called, x has another shape.
+      TypeError: if one is no array of real numbers.
 
     Example:
       >>> import jax.numpy as jnp
       >>> round(float(gaussian_log_reference(0.0, 1.0)(jnp.zeros(2))), 4)
       -1.8379
     """
+    checks.array("mean", mean)
+    checks.finite("mean", mean)
+    checks.array("scale", scale)
     checks.positive("scale", scale)
 
     def log_reference(x: Position, /) -> Array:
+        for name, value in (("mean", mean), ("scale", scale)):
+            if np.shape(value) not in ((), np.shape(x)):
+                raise ValueError(
+                    f"{name} has shape {np.shape(value)}: () or that of x, {np.shape(x)}, is needed."
+                )
         standard = (x - mean) / scale
         log_scales = jnp.broadcast_to(jnp.log(scale), standard.shape)
         return -jnp.sum(0.5 * standard**2 + log_scales) - 0.5 * standard.size * math.log(2 * math.pi)

@@ -16,7 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.energies.target import LOG_TWO_PI, AnalyticTarget, array, check_shape, compiled_sampler
+from jaxebm.energies.target import (
+    LOG_TWO_PI,
+    AnalyticTarget,
+    array,
+    check_shape,
+    compiled_sampler,
+    log_sum_exp,
+)
 from jaxebm.energies.wells import DoubleWellParams, _double_well_quadrature, double_well
 from jaxebm.types import Array
 
@@ -54,7 +61,7 @@ def _log_components(params: GaussianMixtureParams, x: Array) -> Array:
 
 
 def _mixture_energy(params: GaussianMixtureParams, x: Array) -> Array:
-    return -jax.nn.logsumexp(params.log_weights + _log_components(params, x))
+    return -log_sum_exp(params.log_weights + _log_components(params, x))
 
 
 def _mixture_log_partition(params: GaussianMixtureParams) -> Array:
@@ -91,7 +98,8 @@ def gaussian_mixture(weights: Any, means: Any, scales: Any) -> AnalyticTarget:
       The target; its params are ``(log_weights, means, scales)``.
 
     Raises:
-      ValueError: if the shapes disagree, or a weight or scale is not positive.
+      ValueError: if the shapes disagree, there is no mean, or a weight or scale is not positive.
+      TypeError: if one is no array of real numbers.
 
     Example:
       >>> target = gaussian_mixture([1.0, 2.0], [[0.0], [3.0]], [1.0, 0.5])
@@ -99,10 +107,13 @@ def gaussian_mixture(weights: Any, means: Any, scales: Any) -> AnalyticTarget:
       >>> round(float(mean[0]), 3), round(float(covariance[0, 0]), 3)
       (2.0, 2.5)
     """
+    checks.array("means", means, (None, None), "(K, d)")
+    length = np.shape(means)[:1]
+    checks.array("weights", weights, length, f"{length}, one for each mean,")
+    checks.array("scales", scales, length, f"{length}, one for each mean,")
     weights, means, scales = (np.asarray(value, np.float64) for value in (weights, means, scales))
-    check_shape("means", means, (None, None), "(K, d)")
-    check_shape("weights", weights, means.shape[:1], f"{means.shape[:1]}, one for each mean,")
-    check_shape("scales", scales, means.shape[:1], f"{means.shape[:1]}, one for each mean,")
+    if means.size == 0:
+        raise ValueError(f"means has shape {means.shape}: at least one mean and one coordinate are needed.")
     checks.finite("means", means)
     checks.positive("weights", weights)
     checks.positive("scales", scales)
@@ -136,7 +147,7 @@ def random_mixture(
       dimension: d, at least 1.
       weights: "equal", w_k = 1; "uneven", w_k rising geometrically from 1 to 10, so that a sampler which
         visits all modes alike is found out; or the weights themselves, shape (K,), positive.
-      seed: of the means, at least 0; NumPy draws them, so they do not depend on JAX's generator.
+      seed: of the means, from 0 to 2^32 - 1; NumPy draws them, so they do not depend on JAX's generator.
 
     Returns:
       The target; its params are those of ``gaussian_mixture``.
@@ -153,16 +164,15 @@ def random_mixture(
       Midgley et al., "Flow annealed importance sampling bootstrap", ICLR 2023, section 4.
     """
     checks.positive_integer("num_modes", num_modes)
-    checks.positive("extent", extent)
-    checks.positive("scale", scale)
+    checks.positive_number("extent", extent)
+    checks.positive_number("scale", scale)
     checks.positive_integer("dimension", dimension)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed={seed!r}: seed must be an integer of at least 0.")
+    checks.seed("seed", seed)
     if isinstance(weights, str):
         if weights not in ("equal", "uneven"):
             raise ValueError(f'weights={weights!r}: "equal", "uneven" or {num_modes} numbers are needed.')
         weights = np.geomspace(1.0, 1.0 if weights == "equal" else 10.0, num_modes)
-    check_shape("weights", weights, (num_modes,), f"({num_modes},), one for each mode,")
+    checks.array("weights", weights, (num_modes,), f"({num_modes},), one for each mode,")
     means = np.random.default_rng(seed).uniform(-extent, extent, (num_modes, dimension))
     return gaussian_mixture(weights, means, np.full(num_modes, scale))
 
@@ -178,11 +188,16 @@ def mode_probabilities(params: GaussianMixtureParams) -> Array:
     Returns:
       Shape (K,), summing to 1.
 
+    Raises:
+      TypeError: if params are not those of a mixture.
+      ValueError: if their shapes disagree.
+
     Example:
       >>> target = gaussian_mixture([1.0, 3.0], [[0.0], [9.0]], [1.0, 1.0])
       >>> [round(float(share), 3) for share in mode_probabilities(target.params)]
       [0.25, 0.75]
     """
+    _check_mixture_params(params)
     return jax.nn.softmax(params.log_weights)
 
 
@@ -199,17 +214,24 @@ def responsibilities(params: GaussianMixtureParams, x: Array) -> Array:
       x: one position, shape (d,).
 
     Returns:
-      Shape (K,), summing to 1.
+      Shape (K,), summing to 1. So far out that all densities underflow, 1 for ``nearest_mode``.
 
     Raises:
       ValueError: if x has another shape.
+      TypeError: if params are not those of a mixture.
 
     Example:
       >>> target = gaussian_mixture([1.0, 3.0], [[-1.0], [1.0]], [1.0, 1.0])
       >>> [round(float(share), 3) for share in responsibilities(target.params, jnp.zeros(1))]
       [0.25, 0.75]
     """
-    return jax.nn.softmax(params.log_weights + _log_components(params, x))
+    _check_mixture_params(params)
+    checks.array("x", x)
+    terms = params.log_weights + _log_components(params, x)
+    # Where all densities underflow, what is left of them in the limit: the widest mode, or the nearest.
+    nowhere = jnp.isneginf(jnp.max(terms))
+    limit = jnp.arange(terms.size) == _nearest_mode(params, x)
+    return jnp.where(nowhere, limit, jax.nn.softmax(jnp.where(nowhere, 0.0, terms)))
 
 
 def nearest_mode(params: GaussianMixtureParams, x: Array) -> Array:
@@ -229,14 +251,36 @@ def nearest_mode(params: GaussianMixtureParams, x: Array) -> Array:
 
     Raises:
       ValueError: if x has another shape.
+      TypeError: if params are not those of a mixture.
 
     Example:
       >>> target = random_mixture()
       >>> int(nearest_mode(target.params, target.params.means[7]))
       7
     """
+    _check_mixture_params(params)
+    checks.array("x", x)
     check_shape("x", x, np.shape(params.means)[1:], f"{np.shape(params.means)[1:]}")
-    return jnp.argmin(jnp.sum((x[None, :] - params.means) ** 2, axis=1) / params.scales**2)
+    return _nearest_mode(params, x)
+
+
+def _nearest_mode(params: GaussianMixtureParams, x: Array) -> Array:
+    offsets = x[None, :] - params.means
+    largest = jnp.max(jnp.abs(offsets))
+    squares = jnp.sum((offsets / jnp.where(largest > 1e15, largest, 1.0)) ** 2, axis=1)
+    return jnp.argmin(squares / params.scales**2)
+
+
+def _check_mixture_params(params: Any) -> None:
+    checks.instance("params", params, GaussianMixtureParams, "gaussian_mixture(...).params are such.")
+    checks.arrays("params", params)
+    length = np.shape(params.means)[:1]
+    shapes = np.shape(params.log_weights), np.shape(params.scales)
+    if np.ndim(params.means) != 2 or shapes != (length, length):
+        raise ValueError(
+            f"params has log_weights, means and scales of shapes {shapes[0]}, {np.shape(params.means)} and "
+            f"{shapes[1]}: (K,), (K, d) and (K,) are needed."
+        )
 
 
 # Many wells
@@ -263,6 +307,7 @@ def _many_well_sample(
     params: DoubleWellParams,
     num_samples: int,
 ) -> Array:
+    checks.rng_key("rng_key", rng_key)
     checks.positive_integer("num_samples", num_samples)
     return pair_sample(rng_key, params, num_samples * num_pairs).reshape(num_samples, 2 * num_pairs)
 
@@ -302,7 +347,7 @@ def many_well(
       ValueError: if the dimension is not even, or a number out of its range.
 
     Example:
-      >>> target = many_well()
+      >>> target = many_well(dimension=32)
       >>> round(float(target.log_partition(target.params)), 2)
       164.7
 
@@ -338,9 +383,16 @@ def right_hand_probability(params: DoubleWellParams) -> Array:
     Returns:
       Shape (), exact to float32 where 0 lies near the top of a barrier of 1 or more.
 
+    Raises:
+      TypeError: if params are not those of a well.
+      ValueError: if one of them is not of shape ().
+
     Example:
       >>> round(float(right_hand_probability(many_well().params)), 4)
       0.8443
     """
+    checks.instance("params", params, DoubleWellParams, "double_well(...).params are such.")
+    for value in params:
+        checks.array("params", value, ())
     nodes, log_weights = _double_well_quadrature(params)
     return jnp.sum(jax.nn.softmax(log_weights), where=nodes > 0)

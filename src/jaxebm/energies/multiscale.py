@@ -25,7 +25,8 @@ def average_pool(image: Array, factor: int) -> Array:
       ``(H / f, W / f, C)``.
 
     Raises:
-      ValueError: if the factor is not such an integer, or ``image`` not of rank three.
+      ValueError: if the factor is not such an integer, or ``image`` not of rank three or empty.
+      TypeError: if ``image`` is no array of real numbers.
 
     Example:
       >>> average_pool(jnp.arange(8.0).reshape(2, 4, 1), 2)[:, :, 0].tolist()
@@ -33,8 +34,9 @@ def average_pool(image: Array, factor: int) -> Array:
     """
     checks.positive_integer("factor", factor)
     shape = jnp.shape(image)
-    if len(shape) != 3:
+    if len(shape) != 3 or 0 in shape:
         raise ValueError(f"image has shape {shape}: one image (H, W, C) is needed; batch with jax.vmap.")
+    checks.array("image", image)
     height, width, channels = shape
     if height % factor or width % factor:
         raise ValueError(
@@ -92,6 +94,9 @@ def multiscale_energy(
       Du, Li, Tenenbaum & Mordatch 2021, Improved contrastive divergence training of energy based models
       (arXiv:2012.01316), compositional multi-scale energies.
     """
+    checks.instance("scales", scales, (tuple, list), "scales=(1, 2, 4), for example.")
+    if not callable(energies):
+        checks.instance("energies", energies, (tuple, list), "One function serves all scales.")
     scales = tuple(scales)
     if not scales:
         raise ValueError("scales=(): at least one scale is needed; 1 is the image itself.")
@@ -104,11 +109,16 @@ def multiscale_energy(
             f"function for all."
         )
     for index, term in enumerate(terms):
-        if not callable(term):
-            raise TypeError(
-                f"energies[{index}]={term!r} is not callable: each must be energy(params, image)."
-            )
+        _check_term(f"energies[{index}]", term)
     return _MultiscaleEnergy(terms, scales)
+
+
+def _check_term(name: str, term: Any) -> None:
+    """Raises unless ``term`` takes params and image, or, as a joint energy, a label, too."""
+    try:
+        checks.function(name, term, "params", "image", "label")
+    except TypeError:
+        checks.function(name, term, "params", "image")
 
 
 @dataclass(frozen=True)

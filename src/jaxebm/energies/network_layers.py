@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxebm.checks import positive_integer
+from jaxebm import checks
 from jaxebm.cpu.convolution import Convolution
 from jaxebm.trees import widened
 from jaxebm.types import BATCH_AXIS, Array
@@ -53,24 +53,29 @@ NORMS: tuple[str | None, ...] = (None, "group", "batch")
 he_normal = nn.initializers.he_normal()
 
 
-def check_options(
-    num_outputs: int | None,
-    activation: str,
-    norm: str | None,
-    features: dict[str, Sequence[int]],
-    dtype: Any,
-) -> None:
-    """Raises ``ValueError`` naming the option that no network has."""
-    if num_outputs is not None:
-        positive_integer("num_outputs", num_outputs)
+def check_options(network: Any, features: dict[str, Sequence[int]]) -> None:
+    """Raises an error that names the attribute of a network, or of ``features``, that no network has."""
+    if network.name is not None:
+        checks.text("name", network.name)
+    if network.num_outputs is not None:
+        checks.positive_integer("num_outputs", network.num_outputs)
     for name, values in features.items():
+        checks.instance(name, values, (tuple, list), "One number a layer.")
         for value in values:
-            positive_integer(name, value)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r}: activation must be one of {', '.join(ACTIVATIONS)}.")
-    if norm not in NORMS:
-        raise ValueError(f"norm={norm!r}: norm must be one of None, 'group', 'batch'.")
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+            checks.positive_integer(name, value)
+    checks.one_of("activation", network.activation, ACTIVATIONS)
+    checks.one_of("norm", getattr(network, "norm", None), NORMS)
+    for name in ("spectral_norm", "remat"):
+        checks.boolean(name, getattr(network, name, False))
+    _check_dtype(network.dtype)
+
+
+def _check_dtype(dtype: Any) -> None:
+    try:
+        known = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # of NumPy, for what is no type
+        known = False
+    if not known:
         raise ValueError(f"dtype={dtype!r}: dtype must be None or a floating-point type, as jnp.bfloat16.")
 
 

@@ -89,7 +89,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Returns logits (K,) or an energy () for one example of any shape; ``train`` is ignored."""
-        check_options(self.num_outputs, self.activation, None, {"widths": self.widths}, self.dtype)
+        check_options(self, {"widths": self.widths})
         x = in_dtype(flatten(self, x, "hidden_0" if self.widths else "output"), self.dtype)
         for level, width in enumerate(self.widths):
             x = nn.Dense(width, dtype=self.dtype, kernel_init=he_normal, name=f"hidden_{level}")(x)
@@ -134,7 +134,7 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Returns logits (K,) or an energy () for one image (H, W, C)."""
-        check_options(self.num_outputs, self.activation, self.norm, {"channels": self.channels}, self.dtype)
+        check_options(self, {"channels": self.channels})
         check_image(x, smallest=4)
         check_statistics_axis(self.norm, train, self.is_initializing())
         act = ACTIVATIONS[self.activation]

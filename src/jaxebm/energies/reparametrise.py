@@ -7,6 +7,7 @@ size samples a funnel through ``funnel_transform``. Samples z of the new energy 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,22 @@ class Bijection:
     Attributes:
       forward: ``(params, z) -> (x, log_det)``, log_det = log|det dx/dz|, shape ().
       inverse: ``(params, x) -> z``.
+
+    Raises:
+      TypeError: if one is no function of two arguments.
+
+    Example:
+      >>> shift = Bijection(lambda params, z: (z + params, jnp.zeros(())), lambda params, x: x - params)
+      >>> float(shift.inverse(3.0, shift(3.0, 1.0)[0]))
+      1.0
     """
 
     forward: Callable[[Params, Position], tuple[Position, Array]]
     inverse: Callable[[Params, Position], Position]
+
+    def __post_init__(self) -> None:
+        checks.function("forward", self.forward, "params", "z")
+        checks.function("inverse", self.inverse, "params", "x")
 
     def __call__(self, params: Params, z: Position, /) -> tuple[Position, Array]:
         """Returns ``forward(params, z)``."""
@@ -44,13 +57,20 @@ class _Reparametrised:
     transform: Callable[[Params, Position], tuple[Position, Array]]
 
     def __call__(self, params: Params, z: Position, /) -> Array:
-        x, log_det = self.transform(params, z)
+        moved = self.transform(params, z)
+        if not isinstance(moved, tuple | list) or len(moved) != 2:
+            raise TypeError(
+                f"transform(params, z) returned a {type(moved).__name__}: (x, log_det) is needed."
+            )
+        x, log_det = moved
         if np.shape(log_det) != ():
             raise ValueError(
                 f"transform(params, z) returned log_det of shape {np.shape(log_det)}: a scalar, shape (), is "
                 "needed, log|det dx/dz| summed over all coordinates of one z."
             )
-        return self.energy(params, x) - log_det
+        energy = self.energy(params, x)
+        checks.scalar_energy("energy", energy)
+        return energy - log_det
 
 
 def reparametrise(
@@ -70,8 +90,9 @@ def reparametrise(
       functions.
 
     Raises:
-      TypeError: if transform is not callable.
-      ValueError: when it is called, if log_det is no scalar.
+      TypeError: if energy is no function of (params, x) or transform none of (params, z) or, when it is
+        called, transform returns no pair or energy no real number.
+      ValueError: when it is called, if log_det or the energy is no scalar.
 
     Example:
       >>> uniform = lambda params, x: 0.0 * jnp.sum(x)
@@ -79,14 +100,15 @@ def reparametrise(
       >>> round(float(jnp.exp(-logistic(None, jnp.zeros(1)))), 4)
       0.25
     """
-    if not callable(transform):
-        raise TypeError(f"transform={transform!r} is not callable: transform(params, z) is needed.")
+    checks.function("energy", energy, "params", "x")
+    checks.function("transform", transform, "params", "z")
     return _Reparametrised(energy, transform)
 
 
 def _check_bounds(low: Position, high: Position) -> None:
-    checks.finite("low", low)
-    checks.finite("high", high)
+    for name, bounds in (("low", low), ("high", high)):
+        checks.real_arrays(name, bounds)
+        checks.finite(name, bounds)
     structure, high_structure = jax.tree.structure(low), jax.tree.structure(high)
     if structure != high_structure:
         raise ValueError(f"high has tree structure {high_structure}: it must be that of low, {structure}.")
@@ -94,6 +116,23 @@ def _check_bounds(low: Position, high: Position) -> None:
         concrete = not (checks.is_traced(below) or checks.is_traced(above))
         if concrete and not np.all(np.asarray(below) < np.asarray(above)):
             raise ValueError(f"low={below!r}, high={above!r}: low must be below high everywhere.")
+
+
+def _check_width(low: Position, high: Position, like: Position) -> None:
+    """Raises unless low and high differ, by a finite width, in the dtype in which the map is computed."""
+
+    def check(below: Any, above: Any, leaf: Array) -> None:
+        if checks.is_traced(below) or checks.is_traced(above):
+            return
+        dtype = wide_dtype(leaf)
+        with np.errstate(over="ignore"):
+            width = np.asarray(above, dtype) - np.asarray(below, dtype)
+        if not np.all(np.isfinite(width) & (width > 0)):
+            raise ValueError(
+                f"low={below!r}, high={above!r}: high - low must be positive and finite in {dtype.name}."
+            )
+
+    jax.tree.map(check, *(jax.tree.broadcast(bounds, like) for bounds in (low, high)), like)
 
 
 def _spread(name: str, bounds: Position, like: Position) -> Position:
@@ -147,8 +186,9 @@ def box_transform(low: Position | float, high: Position | float) -> Bijection:
 
     Raises:
       ValueError: if a bound is not finite, if low is not below high, if their tree structures differ or, when
-        it is called, if a bound's shape is neither () nor that of z.
-      TypeError: when it is called, if z or x is not floating-point.
+        it is called, if a bound's shape is neither () nor that of z, or if high - low is 0 or infinite in the
+        dtype of z, at least float32.
+      TypeError: if a bound holds no real numbers or, when it is called, if z or x is not floating-point.
 
     Example:
       >>> box = box_transform(-1.0, 3.0)
@@ -164,6 +204,7 @@ def box_transform(low: Position | float, high: Position | float) -> Bijection:
     def forward(params: Params, z: Position) -> tuple[Position, Array]:
         del params
         checks.floating("z", z)
+        _check_width(low, high, z)
         lows, highs = _spread("low", low, z), _spread("high", high, z)
         log_dets = jax.tree.leaves(jax.tree.map(_box_log_det, z, lows, highs))
         return jax.tree.map(_into_box, z, lows, highs), sum(log_dets, start=jnp.zeros(()))
@@ -171,6 +212,7 @@ def box_transform(low: Position | float, high: Position | float) -> Bijection:
     def inverse(params: Params, x: Position) -> Position:
         del params
         checks.floating("x", x)
+        _check_width(low, high, x)
         return jax.tree.map(_out_of_box, x, _spread("low", low, x), _spread("high", high, x))
 
     return Bijection(forward, inverse)

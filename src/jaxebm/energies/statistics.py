@@ -12,6 +12,7 @@ import jax
 import optax
 from flax import linen as nn
 
+from jaxebm import checks
 from jaxebm.types import BATCH_AXIS, Array, LogitsFn, Params
 
 __all__ = ["refresh_statistics", "trainable", "training_apply"]
@@ -43,6 +44,9 @@ def training_apply(module: nn.Module) -> LogitsFn:
       A ``LogitsFn`` (or ``EnergyFn``, by the module's ``num_outputs``); with batch normalisation it must run
       inside ``jax.vmap(..., axis_name=BATCH_AXIS)``, and raises ``ValueError`` elsewhere.
 
+    Raises:
+      TypeError: If ``module`` is no Flax module.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jaxebm.energies.networks import ConvNet
@@ -52,6 +56,7 @@ def training_apply(module: nn.Module) -> LogitsFn:
       >>> jax.vmap(training_apply(module), (None, 0), axis_name=BATCH_AXIS)(variables, xs).shape
       (16, 10)
     """
+    checks.instance("module", module, nn.Module)
     return _TrainingApply(module)
 
 
@@ -71,6 +76,10 @@ def refresh_statistics(module: nn.Module, variables: Params, xs: Array) -> Param
     Returns:
       The variables with new ``"batch_stats"``; ``variables`` itself where the module keeps none.
 
+    Raises:
+      TypeError: If ``module`` is no Flax module, ``variables`` no mapping, or an array not of real numbers.
+      ValueError: If ``variables`` have no collection "params", or ``xs`` no leading axis of at least 1.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jaxebm.energies.networks import ConvNet
@@ -79,6 +88,15 @@ def refresh_statistics(module: nn.Module, variables: Params, xs: Array) -> Param
       >>> sorted(refresh_statistics(module, variables, jnp.ones((16, 8, 8, 1))))
       ['batch_stats', 'params']
     """
+    checks.instance("module", module, nn.Module)
+    checks.instance("variables", variables, Mapping, "module.init returns such.")
+    if "params" not in variables:
+        raise ValueError(
+            f"variables has the collections {list(variables)}: 'params' is needed, as module.init returns it."
+        )
+    checks.real_arrays("variables", variables)
+    checks.real_arrays("xs", xs)
+    checks.batch_length("xs", xs, "a batch of examples")
     if _STATISTICS not in variables:
         return variables
 
@@ -86,7 +104,8 @@ def refresh_statistics(module: nn.Module, variables: Params, xs: Array) -> Param
         return module.apply(variables, x, train=True, mutable=[_STATISTICS])[1]
 
     # Averages over the axis are the same for every example: out_axes=None takes them once.
-    updated = jax.vmap(pass_over, out_axes=None, axis_name=BATCH_AXIS)(xs)
+    with checks.shapes_noted(variables=variables, xs=xs):
+        updated = jax.vmap(pass_over, out_axes=None, axis_name=BATCH_AXIS)(xs)
     return {**variables, **updated}
 
 
@@ -103,6 +122,7 @@ def trainable(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
       A transformation of ``{"params": ..., ...}``, with zero updates outside ``"params"``.
 
     Raises:
+      TypeError: If ``optimizer`` is no Optax transformation.
       ValueError: On ``init``, if the tree has no collection ``"params"``.
 
     Example:
@@ -113,6 +133,8 @@ def trainable(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
       >>> float(updates["params"][0]), float(updates["batch_stats"][0])
       (-1.0, 0.0)
     """
+
+    checks.instance("optimizer", optimizer, optax.GradientTransformation)
 
     def labels(variables: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(variables, Mapping) or "params" not in variables:

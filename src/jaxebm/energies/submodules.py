@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxebm import checks
 from jaxebm.energies.classifier import joint_energy, marginal_energy
 from jaxebm.types import Array, Params, Position
 
@@ -103,7 +104,7 @@ def first_submodule(module: nn.Module, example: Position) -> str:
 
     Raises:
       ValueError: if the module calls no submodule.
-      TypeError: if ``module`` is no Flax module.
+      TypeError: if ``module`` is no Flax module, or ``example`` holds no real numbers.
 
     Example:
       >>> from jaxebm.energies.networks import WideResNet
@@ -111,6 +112,7 @@ def first_submodule(module: nn.Module, example: Position) -> str:
       'stem'
     """
     _check_module(module)
+    _check_example(example)
     returned: list[str] = []
 
     def watch(next_function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
@@ -119,7 +121,7 @@ def first_submodule(module: nn.Module, example: Position) -> str:
             returned.append(context.module.path[0])
         return result
 
-    with nn.intercept_methods(watch):
+    with checks.shapes_noted(example=example), nn.intercept_methods(watch):
         jax.eval_shape(module.init, jax.random.key(0), example)
     if not returned:
         raise ValueError(f"{type(module).__name__} calls no submodule: there is no first layer to name.")
@@ -159,10 +161,6 @@ def split_energy(module: nn.Module, name: str, kind: EnergyKind = "marginal") ->
       Zhang et al. 2019, You only propagate once (arXiv:1905.00877), which splits a network after its first
       layer so.
     """
-    _check_module(module)
-    _check_name(name)
-    if kind not in get_args(EnergyKind):
-        raise ValueError(f"kind={kind!r}: kind must be one of {', '.join(map(repr, get_args(EnergyKind)))}.")
     return SplitEnergy(module, name, kind)
 
 
@@ -176,34 +174,61 @@ class SplitEnergy:
       module: the network.
       name: the submodule after which it is open.
       kind: ``"marginal"`` or ``"joint"``.
+
+    Raises:
+      ValueError: if ``kind`` is unknown or the name empty.
+      TypeError: if ``module`` is no Flax module.
+
+    Example:
+      >>> from jaxebm.energies.networks import MLP
+      >>> energy = SplitEnergy(MLP(num_outputs=3, widths=(8,)), "hidden_0", "joint")
+      >>> float(energy.of_output(jnp.array([1.0, 2.0, 3.0]), 2))
+      -3.0
     """
 
     module: nn.Module
     name: str
     kind: EnergyKind
 
+    def __post_init__(self) -> None:
+        _check_module(self.module)
+        _check_name(self.name)
+        checks.one_of("kind", self.kind, get_args(EnergyKind))
+
     def __call__(self, params: Params, x: Position, label: Array | int | None = None, /) -> Array:
         """Returns E(x), or for ``"joint"`` E(x, label), shape ``()``; a marginal energy ignores the label."""
-        return self.of_output(self.module.apply(params, x), label)
+        with checks.shapes_noted(params=params, x=x):
+            output = self.module.apply(params, x)
+        return self.of_output(output, label)
 
     def bind(self, params: Params, label: Array | int | None = None) -> "SplitTarget":
         """Returns the target of these parameters and, for ``"joint"``, this class; both may be traced."""
-        self._check_label(label)
         return SplitTarget(self, params, label)
 
     def of_output(self, output: Any, label: Array | int | None = None) -> Array:
         """Returns the energy, given what the module returned."""
         if self.kind == "joint":
             self._check_label(label)
+            if jnp.ndim(output) == 1:
+                checks.integer_labels("label", label, jnp.shape(output)[0])
             return joint_energy(lambda _, values: values)(None, output, label)  # type: ignore[arg-type]
         # Not only for num_outputs=None: a module of a user may return a scalar without saying so beforehand.
         return output if jnp.ndim(output) == 0 else marginal_energy(lambda _, values: values)(None, output)
 
     def _check_label(self, label: Array | int | None) -> None:
-        if self.kind == "joint" and label is None:
-            raise ValueError(
-                "label=None: a joint energy is that of a pair; give the class, an integer of shape ()."
-            )
+        if self.kind == "joint":
+            if label is None:
+                raise ValueError(
+                    "label=None: a joint energy is that of a pair; give the class, an integer of shape ()."
+                )
+            checks.array("label", label, (), "one class, shape (),")
+            if not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+                raise TypeError(f"label has dtype {jnp.result_type(label)}: an integer class is needed.")
+            if not checks.is_traced(label) and int(label) < 0:
+                raise ValueError(f"label={label!r}: a class number 0..K-1 is needed.")
+            num_classes = getattr(self.module, "num_outputs", None)
+            if isinstance(num_classes, int):
+                checks.integer_labels("label", label, num_classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,11 +239,28 @@ class SplitTarget:
       energy: the energy that it was bound from.
       params: the module's variables.
       label: the class, of a joint energy.
+
+    Raises:
+      TypeError: if ``energy`` is no ``SplitEnergy``, or the label of a joint energy no integer.
+      ValueError: if that label is missing, negative or, where the network says its ``num_outputs``, not below
+        them.
+
+    Example:
+      >>> from jaxebm.energies.networks import MLP
+      >>> module = MLP(num_outputs=3, widths=(8,))
+      >>> params = jax.jit(module.init)(jax.random.key(0), jnp.zeros(4))
+      >>> target = SplitTarget(split_energy(module, "hidden_0", "joint"), params, 2)
+      >>> target.first(jnp.ones(4)).shape, target(jnp.ones(4)).shape
+      ((8,), ())
     """
 
     energy: SplitEnergy
     params: Params
     label: Array | int | None
+
+    def __post_init__(self) -> None:
+        checks.instance("energy", self.energy, SplitEnergy, "split_energy makes one.")
+        self.energy._check_label(self.label)
 
     def __call__(self, x: Position, /) -> Array:
         """Returns E(x), shape ``()``."""
@@ -240,7 +282,7 @@ class SplitTarget:
                     return h
             return next_function(*arguments, **keywords)
 
-        with nn.intercept_methods(replace):
+        with checks.shapes_noted(params=self.params, x=x, h=h), nn.intercept_methods(replace):
             output = module.apply(self.params, x)
         _check_called_once(module, name, called)
         return self.energy.of_output(output, self.label)
@@ -268,7 +310,7 @@ class _Capture:
                     context.module.sow(_COLLECTION, "kept", entering if self.what == "input" else result)
             return result
 
-        with nn.intercept_methods(keep):
+        with checks.shapes_noted(params=params, x=x), nn.intercept_methods(keep):
             _, kept = self.module.apply(params, x, mutable=[_COLLECTION])
         _check_called_once(self.module, self.name, called)
         found: Mapping[str, Any] = kept[_COLLECTION]
@@ -280,6 +322,14 @@ class _Capture:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not name:
         raise ValueError(f"name={name!r}: the name of a submodule is needed, as 'stem' or 'encoder/Dense_0'.")
+
+
+def _check_example(example: Any) -> None:
+    for leaf in jax.tree.leaves(example) or [None]:
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            checks.array("example", leaf)
+        elif not jnp.issubdtype(leaf.dtype, jnp.number) or jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise TypeError(f"example has dtype {leaf.dtype}: real numbers are needed.")
 
 
 def _check_module(module: Any) -> None:

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.energies.target import AnalyticTarget, array, check_shape, compiled_sampler, scalar
+from jaxebm.energies.target import (
+    AnalyticTarget,
+    array,
+    check_shape,
+    compiled_sampler,
+    infinite_energy,
+    scalar,
+)
 from jaxebm.types import Array
 
 __all__ = ["mueller_brown", "rosenbrock"]
@@ -89,7 +96,7 @@ def rosenbrock(
         an even integer of at least 2.
 
     Example:
-      >>> target = rosenbrock()
+      >>> target = rosenbrock(curvature=100.0, centre=1.0)
       >>> mean, covariance = target.moments(target.params)
       >>> print(mean)
       [ 1. 11.]
@@ -100,7 +107,6 @@ def rosenbrock(
       chain Monte Carlo testing", 2022 (the pairs are their even Rosenbrock).
     """
     checks.positive("curvature", curvature)
-    checks.finite("centre", centre)
     checks.positive("temperature", temperature)
     checks.positive_integer("dimension", dimension)
     if dimension % 2:
@@ -155,7 +161,12 @@ def _mueller_brown_surface(x: Array) -> Array:
 
 def _mueller_brown_energy(params: MuellerBrownParams, x: Array) -> Array:
     check_shape("x", x, (2,), "(2,)")
-    return _mueller_brown_surface(x) / params.temperature
+    wall = _mueller_brown_exponents(x)[0][-1]
+    # Where exp would overflow, the gradient is inf - inf. A NaN compares false here, and stays one.
+    near = wall < 0.9 * math.log(float(jnp.finfo(wall.dtype).max))
+    centre = array(_CENTRES[-1])
+    surface = _mueller_brown_surface(jnp.where(near, x, centre.astype(x.dtype)))
+    return jnp.where(near, surface / params.temperature, infinite_energy(x - centre))
 
 
 def _mueller_brown_square(temperature: Array) -> Array:
@@ -246,7 +257,9 @@ def _mueller_brown_sample(rng_key: Array, params: MuellerBrownParams, num_sample
         return rng_key, *propose(propose_key)
 
     def first_accepted(rng_key: Array) -> Array:
-        nothing_yet = (rng_key, jnp.zeros(2, half_cell.dtype), jnp.zeros((), bool))
+        # The proposal's uniform numbers are of the default type, which may be wider than the params'.
+        dtype = jnp.promote_types(half_cell.dtype, jnp.zeros(()).dtype)
+        nothing_yet = (rng_key, jnp.zeros(2, dtype), jnp.zeros((), bool))
         return jax.lax.while_loop(lambda carry: ~carry[2], retry, nothing_yet)[1]
 
     return jax.vmap(first_accepted)(jax.random.split(rng_key, num_samples))
@@ -281,7 +294,7 @@ def mueller_brown(temperature: float = 20.0) -> AnalyticTarget:
       ValueError: if the temperature is out of this range.
 
     Example:
-      >>> target = mueller_brown()
+      >>> target = mueller_brown(temperature=20.0)
       >>> round(20 * float(target.target(jnp.array([-0.5582, 1.4417]))), 2)
       -146.7
 

@@ -1,4 +1,4 @@
-"""The class of analytic targets, and the checks and the compiled sampler that their modules share."""
+"""The class of analytic targets, and what their modules share: checks, tails, the compiled sampler."""
 
 import functools
 import math
@@ -10,9 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.trees import widened
 from jaxebm.types import Array, EnergyFn, Params, Target
 
-__all__ = ["LOG_TWO_PI", "AnalyticTarget", "array", "check_shape", "compiled_sampler", "scalar"]
+__all__ = [
+    "LOG_TWO_PI",
+    "AnalyticTarget",
+    "array",
+    "check_shape",
+    "compiled_sampler",
+    "infinite_energy",
+    "log_sum_exp",
+    "norm",
+    "scalar",
+]
 
 LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -76,9 +87,80 @@ def check_shape(name: str, value: Any, shape: tuple[int | None, ...], accepted: 
 
 
 def scalar(name: str, value: Any) -> Array:
-    """Returns ``value`` as an array of shape (), or raises ``ValueError`` by ``name`` if it has another."""
+    """Returns ``value`` as an array of shape (), or raises unless it is one finite real number."""
     check_shape(name, value, (), "a scalar, shape (),")
+    checks.number(name, value)
     return array(value)
+
+
+def log_sum_exp(terms: Array) -> Array:
+    """Returns log sum_i exp(terms_i), with a gradient where every term is -infinity, too.
+
+    There the value is -infinity, and all terms count alike in the gradient, which softmax leaves undefined.
+    So a mixture is drawn back from where its components overflow.
+
+    Args:
+      terms: shape (n,).
+
+    Returns:
+      Shape ().
+
+    Example:
+      >>> distant = lambda x: log_sum_exp(-((x - jnp.array([1.0, 3.0])) ** 2))
+      >>> [round(float(value), 3) for value in jax.value_and_grad(distant)(2.0)]
+      [-0.307, 0.0]
+      >>> float(distant(1e30))
+      -inf
+    """
+    nowhere = jnp.isneginf(jnp.max(terms))
+    return jnp.where(nowhere, jnp.mean(terms), jax.nn.logsumexp(jnp.where(nowhere, 0.0, terms)))
+
+
+def norm(x: Array) -> Array:
+    """Returns |x|, with the gradient x / |x| at any finite x, and 0 at 0.
+
+    The squares of entries beyond 1e15, or below 1e-15, are not summed: they would be infinite, or vanish.
+
+    Args:
+      x: shape (d,).
+
+    Returns:
+      Shape ().
+
+    Example:
+      >>> float(norm(jnp.array([3.0, 4.0]))), jax.grad(norm)(jnp.array([0.0, -1e30])).tolist()
+      (5.0, [0.0, -1.0])
+    """
+    x = widened(x)  # float16 has no 1e30
+    squared = jnp.sum(x**2)
+    usual = (squared > 1e-30) & (squared < 1e30)
+    unit = x / jnp.where(jnp.any(x != 0), jnp.max(jnp.abs(x)), 1.0)
+    direction = unit / jnp.sqrt(jnp.maximum(jnp.sum(unit**2), 1.0))  # 1 at least, unless x is 0
+    along = jnp.sum(x * jax.lax.stop_gradient(direction))
+    return jnp.where(usual, jnp.sqrt(jnp.where(usual, squared, 1.0)), along)
+
+
+def infinite_energy(offset: Array) -> Array:
+    """Returns the energy +infinity of a point where an energy overflows, with the gradient ``offset``.
+
+    So a chain that is lost in the tails is drawn back, where inf - inf would have made its position NaN. NaN
+    offsets give NaN.
+
+    Args:
+      offset: from the centre to the point, or another direction in which the energy rises, shape (d,).
+
+    Returns:
+      Shape ().
+
+    Example:
+      >>> energy, slope = jax.value_and_grad(infinite_energy)(jnp.array([2.0, -1.0]))
+      >>> float(energy), slope.tolist()
+      (inf, [2.0, -1.0])
+    """
+    bounds = jnp.finfo(offset.dtype)
+    offset = jnp.clip(offset, bounds.min, bounds.max)
+    constant = jax.lax.stop_gradient(offset)
+    return jnp.inf + constant @ (offset - constant)
 
 
 def compiled_sampler(draw: Callable[..., Array], static: tuple[str, ...] = ()) -> Callable[..., Array]:
@@ -89,13 +171,14 @@ def compiled_sampler(draw: Callable[..., Array], static: tuple[str, ...] = ()) -
       static: names of further keyword arguments that set shapes.
 
     Returns:
-      The sampler, with the arguments of ``draw``; it raises ValueError unless num_samples is an integer of at
-      least 1.
+      The sampler, with the arguments of ``draw``; it raises unless rng_key is one typed key and num_samples
+      an integer of at least 1.
     """
     compiled = jax.jit(draw, static_argnames=("num_samples", *static))
 
     @functools.wraps(draw)
     def sample(rng_key: Array, params: Params, num_samples: int, **dimension: int) -> Array:
+        checks.rng_key("rng_key", rng_key)
         checks.positive_integer("num_samples", num_samples)
         return compiled(rng_key, params, num_samples=num_samples, **dimension)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from jaxebm.checks import positive_integer
+from jaxebm import checks
 from jaxebm.energies.network_layers import (
     ACTIVATIONS,
     CastConvolution,
@@ -73,8 +73,8 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Returns logits (K,) or an energy () for one image (H, W, C)."""
-        check_options(self.num_outputs, self.activation, self.norm, {"width": (self.width,)}, self.dtype)
-        positive_integer("depth", self.depth)
+        check_options(self, {"width": (self.width,)})
+        checks.positive_integer("depth", self.depth)
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"depth={self.depth}: depth must be 6n + 4: 10, 16, 22, 28, ...")
         check_image(x, smallest=4)
