@@ -1,5 +1,6 @@
 """Diagnostics of histories against processes of known autocorrelation, and slow float64 transcriptions."""
 
+import warnings
 from functools import partial
 
 import jax
@@ -125,7 +126,8 @@ def cases():
 
 def test_the_parts_of_a_summary_are_the_functions(cases):
     history, finite = jnp.asarray(cases["array"]), np.isfinite(cases["array"]).all(axis=(0, 1))
-    summary = summarise_chains(history)
+    with pytest.warns(RuntimeWarning, match=r"1 of 4 chains \(\d\) hold draws that are not finite"):
+        summary = summarise_chains(history)
     for part, kind in (
         (summary.effective_sample_size, "mean"),
         (summary.autocorrelation_time, "time"),
@@ -190,6 +192,115 @@ def test_chains_that_never_move(cases):
     assert cases["time"]["stuck_apart"] == np.inf
     assert cases["r_hat"]["stuck_apart"] == np.inf
     assert np.isnan(cases["r_hat"]["stuck_together"])
+
+
+@pytest.mark.parametrize("exponent", [110, 60, -62, -90])
+def test_every_diagnostic_is_the_same_at_any_scale(cases, exponent):
+    """Of order 1e33, 1e18, 1e-19 and 1e-27: squares that overflow or vanish in float32."""
+    factor = np.float32(2.0**exponent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        summary, scaled = (summarise_chains(cases["array"] * unit) for unit in (np.float32(1), factor))
+    for part in ("effective_sample_size", "tail_effective_sample_size", "autocorrelation_time", "r_hat"):
+        np.testing.assert_array_equal(getattr(scaled, part), getattr(summary, part))
+    for part in ("standard_deviation", "standard_error"):
+        np.testing.assert_array_equal(getattr(scaled, part), getattr(summary, part) * factor)
+    # An entry whose draws vanish beside the largest may round, not those of ordinary spread.
+    np.testing.assert_allclose(scaled.mean, summary.mean * factor, rtol=1e-6)
+    np.testing.assert_array_equal(r_hat(cases["array"] * factor), list(cases["r_hat"].values()))
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """Of the shape of the cases, so that no diagnostic is compiled again."""
+    return np.random.default_rng(2).normal(size=(4, 200, 11)).astype(np.float32)
+
+
+def test_the_mean_of_draws_whose_sum_is_out_of_range_is_finite(draws):
+    summary = summarise_chains(np.where(np.arange(200)[:, None] % 2 == 0, 2e38, 3e38 + 0 * draws))
+    np.testing.assert_allclose(summary.mean, 2.5e38, rtol=1e-6)
+    np.testing.assert_allclose(summary.standard_deviation, 0.5e38 * np.sqrt(800 / 799), rtol=1e-5)
+
+
+def test_numbers_that_the_precision_of_jax_does_not_hold_are_refused():
+    draws = np.random.default_rng(0).normal(size=(2, 8))
+    for factor in (1e60, 1e-60):
+        with pytest.raises(ValueError, match="history has dtype float64 and a largest absolute value"):
+            effective_sample_size(draws * factor)
+
+
+def test_pytrees_are_judged_leaf_by_leaf(cases):
+    history = cases["array"]
+    tree = {"a": history, "b": (history[:, :, ::-1],)}
+    for diagnostic, kind in (
+        (r_hat, "r_hat"),
+        (rank_normalised_r_hat, "rank"),
+        (effective_sample_size, "mean"),
+        (integrated_autocorrelation_time, "time"),
+    ):
+        found, expected = diagnostic(tree), np.array(list(cases[kind].values()))
+        np.testing.assert_array_equal(found["a"], expected)
+        np.testing.assert_array_equal(found["b"][0], expected[::-1])
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        summary = summarise_chains(tree)
+    assert jax.tree.structure(summary.mean) == jax.tree.structure(tree)
+    errors = monte_carlo_standard_error(tree)
+    np.testing.assert_array_equal(summary.standard_error["b"][0], errors["b"][0])
+    assert summary.never_moved.shape == (4,)
+    with pytest.raises(ValueError, match="history has leaves that begin with"):
+        r_hat({"a": history, "b": history[:, :100]})
+    with pytest.raises(ValueError, match="history has no arrays"):
+        r_hat({})
+
+
+def test_chains_that_never_moved_are_named(draws):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not summarise_chains(draws).never_moved.any()
+    frozen = draws.copy()
+    frozen[1:3] = frozen[1:3, :1]
+    with pytest.warns(RuntimeWarning, match=r"2 of 4 chains \(1, 2\) never moved"):
+        summary = summarise_chains({"a": frozen, "b": frozen})
+    assert summary.never_moved.tolist() == [False, True, True, False]
+    moved = frozen.copy()
+    moved[1, 5, 0] += 1.0  # one entry of one step is a move
+    with pytest.warns(RuntimeWarning, match=r"1 of 4 chains \(2\) never moved"):
+        summarise_chains({"a": frozen, "b": moved})
+
+
+def test_divergences_are_counted_and_said(draws):
+    divergent = np.zeros((4, 200), bool)
+    divergent[3, 7] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one of 800 is below 1%
+        summary = summarise_chains(draws, is_divergent=divergent)
+    assert summary.divergences.tolist() == [0, 0, 0, 1]
+    divergent[1, :100] = True
+    with pytest.warns(
+        RuntimeWarning, match=r"101 transitions diverged, 12.6% of all, in 2 of 4 chains \(1, 3\)"
+    ):
+        summary = summarise_chains(draws, is_divergent=divergent)
+    np.testing.assert_allclose(summary.divergence_rate, [0, 0.5, 0, 1 / 200])
+    with warnings.catch_warnings():  # nothing is known, and nothing is said, inside jit
+        warnings.simplefilter("error")
+        traced = jax.eval_shape(lambda *given: summarise_chains(given[0], None, given[1]), draws, divergent)
+    assert traced.divergences.shape == (4,)
+    with pytest.raises(ValueError, match="is_divergent has shape"):
+        summarise_chains(draws, is_divergent=divergent.T)
+    with pytest.raises(TypeError, match="is_divergent has dtype"):
+        summarise_chains(draws, is_divergent=divergent.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("x64", "dtype"), [(True, jnp.float16), (True, jnp.float32), (True, jnp.float64), (False, jnp.bfloat16)]
+)
+def test_every_floating_dtype_in_both_modes(x64, dtype):
+    with jax.enable_x64(x64):
+        history = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64)), dtype)
+        summary = summarise_chains(history, jnp.ones((2, 64)), jnp.zeros((2, 64), bool))
+        exact = slow_rank_normalised_r_hat(np.asarray(history, np.float64))
+        assert float(summary.r_hat) == pytest.approx(exact, rel=1e-4)
+        assert summary.effective_sample_size > 60
 
 
 def test_a_single_chain_has_no_r_hat_and_acceptance_is_by_chain():

@@ -301,3 +301,41 @@ def test_other_bad_input_is_refused():
         drift(jnp.ones((4, 2)), 5, checkpoints_per_decade=0)
     with pytest.raises(ValueError, match="positions holds 1 chain"):
         drift(jnp.ones((1, 2)), 5)
+
+
+def test_energies_whose_squares_overflow_have_a_deviation():
+    """A slope of 2^100 and steps of 2^-100: the chains of a slope of 1, with energies in units of 2^100."""
+    unit = np.float32(2.0**100)
+    positions = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    plain, steep = (
+        long_run_drift(
+            jax.random.key(0),
+            slope,
+            params,
+            partial(sgld, step_size=0.5 / params, noise_scale=0.0),
+            positions,
+            1,
+            multiple=2,
+        )
+        for params in (np.float32(1), unit)
+    )
+    np.testing.assert_array_equal(steep.probe.energy_deviation, plain.probe.energy_deviation * unit)
+    np.testing.assert_array_equal(steep.energy_change_error, plain.energy_change_error * unit)
+
+
+@pytest.mark.parametrize(("make_kernel", "dtype"), [(sgld, jnp.float32), (mala, jnp.float16)])
+def test_narrow_positions_under_x64(make_kernel, dtype):
+    with jax.enable_x64(True):
+        kernel, positions = partial(make_kernel, step_size=0.1), jnp.ones((3, 2), dtype)
+        probe = probe_chains(jax.random.key(0), slope, 1.0, kernel, positions, [1, 2])
+        assert np.isfinite(probe.energy).all()
+
+
+def test_what_is_no_function_or_key_is_named():
+    run = partial(probe_chains, positions=jnp.ones((3, 2)), checkpoints=[1])
+    with pytest.raises(TypeError, match="energy"):
+        run(jax.random.key(0), "slope", 1.0, partial(sgld, step_size=0.1))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="make_kernel"):
+        run(jax.random.key(0), slope, 1.0, "sgld")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="rng_key"):
+        run(jax.random.PRNGKey(0), slope, 1.0, partial(sgld, step_size=0.1))

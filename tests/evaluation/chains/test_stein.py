@@ -125,3 +125,47 @@ def test_bad_input_is_refused():
         run(x, block_size=0)
     with pytest.raises(ValueError, match="returned shape"):
         kernel_stein_discrepancy(lambda params, x: x, None, x)
+
+
+def bowl(width, x):
+    return 0.5 * jnp.sum(jnp.square(x / width))
+
+
+def test_the_discrepancy_at_any_scale():
+    """u of positions in units of a is a^(2 beta - 2) u; at beta near 0 that is in range up to 1e18."""
+    samples = jax.random.normal(jax.random.key(0), (7, 3))
+    plain = kernel_stein_discrepancy(bowl, 1.0, samples, exponent=-0.01)
+    for a in (2.0**60, 2.0**-60):
+        scaled = kernel_stein_discrepancy(bowl, a, samples * a, scale=a, exponent=-0.01)
+        for found, expected in zip(scaled, plain, strict=True):
+            assert float(found) * a**2.02 == pytest.approx(float(expected), rel=1e-4)
+    # A wide sample of a density of width 1: only the scores count, u = x x' k, and k = 1 / |x - x'|.
+    far = np.asarray(samples, np.float64) * 1e17
+    found = kernel_stein_discrepancy(bowl, 1.0, far.astype(np.float32))
+    apart = np.linalg.norm(far[:, None] - far, axis=2) + np.diag(np.full(7, np.inf))
+    assert float(found.u_statistic) == pytest.approx((far @ far.T / apart).sum() / 42, rel=1e-4)
+
+
+def test_samples_that_coincide():
+    """All distances 0: u = |s|^2 c^(2 beta) - 2 beta D c^(2 beta - 2) for every pair."""
+    found = kernel_stein_discrepancy(bowl, 1.0, jnp.full((7, 3), 2.0), scale=2.0)
+    np.testing.assert_allclose(found, 12 / 2 + 3 / 8, rtol=1e-6)
+
+
+def test_bad_numbers_are_refused_by_name():
+    x = jnp.ones((4, 2))
+    with pytest.raises(ValueError, match="scale has shape"):
+        kernel_stein_discrepancy(bowl, 1.0, x, scale=jnp.ones(2))
+    with pytest.raises(TypeError, match="exponent='a'"):
+        kernel_stein_discrepancy(bowl, 1.0, x, exponent="a")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="energy is of type str"):
+        kernel_stein_discrepancy("bowl", 1.0, x)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_narrow_samples_under_x64(dtype):
+    with jax.enable_x64(True):
+        samples = jax.random.normal(jax.random.key(0), (7, 3)).astype(dtype)
+        found = kernel_stein_discrepancy(bowl, 1.0, samples)
+        expected = slow_stein(bowl, 1.0, samples.astype(jnp.float64), 1.0, -0.5)
+        np.testing.assert_allclose(found, expected, rtol=1e-3 if dtype == jnp.float16 else 1e-5, atol=1e-3)

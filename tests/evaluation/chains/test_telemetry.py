@@ -161,3 +161,26 @@ def test_bad_input_is_refused(telemetry):
         energy_gap(energy, 1.0, DATA[:1], DATA)
     with pytest.raises(ValueError, match="step_size"):
         make_telemetry(energy, partial(sgld, step_size=-1.0), DATA, num_steps=1)(key, 1.0, DATA)
+
+
+def test_energies_whose_squares_overflow_have_an_error():
+    """Of samples that left; the energy is x itself."""
+    data, model = np.array([1.0, 3.0, 8.0], np.float32), np.array([2.0, 4.0], np.float32)
+    run = partial(energy_gap, lambda params, x: params * x)
+    plain, far = (run(unit, data, model) for unit in (np.float32(1), np.float32(2.0**100)))
+    np.testing.assert_array_equal(np.array(far), np.array(plain) * np.float32(2.0**100))
+
+
+def test_what_is_no_buffer_and_data_of_one_point_are_named():
+    with pytest.raises(TypeError, match="buffer is of type dict"):
+        buffer_summary({})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"buffer\.ages has shape"):
+        buffer_summary(ReplayBuffer(jnp.zeros((4, 2)), jnp.zeros(4, int), jnp.zeros((1, 4), int)))
+    with pytest.raises(ValueError, match="x_data holds one point many times"):
+        make_telemetry(energy, partial(sgld, step_size=0.1), jnp.full((5, 2), 0.1), num_steps=2)
+
+
+def test_narrow_samples_under_x64():
+    with jax.enable_x64(True):
+        data, model = (jnp.asarray(points(seed, 5), jnp.float16) for seed in (0, 1))
+        assert all(np.isfinite(value) for value in energy_gap(energy, 1.0, data, model))

@@ -352,3 +352,51 @@ def test_a_loss_that_is_not_finite_is_said():
     broken = jax.tree.map(lambda leaf: leaf * jnp.inf, PARAMS)
     with pytest.raises(FloatingPointError, match="not finite at 3 of 3"):
         attack_batch(KEY, deterministic(linear), broken, xs, labels, num_steps=1, chunk_size=3, **GOOD)
+
+
+def test_a_label_out_of_range_is_refused_and_a_traced_one_has_no_loss():
+    xs = linear_examples(3)[0]
+    run = partial(attack, KEY, deterministic(linear), PARAMS, num_steps=1, **GOOD)
+    for label in (2, -1):
+        with pytest.raises(ValueError, match=f"label spans {label}..{label}"):
+            run(xs[0], label)
+    for loss in attacks._LOSSES.values():
+        losses = jax.jit(jax.vmap(loss, (None, 0)))(jnp.array([1.0, 2.0]), jnp.array([-1, 0, 1, 2]))
+        assert np.isnan(losses).tolist() == [True, False, False, True]
+    with pytest.raises(ValueError, match="two classes or more"):
+        attack(KEY, deterministic(lambda params, x: linear(params, x)[:1]), PARAMS, xs[0], 0, **GOOD)
+
+
+def test_what_is_no_function_key_or_number_is_named():
+    xs, labels, _ = linear_examples(3)
+    run = partial(attack_batch, KEY, deterministic(linear), PARAMS, xs, labels)
+    with pytest.raises(TypeError, match="rng_key has dtype uint32"):
+        attack_batch(jax.random.PRNGKey(0), deterministic(linear), PARAMS, xs, labels, **GOOD)
+    with pytest.raises(TypeError, match="defended"):
+        attack_batch(KEY, lambda params, x: x, PARAMS, xs, labels, **GOOD)
+    with pytest.raises(ValueError, match="radius has shape"):
+        run(norm="l2", radius=np.ones(3))
+    with pytest.raises(ValueError, match="state_clamp='wide'"):
+        run(**GOOD, state_clamp="wide")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError) as caught:
+        attack_batch(KEY, deterministic(linear), (PARAMS[0].T, 0.0), xs, labels, **GOOD)
+    assert any("params of" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_narrow_examples_under_x64(dtype):
+    with jax.enable_x64(True):
+        xs, labels, _ = linear_examples(3)
+        result = attack_batch(
+            KEY,
+            deterministic(linear),
+            PARAMS,
+            jnp.asarray(xs, dtype),
+            labels,
+            norm="l2",
+            radius=9.0,
+            num_steps=5,
+            state_clamp=None,
+        )
+        assert result.x_adversarial.dtype == dtype
+        assert result.success.all()

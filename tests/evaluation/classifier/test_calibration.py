@@ -242,3 +242,36 @@ def test_wrong_input_is_named():
         expected_calibration_error(log_p, labels, 0)
     with pytest.raises(ValueError, match="binning='equal'"):
         reliability_curve(log_p, labels, binning="equal")  # type: ignore[arg-type]
+
+
+def test_temperature_with_impossible_classes():
+    """A logit of -inf has probability 0 at every temperature: the class may as well be left out."""
+    rng = np.random.default_rng(8)
+    logits, labels = 3 * rng.normal(size=(300, 3)), rng.integers(0, 3, 300)
+    labels[:200] = logits[:200].argmax(axis=1)
+    padded = np.concatenate([logits, np.full((300, 2), -np.inf)], axis=1)
+    assert fit_temperature(padded, labels) == pytest.approx(fit_temperature(logits, labels), rel=1e-12)
+    with pytest.raises(ValueError, match="logits: 300 labels of 300 have a logit of -inf"):
+        fit_temperature(padded, np.full(300, 4))
+    with pytest.raises(ValueError, match="logits holds 1 non-finite"):
+        fit_temperature(np.where(np.arange(3) == 1, np.nan, logits[:1]), labels[:1])
+
+
+@pytest.mark.parametrize("factor", [1e-250, 1e-60, 1e60, 1e307])
+def test_temperature_has_the_units_of_the_logits(factor):
+    logits = np.array([[3.0, 0.0]] * 4)
+    labels = np.array([0, 0, 0, 1])
+    assert fit_temperature(logits * factor, labels) == pytest.approx(3.0 / np.log(3.0) * factor, rel=1e-9)
+
+
+def test_labels_of_probability_zero_and_one_example():
+    log_p = np.log([[1.0, 0.0]], where=[[True, False]], out=np.full((1, 2), -np.inf))
+    assert accuracy(log_p, [0]) == 1.0
+    assert negative_log_likelihood(log_p, [1]) == np.inf
+    assert brier_score(log_p, [1]) == 2.0
+    assert expected_calibration_error(log_p, [0]) == 0.0
+    for labels in ([2], [-1]):
+        with pytest.raises(ValueError, match="labels spans"):
+            accuracy(log_p, labels)
+    with pytest.raises(TypeError, match="log_probabilities"):
+        accuracy(log_p.astype(str), [0])

@@ -255,3 +255,49 @@ def test_missing_scikit_learn_is_said(measure, hide_package):
     hide_package("sklearn")
     with pytest.raises(ImportError, match=f"{measure.__name__} needs scikit-learn"):
         measure([1.0], [0.0])
+
+
+def test_infinite_scores_are_in_order_like_any_other():
+    """log p = -inf outside of a support; infinities tie with themselves alone."""
+    inside, outside = [np.inf, 2.0, -np.inf], [-np.inf, 1.0, -np.inf, np.inf]
+    finite = {np.inf: 9.0, -np.inf: -9.0}
+    as_finite = [[finite.get(score, score) for score in scores] for scores in (inside, outside)]
+    for measure in (auroc, auprc, false_positive_rate):
+        assert measure(inside, outside) == measure(*as_finite)
+    # Of 12 pairs: inf wins 3 and ties 1, 2.0 wins 3, -inf ties 2.
+    assert auroc(inside, outside) == pytest.approx((3 + 0.5 + 3 + 1) / 12)
+    assert auroc([0.0], [-np.inf]) == 1.0
+    with pytest.raises(ValueError, match="in_scores holds 1 non-finite"):
+        auroc([np.nan, np.inf], [0.0])
+
+
+@pytest.mark.parametrize("ties", [[1.0, 1.0], [np.inf, np.inf]])
+def test_scores_that_all_tie_are_blind(ties):
+    assert auroc(ties, ties[:1]) == 0.5
+    assert auprc(ties, ties[:1]) == pytest.approx(2 / 3)
+    assert false_positive_rate(ties, ties) == 1.0
+
+
+@pytest.mark.parametrize("slope", [1e-30, 1.0, 1e30])
+def test_the_length_of_a_slope_of_any_size(slope):
+    """Its square vanishes or overflows in float32: a sure classifier is as flat."""
+    score = gradient_norm_score(lambda params, x: jnp.stack([params @ x, params @ x]))
+    params = slope * jnp.array([3.0, -4.0])
+    assert float(score(params, jnp.zeros(2))) == pytest.approx(-5.0 * slope, rel=1e-6)
+
+
+def test_the_score_has_a_derivative_where_the_slope_is_zero():
+    score = gradient_norm_score(lambda params, x: jnp.stack([-jnp.sum(x**2), -jnp.sum(x**2)]))
+    assert jax.grad(score, argnums=1)(None, jnp.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+    np.testing.assert_allclose(
+        jax.grad(score, argnums=1)(None, jnp.array([3.0, 4.0])), [-1.2, -1.6], rtol=1e-6
+    )
+    assert np.isnan(score(None, jnp.array([jnp.nan, 0.0])))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_scores_of_narrow_examples_under_x64(dtype):
+    with jax.enable_x64(True):
+        x = jnp.array([0.3, -1.1], dtype)
+        for make_score in OOD_SCORES.values():
+            assert np.isfinite(make_score(linear_logits)(LINEAR, x))

@@ -60,7 +60,7 @@ def test_the_base_is_uniform():
     ("shape", "low", "high", "message"),
     [
         ((2,), 1.0, 1.0, "low must be below high"),
-        ((2,), -np.inf, 1.0, "low holds 1 non-finite"),
+        ((2,), -np.inf, 1.0, "low=-inf: low must be finite"),
         ((0,), 0.0, 1.0, "shape=0"),
         ((2.0,), 0.0, 1.0, "shape=2.0"),
     ],

@@ -21,6 +21,7 @@ from jaxebm.evaluation.partition.importance_sampling import (
 )
 from jaxebm.evaluation.partition.path_fitting import linear_schedule, sigmoid_schedule
 from jaxebm.evaluation.partition.quadrature import enumerate_states, log_partition_by_enumeration
+from jaxebm.hopfield import classical, glauber
 from jaxebm.samplers import LangevinState, hmc, mala
 from jaxebm.types import Kernel
 
@@ -30,6 +31,7 @@ FOUR_SIGMA = math.erf(4 / math.sqrt(2))
 """Coverage of an interval whose ends lie four standard errors out."""
 
 HMC = partial(hmc, step_size=0.3, num_integration_steps=5)
+SPINS = 6
 
 
 @partial(jax.jit, static_argnums=(0, 3))
@@ -90,7 +92,7 @@ def boltzmann_energy(params, x):
 
 
 def free_spins(rng_key, params, num_samples):
-    return jax.random.rademacher(rng_key, (num_samples, 6), dtype=jnp.float32)
+    return jax.random.rademacher(rng_key, (num_samples, SPINS), dtype=jnp.float32)
 
 
 def gibbs(target):
@@ -322,3 +324,70 @@ def test_a_base_that_draws_another_number_of_samples_is_refused():
     del problem["exact_samples"]
     with pytest.raises(ValueError, match=r"base.sample.* leading axis of 3: 4 is needed.*num_chains"):
         annealed_importance_sampling(jax.random.key(0), **problem)
+
+
+HOPFIELD = classical(np.random.default_rng(0).choice([-1, 1], (2, SPINS)))
+EVEN_SPINS = Base(lambda params, x: 0.0, (), lambda params: jnp.asarray(SPINS * math.log(2)), free_spins)
+
+
+def hopfield_energy(memory, x):
+    return memory.energy(x)
+
+
+def heated_glauber(target, temperature):
+    return glauber(HOPFIELD, temperature)
+
+
+def test_glauber_anneals_a_hopfield_network_by_its_temperature():
+    """exp(-t E) is exp(-E / T) at T = 1 / t; both bounds hold the sum over all 64 states, at 4 sigma."""
+    states, schedule = enumerate_states(SPINS), linear_schedule(20)
+    exact_value = log_partition_by_enumeration(hopfield_energy, HOPFIELD, states)
+    energies = jax.vmap(hopfield_energy, (None, 0))(HOPFIELD, states)
+    samples = states[jax.random.categorical(jax.random.key(0), -energies, shape=(500,))]
+    interval = log_partition_interval(
+        jax.random.key(1), hopfield_energy, HOPFIELD, EVEN_SPINS, heated_glauber, schedule, 500, samples,
+        kernel_schedule={"temperature": 1 / schedule}, coverage=FOUR_SIGMA,
+    )  # fmt: skip
+    assert abs(exact_value - SPINS * math.log(2)) > 0.5
+    assert interval.low < exact_value < interval.high
+    assert interval.high - interval.low < 0.3
+
+
+@pytest.mark.parametrize("make_kernel", [glauber, lambda target: glauber(HOPFIELD)])
+def test_a_kernel_of_a_memory_is_bound_with_a_temperature(make_kernel):
+    problem = (hopfield_energy, HOPFIELD, EVEN_SPINS, make_kernel, linear_schedule(4), 4)
+    varying = {"temperature": jnp.ones(4)}
+    says = (
+        r"called as make_kernel\(target, temperature=...\).*lambda target, temperature: glauber\(memory, temp"
+    )
+    with pytest.raises((TypeError, ValueError), match=f"(?s){says}"):
+        annealed_importance_sampling(jax.random.key(0), *problem, kernel_schedule=varying)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rng_key": 0}, "rng_key=0: rng_key must be a typed key"),
+        ({"energy": lambda x: 0.0}, r"energy=<lambda> takes \(x\): it is called as energy\(params, x\)"),
+        ({"params": "normal"}, r"params is .*str: arrays"),
+        ({"base": gaussian}, "base is of type function: base must be an AnalyticTarget or a Base"),
+        ({"base": WIDE._replace(energy=None)}, r"base.energy is .*NoneType"),
+        ({"make_kernel": mala(WIDE.target, 0.1)}, "make_kernel is a kernel that is bound"),
+        ({"make_kernel": "mala"}, "make_kernel='mala'"),
+        ({"make_kernel": lambda target: None}, r"make_kernel\(target\)=None"),
+        ({"make_kernel": mala}, r"(?s)step_size.*make_kernel=mala was called as make_kernel\(target\)"),
+        ({"exact_samples": jnp.ones((4, 1)) * 1j}, "exact_samples has dtype complex64"),
+        ({"exact_samples": jnp.ones((4, 3))}, r"(?s)exact_samples of \(4, 3\)"),
+        ({"kernel_schedule": [0.1]}, r"kernel_schedule is .*list"),
+        ({"kernel_schedule": {"step_size": "ab"}}, r"kernel_schedule\['step_size'\] is .*str"),
+        ({"coverage": "0.9"}, "coverage='0.9' is no real number"),
+        (
+            {"params": jax.tree.map(lambda leaf: jnp.ones((3,)), NARROW.params)},
+            r"(?s)The shapes were params of",
+        ),
+    ],
+)
+def test_errors_of_other_types_name_the_argument(changes, message):
+    problem = {"rng_key": jax.random.key(0)} | arguments() | changes
+    with pytest.raises((TypeError, ValueError), match=message):
+        log_partition_interval(**problem)

@@ -8,7 +8,7 @@ import pytest
 from jaxebm.energies import gaussian
 from jaxebm.evaluation.partition.annealing_path import anneal
 from jaxebm.evaluation.partition.path_fitting import fit_annealing_path, linear_schedule, sigmoid_schedule
-from jaxebm.samplers import LangevinState, mala
+from jaxebm.samplers import LangevinState, mala, sgld
 from jaxebm.types import Kernel
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -150,9 +150,15 @@ def test_a_path_that_leads_nowhere_keeps_an_even_schedule():
         ({"num_steps_per_temperature": 0}, "num_steps_per_temperature=0"),
         ({"target_acceptance_rate": 1.0}, "target_acceptance_rate=1.0"),
         ({"step_size": -1.0}, "step_size=-1.0"),
+        ({"step_size": np.ones(5)}, r"step_size has shape \(5,\).*It is where tuning starts"),
     ],
 )
 def test_errors_name_the_argument(changes, message):
     arguments = {"num_temperatures": 5, "step_size": 0.1} | changes
     with pytest.raises(ValueError, match=message):
         fit_annealing_path(jax.random.key(0), NARROW.energy, NARROW.params, NORMAL, mala, **arguments)
+
+
+def test_a_step_can_only_be_tuned_of_a_kernel_that_tells_its_acceptance():
+    with pytest.raises(TypeError, match=r"make_kernel.*LangevinInfo, has no acceptance_rate: step_size"):
+        fit_annealing_path(jax.random.key(0), NARROW.energy, NARROW.params, NORMAL, sgld, 5, step_size=0.1)

@@ -230,9 +230,25 @@ def test_bad_input_is_named():
         enumerate_states(2, values=(1, 1))
     with pytest.raises(ValueError, match=r"points has shape \(9,\)"):
         log_partition_on_grid(gaussian_energy, None, points[:, 0], log_cell_volume)
-    with pytest.raises(ValueError, match=r"energy\(params, x\) has shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"energy <lambda> returned shape \(2,\)"):
         log_partition_on_grid(lambda params, x: x, None, points, log_cell_volume)
     with pytest.raises(ValueError, match="batch_size=0"):
         log_partition_on_grid(gaussian_energy, None, points, log_cell_volume, batch_size=0)
     with pytest.raises(ValueError, match=r"\(3,\) and log_density_model \(4,\)"):
         kl_divergence_on_grid(jnp.zeros(3), jnp.zeros(4), 0.0)
+    for estimate in (log_partition_on_grid, log_density_on_grid):
+        with pytest.raises(ValueError, match=r"points\[1\] and points\[9\] are both \[-0.66.*once"):
+            estimate(gaussian_energy, None, jnp.concatenate([points, points[1:2]]), log_cell_volume)
+    with pytest.raises(ValueError, match=r"states\[0\] and states\[4\]"):
+        log_partition_by_enumeration(
+            gaussian_energy, None, jnp.concatenate([enumerate_states(2), -jnp.ones((1, 2))])
+        )
+    for bad in ("0", None, 1j, np.zeros(2)):
+        with pytest.raises((TypeError, ValueError), match="low"):
+            grid(bad, 1.0, 3)
+        with pytest.raises((TypeError, ValueError), match="log_cell_volume"):
+            log_partition_on_grid(gaussian_energy, None, points, bad)
+    with pytest.raises(TypeError, match="<lambda> returned dtype int32"):
+        log_partition_on_grid(lambda params, x: jnp.int32(0), None, points, log_cell_volume)
+    with pytest.raises(TypeError, match="values="):
+        enumerate_states(2, values="ab")

@@ -58,6 +58,77 @@ def test_several_bandwidths_are_a_mean_of_kernels(two_sets):
     assert float(value) == pytest.approx(slow_mmd(x, y, [0.5, 1.5, 4.0]), abs=2e-6)
 
 
+@pytest.mark.parametrize("exponent", [125, 62, -63, -100])
+def test_distances_at_any_scale(two_sets, exponent):
+    """A power of two changes no digit, also where the squares of the points overflow or vanish in float32."""
+    (x, y), unit = two_sets, np.float32(2.0**exponent)
+    far_x, far_y = x * unit, y * unit
+    np.testing.assert_array_equal(energy_distance(far_x, far_y), energy_distance(x, y) * unit)
+    np.testing.assert_array_equal(median_bandwidth(far_x, far_y), median_bandwidth(x, y) * unit)
+    np.testing.assert_array_equal(maximum_mean_discrepancy(far_x, far_y), maximum_mean_discrepancy(x, y))
+    one = maximum_mean_discrepancy(x, y, bandwidth=np.array([1.5]))
+    np.testing.assert_array_equal(maximum_mean_discrepancy(far_x, far_y, bandwidth=1.5 * unit[None]), one)
+    test, scaled = kolmogorov_smirnov(x, y), kolmogorov_smirnov(far_x, far_y)
+    np.testing.assert_array_equal(test.statistic, scaled.statistic)
+
+
+def test_points_that_coincide():
+    """0.1 is not its own mean in float32, and 2 / 3 of the pairs are at distance 0."""
+    same = jnp.full((7, 3), 0.1)
+    assert float(median_bandwidth(same)) == float(median_bandwidth(same, same)) == 0.0
+    assert abs(float(maximum_mean_discrepancy(same, same))) < 1e-6
+    assert float(energy_distance(same, same)) == 0.0
+    # Two places, most points at one: the bandwidth is the distance of the places.
+    two = same.at[:1].add(jnp.array([3.0, 4.0, 0.0]))
+    assert float(median_bandwidth(two)) == pytest.approx(5.0, rel=1e-6)
+    assert float(median_bandwidth(two, same)) == pytest.approx(5.0, rel=1e-6)
+    within, kernel = 15 / 21, np.exp(-0.5)
+    exact = (within + (1 - within) * kernel) + 1 - 2 * (6 + kernel) / 7
+    assert float(maximum_mean_discrepancy(two, same)) == pytest.approx(exact, abs=1e-6)
+    # A tiny bandwidth is the limit 1[x = y].
+    tiny = maximum_mean_discrepancy(jnp.zeros((7, 3)), jnp.ones((7, 3)), bandwidth=1e-30)
+    assert float(tiny) == pytest.approx(2.0, abs=1e-6)
+
+
+def test_derivatives_are_finite_where_points_coincide():
+    """Of |x - x'|, at each point and itself too; against differences, away from other coincidences."""
+    x = jnp.array([[0.0, 1.0], [2.0, 3.0], [4.0, -1.0]])
+    distance = lambda x: energy_distance(x, 1 - x)  # noqa: E731
+    gradient, direction = jax.grad(distance)(x), jnp.array([[1.0, 0.5], [-0.3, 0.2], [0.1, 1.0]])
+    slope = (distance(x + 0.01 * direction) - distance(x - 0.01 * direction)) / 0.02
+    assert float(jnp.sum(gradient * direction)) == pytest.approx(float(slope), rel=1e-2)
+    for measure in (energy_distance, maximum_mean_discrepancy):
+        assert np.isfinite(jax.grad(measure)(jnp.zeros((3, 2)), x)).all()
+
+
+def test_numbers_out_of_the_precision_of_jax():
+    x = np.random.default_rng(0).normal(size=(7, 3)) * 1e60
+    for distance in (maximum_mean_discrepancy, energy_distance, median_bandwidth):
+        with pytest.raises(ValueError, match="x has dtype float64 and a largest absolute value of"):
+            distance(x, x)
+    assert (
+        kolmogorov_smirnov(x, x + 1e55).statistic.max() <= 1 / 7 + 1e-9
+    )  # in float64, and no ties at infinity
+
+
+def test_trees_are_their_concatenated_coordinates(two_sets):
+    x, y = ({"a": points[:, :2].reshape(-1, 1, 2), "b": points[:, 2]} for points in two_sets)
+    for measure in (maximum_mean_discrepancy, energy_distance, median_bandwidth):
+        np.testing.assert_array_equal(measure(x, y), measure(*two_sets))
+    np.testing.assert_array_equal(kolmogorov_smirnov(x, y).statistic, kolmogorov_smirnov(*two_sets).statistic)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_narrow_points_under_x64(two_sets, dtype):
+    with jax.enable_x64(True):
+        x, y = (jnp.asarray(points, dtype) for points in two_sets)
+        exact = [np.asarray(points, np.float64) for points in (x, y)]
+        assert float(energy_distance(x, y)) == pytest.approx(slow_energy_distance(*exact), abs=1e-5)
+        value = maximum_mean_discrepancy(x, y, bandwidth=1.5)
+        assert float(value) == pytest.approx(slow_mmd(*exact, [1.5]), abs=1e-5)
+        assert float(median_bandwidth(x)) > 0
+
+
 def test_the_median_bandwidth(two_sets):
     x, y = two_sets
     both = cdist(np.concatenate([x, y]), np.concatenate([x, y]))

@@ -149,8 +149,9 @@ def test_bad_probabilities_are_named():
         inception_score(sure(np.zeros(30, int), 3), 20)
     with pytest.raises(ValueError, match="num_splits=0"):
         inception_score(sure(np.zeros(30, int), 3), 0)
-    with pytest.raises(ValueError, match="non-finite"):
-        inception_score(np.array([[0.0, -np.inf]] * 4), 1)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="non-finite"):
+            inception_score(np.array([[0.0, bad]] * 4), 1)
 
 
 IMAGES = np.random.default_rng(11).integers(0, 256, (4, 6, 5, 1), np.uint8)
@@ -221,3 +222,30 @@ def test_bad_images_are_named():
     for bad in (IMAGES[0], IMAGES[:1], np.repeat(IMAGES, 2, axis=3)):
         with pytest.raises(ValueError, match="images has shape"):
             standard_fidelity(bad, IMAGES)
+
+
+@pytest.mark.parametrize("least", [-800.0, -1e308, -np.inf])
+def test_inception_score_with_probabilities_that_are_zero(least):
+    """0 log 0 = 0: a class that no sample has adds nothing."""
+    two = np.log([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.9, 0.1]])
+    three = np.concatenate([two, np.full((4, 1), least)], axis=1)
+    assert inception_score(three, 1).mean == pytest.approx(inception_score(two, 1).mean, rel=1e-12)
+    # Two sure classes, even: 2.
+    sure_of = np.where(np.eye(2)[[0, 1, 0, 1]] == 1, 0.0, least)
+    assert inception_score(sure_of, 1).mean == pytest.approx(2.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1e-170, 1e-60, 1e120])
+def test_distance_has_the_units_of_the_features_squared(factor):
+    real, fake = skewed(30, 3, 0), skewed(20, 3, 1)
+    scaled = frechet_distance(real * factor, fake * factor) / factor / factor
+    assert scaled == pytest.approx(frechet_distance(real, fake), rel=1e-9, abs=1e-300) or factor == 1e-170
+
+
+def test_features_without_variance_and_of_too_few_examples():
+    point = np.full((2, 5), 0.1)
+    assert frechet_distance(point, point) == 0.0
+    assert frechet_distance(point, point + 2.0) == pytest.approx(20.0)
+    assert np.isfinite(frechet_distance(skewed(2, 5, 0), point))
+    with pytest.raises(TypeError, match="fake_features has dtype complex128"):
+        frechet_distance(point, point * 1j)

@@ -206,3 +206,33 @@ def test_within_range_counts_the_border_in_and_nan_out():
         within_range(np.zeros(2), 1.0, 0.0)
     with pytest.raises(ValueError, match=r"images has shape \(0,\)"):
         within_range(np.zeros(0), -1.0, 1.0)
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e-19, 1e18, 1e200])
+def test_points_of_any_size(factor):
+    rng = np.random.default_rng(5)
+    real, fake = rng.normal(size=(31, 3)), rng.normal(size=(23, 3)) * [1.0, 0.3, 1.0]
+    assert prdc(real * factor, fake * factor, 3) == prdc(real, fake, 3)
+    near, scaled = nearest_neighbours(fake, real, 2), nearest_neighbours(fake * factor, real * factor, 2)
+    np.testing.assert_array_equal(scaled.indices, near.indices)
+    np.testing.assert_allclose(scaled.distances, near.distances * factor, rtol=1e-12)
+
+
+def test_points_that_coincide_have_empty_balls():
+    same = np.full((8, 2), 0.1)
+    assert prdc(same, same, 3) == (0.0, 0.0, 0.0, 0.0)
+    assert prdc(same, same, 3, real_radii=np.ones(8)).coverage == 1.0
+
+
+def test_arguments_that_are_no_real_numbers_are_named():
+    points = np.ones((8, 2))
+    for bad in (points * 1j, points.astype(str), {"a": points}):
+        with pytest.raises(TypeError, match="fake"):
+            prdc(points, bad)
+        with pytest.raises(TypeError, match="images"):
+            within_range(bad, 0.0, 1.0)
+    with pytest.raises(TypeError, match="real_radii"):
+        prdc(points, points, real_radii="all")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"low has shape \(2,\)"):
+        within_range(points, np.zeros(2), 1.0)  # pyright: ignore[reportArgumentType]
+    assert within_range(points, -np.inf, np.inf) == 1.0

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.evaluation.samples.scale import power_of_two
 from jaxebm.samplers.binding import StaticKernel, unbind
 from jaxebm.samplers.chains import run_chains
 from jaxebm.samplers.langevin import scalar_target
@@ -130,7 +131,8 @@ def probe_chains(
     Raises:
       ValueError: if the checkpoints are not increasing positive integers, positions is no batch, the kernel
         refuses its parameters, or the energy is not a scalar.
-      TypeError: if the positions are not floating-point.
+      TypeError: if the positions are not floating-point, rng_key not a typed key, or energy or make_kernel no
+        such function.
 
     Example:
       >>> from jaxebm.samplers import sgld
@@ -184,7 +186,8 @@ def long_run_drift(
     Raises:
       ValueError: if a count is too small, positions is not a batch of at least 2, the kernel refuses its
         parameters, or the energy is not a scalar.
-      TypeError: if the positions are not floating-point.
+      TypeError: if the positions are not floating-point, rng_key not a typed key, or energy or make_kernel no
+        such function.
 
     Example:
       A slope without end, which any number of steps descends further:
@@ -212,6 +215,7 @@ def long_run_drift(
 
 
 def _checked_steps(checkpoints: Sequence[int]) -> np.ndarray:
+    checks.array("checkpoints", checkpoints)
     steps = np.asarray(checkpoints)
     if (
         steps.ndim != 1
@@ -236,12 +240,16 @@ def _records(
     positions: Position,
     steps: np.ndarray,
 ) -> _Records:
+    checks.rng_key("rng_key", rng_key)
+    checks.function("energy", energy, "params", "x")
+    checks.kernel_constructor("make_kernel", make_kernel)
     checks.batch_length("positions", positions)
     checks.floating("positions", positions)
     make_kernel(functools.partial(energy, params))  # its own checks, while the numbers can be seen
     static, numbers = unbind(make_kernel)
     at = jnp.asarray([0, *steps])
-    return _run(rng_key, params, numbers, positions, at, energy, static, int(steps[-1]))
+    with checks.shapes_noted(params=params, positions=positions):
+        return _run(rng_key, params, numbers, positions, at, energy, static, int(steps[-1]))
 
 
 @functools.partial(jax.jit, static_argnames=("energy", "make_kernel", "num_steps"))
@@ -292,7 +300,8 @@ def _recording(kernel: Kernel, target: Target, at: Array) -> Kernel:
         row = jnp.searchsorted(at, count)
         accepted = state.accepted
         if state.records.acceptance is not None:
-            accepted = accepted + jnp.mean(widened(info.acceptance_rate))  # one per replica, in some kernels
+            rate = jnp.mean(widened(info.acceptance_rate))  # one per replica, in some kernels
+            accepted = accepted + rate.astype(accepted.dtype)  # BlackJAX's is of the widest type
 
         def record(records: _Records) -> tuple[_Records, Array]:
             energy, slope, distance, finite = look(inner.position, state.start)
@@ -325,7 +334,10 @@ def _summary(steps: np.ndarray, records: _Records) -> ChainProbe:
         return jnp.sum(jnp.where(records.finite, values, 0.0), axis=0) / count
 
     energy = mean(records.energy)
-    deviation = jnp.sqrt(mean(jnp.square(records.energy - energy[None])) * count / (count - 1))
+    centred = records.energy - energy[None]
+    # Of diverging chains even the squares may overflow.
+    unit = power_of_two(jnp.where(records.finite, centred, 0.0))
+    deviation = jnp.sqrt(mean(jnp.square(centred / unit)) * count / (count - 1)) * unit
     return ChainProbe(
         steps=jnp.concatenate([jnp.zeros(1, int), jnp.asarray(steps, int)]),
         energy=energy,
@@ -346,8 +358,9 @@ def _drift(steps: np.ndarray, records: _Records) -> LongRunDrift:
     def mean_and_error(values: Array, used: Array) -> tuple[Array, Array]:
         count = jnp.sum(used)
         mean = jnp.sum(jnp.where(used, values, 0.0)) / count
-        squares = jnp.sum(jnp.where(used, jnp.square(values - mean), 0.0))
-        return mean, jnp.sqrt(squares / (count - 1) / count)
+        centred = jnp.where(used, values - mean, 0.0)
+        unit = power_of_two(centred)
+        return mean, jnp.sqrt(jnp.sum(jnp.square(centred / unit)) / (count - 1) / count) * unit
 
     change, change_error = mean_and_error(records.energy[:, -1] - records.energy[:, 1], kept)
     decades = jnp.log10(jnp.asarray(steps, float))

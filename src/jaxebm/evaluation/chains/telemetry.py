@@ -22,6 +22,7 @@ from jaxebm.evaluation.samples.discrepancy import (
     maximum_mean_discrepancy,
     median_bandwidth,
 )
+from jaxebm.evaluation.samples.scale import power_of_two
 from jaxebm.samplers.langevin import scalar_target
 from jaxebm.samplers.replay import ReplayBuffer
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, Kernel, Metrics, Params, Position
@@ -80,6 +81,7 @@ def energy_gap(energy: EnergyFn, params: Params, x_data: Position, x_model: Posi
 
     Raises:
       ValueError: if either holds fewer than two examples, or the energy is not a scalar.
+      TypeError: if either is no tree of real arrays, or energy no such function.
 
     Example:
       >>> gap = energy_gap(lambda params, x: params * x, 2.0, jnp.array([1.0, 3.0]), jnp.array([0.0, 0.0]))
@@ -89,9 +91,12 @@ def energy_gap(energy: EnergyFn, params: Params, x_data: Position, x_model: Posi
     Reference:
       Nijkamp et al. 2020 (arXiv:1903.12370), section 3, d_s.
     """
+    checks.function("energy", energy, "params", "x")
     for name, batch in (("x_data", x_data), ("x_model", x_model)):
+        checks.real_arrays(name, batch)
         _at_least_two(name, batch)
-    return _gap(energy, params, x_data, x_model)
+    with checks.shapes_noted(params=params, x_data=x_data, x_model=x_model):
+        return _gap(energy, params, x_data, x_model)
 
 
 def buffer_summary(buffer: ReplayBuffer) -> BufferSummary:
@@ -103,12 +108,20 @@ def buffer_summary(buffer: ReplayBuffer) -> BufferSummary:
     Returns:
       A ``BufferSummary``. With restart probability p and L steps per visit, ages are geometric: mean L / p.
 
+    Raises:
+      ValueError: if the ages are not ``(capacity,)``, or the positions no batch of that length.
+      TypeError: if it is no ``ReplayBuffer`` of real arrays.
+
     Example:
       >>> buffer = ReplayBuffer(jnp.zeros((4, 2)), jnp.zeros(4, int), jnp.array([0, 20, 40, 100]))
       >>> summary = buffer_summary(buffer)
       >>> float(summary.age_mean), int(summary.age_max), float(summary.fresh), float(summary.non_finite)
       (40.0, 100, 0.25, 0.0)
     """
+    checks.instance("buffer", buffer, ReplayBuffer, "init_buffer makes one.")
+    checks.array("buffer.ages", buffer.ages, (None,), "(capacity,)")
+    checks.real_arrays("buffer.positions", buffer.positions)
+    checks.batch_of("buffer.positions", buffer.positions, len(buffer.ages), "one for each of buffer.ages")
     return _summary(buffer.positions, buffer.ages)
 
 
@@ -163,10 +176,10 @@ def make_telemetry(
       samples make the rest NaN, and nothing is raised.
 
     Raises:
-      ValueError: if a count is too small or x_data is not a finite batch of at least 2; when called, if
-        x_model or x_start is too small or of another shape than x_data, the kernel refuses its parameters, or
-        the energy is not a scalar.
-      TypeError: if x_data is not floating-point.
+      ValueError: if a count is too small or x_data is not a finite batch of at least 2 different points; when
+        called, if x_model or x_start is too small or of another shape than x_data, the kernel refuses its
+        parameters, or the energy is not a scalar.
+      TypeError: if x_data is not floating-point, or energy or make_kernel no such function.
 
     Example:
       >>> from jaxebm.samplers import sgld
@@ -181,6 +194,8 @@ def make_telemetry(
       Nijkamp et al. 2020, On the anatomy of MCMC-based maximum likelihood learning (arXiv:1903.12370),
       section 3.
     """
+    checks.function("energy", energy, "params", "x")
+    checks.kernel_constructor("make_kernel", make_kernel)
     check_points("x_data", x_data)
     for name, value in (("multiple", multiple), ("max_points", max_points), ("max_chains", max_chains)):
         checks.positive_integer(name, value)
@@ -189,6 +204,8 @@ def make_telemetry(
     checks.positive_integer("num_steps", num_steps)
     data = _spread(x_data, max_points)
     bandwidth = median_bandwidth(data)
+    if not bandwidth > 0:
+        raise ValueError("x_data holds one point many times: two different ones are needed for a bandwidth.")
 
     @jax.jit
     def compiled(
@@ -240,10 +257,13 @@ def make_telemetry(
         ages: Array | None = None,
         x_start: Position | None = None,
     ) -> Metrics:
+        checks.rng_key("rng_key", rng_key)
         x_start = x_model if x_start is None else x_start
         for name, batch in (("x_model", x_model), ("x_start", x_start)):
             _at_least_two(name, batch)
             check_same_shape("x_data", data, name, batch)
+        if ages is not None:
+            checks.array("ages", ages, (None,), "(capacity,)")
         model, start = _spread(x_model, max_points), _spread(x_start, max_chains)
         return compiled(rng_key, params, data, bandwidth, model, start, ages)
 
@@ -267,8 +287,9 @@ def _gap(energy: EnergyFn, params: Params, x_data: Position, x_model: Position) 
     energies = jax.vmap(lambda x: jnp.asarray(target(x), float), axis_name=BATCH_AXIS)
     data, model = energies(x_data), energies(x_model)
     mean_data, mean_model = jnp.mean(data), jnp.mean(model)
-    squared_error = jnp.var(data, ddof=1) / data.size + jnp.var(model, ddof=1) / model.size
-    return EnergyGap(mean_data - mean_model, jnp.sqrt(squared_error), mean_data, mean_model)
+    unit = power_of_two(data, model)  # of samples that left, even the squares of energies may overflow
+    squared_error = jnp.var(data / unit, ddof=1) / data.size + jnp.var(model / unit, ddof=1) / model.size
+    return EnergyGap(mean_data - mean_model, jnp.sqrt(squared_error) * unit, mean_data, mean_model)
 
 
 @jax.jit

@@ -45,13 +45,18 @@ class AttackResult(NamedTuple):
     loss: Any
 
 
+def _of_label(values: Array, label: Array) -> Array:
+    """The entry of the label, NaN for a traced label that is out of range."""
+    return values.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
 def _cross_entropy(logits: Array, label: Array) -> Array:
-    return -jnp.take(jax.nn.log_softmax(logits), label)
+    return -_of_label(jax.nn.log_softmax(logits), label)
 
 
 def _margin(logits: Array, label: Array) -> Array:
     others = jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)
-    return jnp.max(others) - jnp.take(logits, label)
+    return jnp.max(others) - _of_label(logits, label)
 
 
 _LOSSES: dict[str, Callable[[Array, Array], Array]] = {"cross_entropy": _cross_entropy, "margin": _margin}
@@ -101,10 +106,12 @@ def attack(
       An ``AttackResult`` of one example. ``defended`` only needs to be differentiable.
 
     Raises:
-      ValueError: if the radius or the step is not positive, x outside of the box (numbers only: traced values
-        pass), the norm or the loss unknown, the label not one integer, the logits not of rank one, or a count
-        not a positive integer.
-      TypeError: if x is not floating point or the label not an integer.
+      ValueError: if the radius or the step is not positive, x empty or outside of the box (numbers only:
+        traced values pass), the norm or the loss unknown, the label not one of the classes (the loss of a
+        traced one is NaN), the logits not of rank one with two classes or more, or a count not a positive
+        integer.
+      TypeError: if x is not floating point, the label not an integer, rng_key not a typed key, or defended no
+        such function.
 
     Example:
       >>> from jaxebm.evaluation.classifier.refinement import deterministic
@@ -121,15 +128,19 @@ def attack(
       Madry et al. 2018 (arXiv 1706.06083), section 2.1; Athalye et al. 2018 (arXiv 1802.00420), section 4,
       for EOT; margin after Carlini & Wagner 2017 (arXiv 1608.04644).
     """
+    checks.rng_key("rng_key", rng_key)
+    checks.function("defended", defended, "rng_key", "params", "x")
     attack_settings(norm, loss, num_steps, num_restarts, num_expectation_samples)
-    checks.positive("radius", radius)
+    checks.positive_number("radius", radius)
+    if step_size is not None:
+        checks.positive_number("step_size", step_size)
+    checks.array("x", x)
     checks.floating("x", x)
     _check_box("x", x, state_clamp)
-    if jnp.shape(label) != ():
-        raise ValueError(f"label has shape {jnp.shape(label)}: one class, shape (), is needed.")
-    checks.integer_labels("label", label, _num_classes(rng_key, defended, params, x))
-    if step_size is not None:
-        checks.positive("step_size", step_size)
+    checks.array("label", label, (), "one class, shape (),")
+    with checks.shapes_noted(params=params, x=x):
+        num_classes = _num_classes(rng_key, defended, params, x)
+    checks.integer_labels("label", label, num_classes)
     step = _RELATIVE_STEP * radius / num_steps if step_size is None else step_size
     x, label, loss_of = jnp.asarray(x), jnp.asarray(label), _LOSSES[loss]
     restarts_key, judge_key = jax.random.split(rng_key)
@@ -217,9 +228,9 @@ def attack_batch(
     """
     settings = attack_settings(norm, loss, num_steps, num_restarts, num_expectation_samples)
     checks.positive_integer("chunk_size", chunk_size)
-    checks.positive("radius", radius)
+    checks.positive_number("radius", radius)
     if step_size is not None:
-        checks.positive("step_size", step_size)
+        checks.positive_number("step_size", step_size)
     checked = checked_examples(rng_key, defended, params, images, labels, state_clamp)
     return attack_checked(
         rng_key, defended, params, *checked, radius, step_size, state_clamp, chunk_size, **settings
@@ -254,9 +265,8 @@ def attack_settings(
     norm: str, loss: str, num_steps: int, num_restarts: int, num_expectation_samples: int
 ) -> dict[str, Any]:
     """Returns the static arguments of an attack by name, or raises ``ValueError``."""
-    for name, value, accepted in (("norm", norm, get_args(DescentNorm)), ("loss", loss, tuple(_LOSSES))):
-        if value not in accepted:
-            raise ValueError(f"{name}={value!r}: {name} must be one of {', '.join(map(repr, accepted))}.")
+    checks.one_of("norm", norm, get_args(DescentNorm))
+    checks.one_of("loss", loss, tuple(_LOSSES))
     counts = {
         "num_steps": num_steps,
         "num_restarts": num_restarts,
@@ -276,16 +286,22 @@ def checked_examples(
     state_clamp: tuple[float, float] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns images and labels as NumPy arrays fit to be attacked, or raises."""
+    checks.rng_key("rng_key", rng_key)
+    checks.function("defended", defended, "rng_key", "params", "x")
+    checks.array("images", images)
     checks.floating("images", images)
     num_examples = checks.batch_length("images", images)
     checks.finite("images", images)
+    checks.array("labels", labels)
     pixels, classes = np.asarray(jnp.asarray(images)), np.asarray(labels)  # in JAX's precision
     _check_box("images", pixels, state_clamp)
     if classes.shape != (num_examples,):
         raise ValueError(
             f"labels has shape {classes.shape}: {(num_examples,)} is needed, one label for each of images."
         )
-    checks.integer_labels("labels", classes, _num_classes(rng_key, defended, params, pixels[0]))
+    with checks.shapes_noted(params=params, images=pixels):
+        num_classes = _num_classes(rng_key, defended, params, pixels[0])
+    checks.integer_labels("labels", classes, num_classes)
     return pixels, classes.astype(np.int32)
 
 
@@ -312,11 +328,16 @@ def draw_logits(defended: DefendedFn, noise_keys: Array, params: Params, x: Arra
 
 
 def _check_box(name: str, examples: Any, state_clamp: _Clamp) -> None:
-    if state_clamp is None or any(map(checks.is_traced, (examples, *state_clamp))):
+    if np.size(examples) == 0:
+        raise ValueError(f"{name} has shape {np.shape(examples)}: at least one entry is needed.")
+    if state_clamp is None:
+        return
+    checks.interval("state_clamp", state_clamp)
+    if any(map(checks.is_traced, (examples, *state_clamp))):
         return
     low, high = state_clamp
     found = float(np.min(examples)), float(np.max(examples))
-    if not (low < high and low <= found[0] and found[1] <= high):
+    if not (low <= found[0] and found[1] <= high):
         raise ValueError(
             f"{name} spans {found[0]:g}..{found[1]:g}: it must lie in state_clamp={state_clamp!r}, a pair "
             f"(low, high) with low < high; None for no box."
@@ -341,6 +362,8 @@ def _num_classes(rng_key: Array, defended: DefendedFn, params: Params, x: Any) -
             f"defended(rng_key, params, x) has shape {shape}: it must be (num_classes,) for one example x; "
             f"batch with attack_batch or robust_accuracy."
         )
+    if shape[0] < 2:
+        raise ValueError(f"defended(rng_key, params, x) has shape {shape}: two classes or more are needed.")
     return shape[0]
 
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
 from jaxebm import checks
+from jaxebm.evaluation.samples.scale import extreme_unit
 
 __all__ = [
     "ReliabilityCurve",
@@ -44,6 +45,7 @@ class ReliabilityCurve(NamedTuple):
 
 def _scores_and_labels(name: str, scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``scores`` (n, K) as float64 and ``labels`` (n,), or raises an error about their shapes."""
+    checks.array(name, scores)
     checks.floating(name, scores)
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
@@ -192,8 +194,7 @@ def reliability_curve(
       bins as in Nguyen & O'Connor 2015 (arXiv 1508.05154).
     """
     checks.positive_integer("num_bins", num_bins)
-    if binning not in ("uniform", "mass"):
-        raise ValueError(f"binning={binning!r}: binning must be 'uniform' or 'mass'.")
+    checks.one_of("binning", binning, ("uniform", "mass"))
     log_p, classes = _predictions(log_probabilities, labels)
     confidence = np.minimum(np.exp(log_p.max(axis=1)), 1.0)
     correct = (log_p.argmax(axis=1) == classes).astype(np.float64)
@@ -250,9 +251,9 @@ def expected_calibration_error(
     return float(np.sum(curve.weight[filled] * np.abs(curve.accuracy - curve.confidence)[filled]))
 
 
-def _slope(inverse_temperature: float, logits: np.ndarray, labels: np.ndarray) -> float:
+def _slope(inverse_temperature: float, logits: np.ndarray, labels: np.ndarray, used: np.ndarray) -> float:
     """Derivative of the mean NLL in the inverse temperature; rows of ``logits`` have maximum 0."""
-    weight = np.exp(inverse_temperature * logits)
+    weight = np.where(used, np.exp(inverse_temperature * logits), 0.0)
     weight /= weight.sum(axis=1, keepdims=True)
     mean = np.sum(weight * logits, axis=1)
     return float(np.mean(mean - logits[np.arange(labels.size), labels]))
@@ -266,16 +267,17 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     Accuracy is unchanged.
 
     Args:
-      logits: ``(n, K)`` of a validation split, never of the test split.
+      logits: ``(n, K)`` of a validation split, never of the test split. -inf means that a class has
+        probability 0, at any temperature.
       labels: ``(n,)`` integers in 0..K-1.
 
     Returns:
       T > 0.
 
     Raises:
-      ValueError: for wrong shapes, non-finite logits or labels out of range; and when no finite positive T is
-        best: every label has its row's largest logit (T -> 0), or the logits are no better than chance (T ->
-        infinity).
+      ValueError: for wrong shapes, logits that are NaN or +inf, labels out of range or of a logit of -inf;
+        and when no finite positive T is best: every label has its row's largest logit (T -> 0), or the logits
+        are no better than chance (T -> infinity).
       TypeError: for labels that are not integers, or logits that are not floating point.
       RuntimeError: if Brent's method has not converged in 200 steps.
 
@@ -288,14 +290,24 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
       Guo et al. 2017, "On calibration of modern neural networks" (arXiv 1706.04599), section 4.2, equation 9.
     """
     scores, classes = _scores_and_labels("logits", logits, labels)
-    checks.finite("logits", scores)
-    scores = scores - scores.max(axis=1, keepdims=True)
+    used = ~np.isneginf(scores)
+    checks.finite("logits", scores[used])
+    impossible = ~used[np.arange(classes.size), classes]
+    if impossible.any():
+        raise ValueError(
+            f"logits: {int(impossible.sum())} labels of {classes.size} have a logit of -inf, so their "
+            f"likelihood is 0 at every temperature."
+        )
+    unit = extreme_unit(scores[used], ordinary=1e9)  # Brent's method starts from 1
+    scores = np.where(used, scores, 0.0) / unit
+    scores = scores - np.where(used, scores, -np.inf).max(axis=1, keepdims=True)
+    scores = np.where(used, scores, 0.0)
     if np.all(scores[np.arange(classes.size), classes] == 0.0):
         raise ValueError(
             f"logits: all {classes.size} labels have the largest logit of their row, so the likelihood "
             f"rises for ever as T -> 0; a validation split with at least one error is needed."
         )
-    if _slope(0.0, scores, classes) >= 0.0:
+    if _slope(0.0, scores, classes, used) >= 0.0:
         raise ValueError(
             "logits: the labels' logits are on average no larger than the other classes', so the best "
             "temperature is infinite; logits that predict these labels better than chance are needed "
@@ -303,8 +315,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
         )
 
     lower, upper = 0.0, 1.0
-    while _slope(upper, scores, classes) < 0.0:
+    while _slope(upper, scores, classes, used) < 0.0:
         lower, upper = upper, 2.0 * upper
     # Only the relative tolerance may stop it, because logits have any scale; scipy needs xtol above zero.
-    root: Any = brentq(_slope, lower, upper, args=(scores, classes), xtol=1e-300, maxiter=200)
-    return 1.0 / root
+    root: Any = brentq(_slope, lower, upper, args=(scores, classes, used), xtol=1e-300, maxiter=200)
+    return unit / root

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike
 
 from jaxebm import checks
 from jaxebm.energies.classifier import log_class_probability, marginal_energy
+from jaxebm.evaluation.samples.scale import power_of_two
+from jaxebm.trees import square_root
 from jaxebm.types import Array, LogitsFn, Params, Position
 
 __all__ = [
@@ -48,6 +50,7 @@ def log_density_score(logits: LogitsFn) -> Score:
       ``score(params, x) -> ()`` in nats, for one example; batch it with ``jax.vmap(score, (None, 0))``.
 
     Raises:
+      TypeError: if the logits are no such function.
       ValueError: when called, if the logits of one example are not of rank one.
 
     Example:
@@ -59,6 +62,7 @@ def log_density_score(logits: LogitsFn) -> Score:
       Grathwohl et al. 2020 (JEM, arXiv 1912.03263), equation 7 and section 5.3.1; Liu et al. 2020 (arXiv
       2010.03759).
     """
+    checks.function("logits", logits, "params", "x")
     energy = marginal_energy(logits)
 
     def score(params: Params, x: Position) -> Array:
@@ -80,6 +84,7 @@ def confidence_score(logits: LogitsFn) -> Score:
       ``score(params, x) -> ()`` in [1/K, 1], for one example; batch it with ``jax.vmap(score, (None, 0))``.
 
     Raises:
+      TypeError: if the logits are no such function.
       ValueError: when called, if the logits of one example are not of rank one.
 
     Example:
@@ -90,6 +95,7 @@ def confidence_score(logits: LogitsFn) -> Score:
     Reference:
       Hendrycks & Gimpel 2017 (arXiv 1610.02136); JEM (arXiv 1912.03263), section 5.3.2.
     """
+    checks.function("logits", logits, "params", "x")
     log_probability = log_class_probability(logits)
 
     def score(params: Params, x: Position) -> Array:
@@ -109,11 +115,11 @@ def gradient_norm_score(logits: LogitsFn) -> Score:
 
     Returns:
       ``score(params, x) -> ()``, at most 0, in nats per unit of ``x``, for one example; batch it with
-      ``jax.vmap(score, (None, 0))``.
+      ``jax.vmap(score, (None, 0))``. Its own derivative is 0 where the score vector is 0.
 
     Raises:
       ValueError: when called, if the logits of one example are not of rank one.
-      TypeError: when called, if ``x`` is not floating point.
+      TypeError: if the logits are no such function; when called, if ``x`` is not floating point.
 
     Example:
       >>> score = gradient_norm_score(lambda params, x: params @ x)
@@ -128,7 +134,9 @@ def gradient_norm_score(logits: LogitsFn) -> Score:
     def score(params: Params, x: Position) -> Array:
         checks.floating("x", x)
         gradient, _ = ravel_pytree(jax.grad(log_density, argnums=1)(params, x))
-        return -jnp.linalg.norm(gradient)
+        # Slopes of a sure classifier are so small that their squares vanish.
+        unit = power_of_two(gradient)
+        return -square_root(jnp.sum(jnp.square(gradient / unit))) * unit
 
     return score
 
@@ -147,6 +155,7 @@ def joint_maximum_score(logits: LogitsFn) -> Score:
       ``score(params, x) -> ()`` in nats, for one example; batch it with ``jax.vmap(score, (None, 0))``.
 
     Raises:
+      TypeError: if the logits are no such function.
       ValueError: when called, if the logits of one example are not of rank one.
 
     Example:
@@ -184,6 +193,7 @@ def typicality_score(logits: LogitsFn, mean_log_density: Array | float) -> Score
       ``jax.vmap(score, (None, 0))``.
 
     Raises:
+      TypeError: if the logits are no such function.
       ValueError: if ``mean_log_density`` is not one finite number; when called, if the logits of one example
         are not of rank one.
 
@@ -198,11 +208,7 @@ def typicality_score(logits: LogitsFn, mean_log_density: Array | float) -> Score
       Nalisnick et al. 2019, "Detecting out-of-distribution inputs to deep generative models using typicality"
       (arXiv 1906.02994), section 3, with M = 1.
     """
-    if np.ndim(mean_log_density) != 0:
-        raise ValueError(
-            f"mean_log_density has shape {np.shape(mean_log_density)}: one number is needed, the mean over "
-            f"the training data."
-        )
+    checks.array("mean_log_density", mean_log_density, (), "one number, the mean over the training data,")
     checks.finite("mean_log_density", mean_log_density)
     log_density = log_density_score(logits)
 
@@ -222,10 +228,13 @@ OOD_SCORES: dict[str, Callable[[LogitsFn], Score]] = {
 
 
 def _score_pair(in_scores: ArrayLike, out_scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scores in float64; infinite ones are in order like any other, NaN are refused."""
     for name, scores in (("in_scores", in_scores), ("out_scores", out_scores)):
+        checks.array(name, scores)
         if np.ndim(scores) != 1 or np.size(scores) == 0:
             raise ValueError(f"{name} has shape {np.shape(scores)}: (n,) with n >= 1 scores is needed.")
-        checks.finite(name, scores)
+        numbers = np.asarray(scores, np.float64)
+        checks.finite(name, numbers[~np.isinf(numbers)])
     return np.asarray(in_scores, np.float64), np.asarray(out_scores, np.float64)
 
 
@@ -233,7 +242,10 @@ def _scikit_learn_pair(in_scores: ArrayLike, out_scores: ArrayLike) -> tuple[np.
     """Returns the truth (1 inside, 0 outside) and the scores, as scikit-learn takes them."""
     inside, outside = _score_pair(in_scores, out_scores)
     is_inside = np.concatenate([np.ones(inside.size), np.zeros(outside.size)])
-    return is_inside, np.concatenate([inside, outside])
+    scores = np.concatenate([inside, outside])
+    if np.isinf(scores).any():  # scikit-learn takes none, and only the order counts
+        scores = np.unique(scores, return_inverse=True)[1]
+    return is_inside, scores
 
 
 def auroc(in_scores: ArrayLike, out_scores: ArrayLike) -> float:
@@ -243,14 +255,15 @@ def auroc(in_scores: ArrayLike, out_scores: ArrayLike) -> float:
     below 0.5 the score points the wrong way. Unchanged by any increasing transformation of the scores.
 
     Args:
-      in_scores: ``(n,)`` scores of in-distribution examples, higher meaning more in-distribution.
+      in_scores: ``(n,)`` scores of in-distribution examples, higher meaning more in-distribution; may be
+        infinite.
       out_scores: ``(m,)`` scores of the others.
 
     Returns:
       A float in [0, 1].
 
     Raises:
-      ValueError: for empty, non-finite or not one-dimensional scores.
+      ValueError: for empty or not one-dimensional scores, or NaN.
       ImportError: if scikit-learn is missing.
 
     Example:
@@ -280,7 +293,8 @@ def auprc(in_scores: ArrayLike, out_scores: ArrayLike) -> float:
     depends on how many of either kind there are, so state n and m.
 
     Args:
-      in_scores: ``(n,)`` scores of in-distribution examples, higher meaning more in-distribution.
+      in_scores: ``(n,)`` scores of in-distribution examples, higher meaning more in-distribution; may be
+        infinite.
       out_scores: ``(m,)`` scores of the others. With the two exchanged and both negated, the outside ones are
         the positive ones ("AUPR-out").
 
@@ -288,7 +302,7 @@ def auprc(in_scores: ArrayLike, out_scores: ArrayLike) -> float:
       A float in (0, 1].
 
     Raises:
-      ValueError: for empty, non-finite or not one-dimensional scores.
+      ValueError: for empty or not one-dimensional scores, or NaN.
       ImportError: if scikit-learn is missing.
 
     Example:
@@ -318,7 +332,8 @@ def false_positive_rate(
     highest threshold with P(s_in >= t) >= true_positive_rate. Lower is better.
 
     Args:
-      in_scores: ``(n,)`` scores of in-distribution examples, higher meaning more in-distribution.
+      in_scores: ``(n,)`` scores of in-distribution examples, higher meaning more in-distribution; may be
+        infinite.
       out_scores: ``(m,)`` scores of the others.
       true_positive_rate: the fraction of inside examples to accept, in (0, 1].
 
@@ -326,7 +341,7 @@ def false_positive_rate(
       A float in [0, 1].
 
     Raises:
-      ValueError: for empty, non-finite or not one-dimensional scores, or a rate outside (0, 1].
+      ValueError: for empty or not one-dimensional scores, NaN, or a rate outside (0, 1].
 
     Example:
       >>> false_positive_rate([1.0, 2.0, 3.0, 4.0], [0.0, 2.5, 2.0, 5.0], true_positive_rate=0.75)
@@ -335,6 +350,7 @@ def false_positive_rate(
     Reference:
       Liang et al. 2018 (ODIN, arXiv 1706.02690), "FPR at 95% TPR".
     """
+    checks.number("true_positive_rate", true_positive_rate)
     checks.positive("true_positive_rate", true_positive_rate)
     checks.in_range("true_positive_rate", true_positive_rate, 0.0, 1.0)
     inside, outside = _score_pair(in_scores, out_scores)

@@ -14,6 +14,17 @@ from jaxebm import checks
 __all__ = ["OOD_SETS", "constant_images", "interpolations", "permute_pixels", "uniform_noise"]
 
 
+def _check_generator(rng: np.random.Generator) -> None:
+    checks.instance("rng", rng, np.random.Generator, "Make one by numpy.random.default_rng(seed).")
+
+
+def _check_shape(shape: tuple[int, ...], length: int, accepted: str) -> None:
+    if not isinstance(shape, tuple | list) or len(shape) != length:
+        raise TypeError(f"shape={shape!r}: {accepted} is needed.")
+    for size in shape:
+        checks.positive_integer("shape", size)
+
+
 def _checked_images(images: ArrayLike) -> np.ndarray:
     checks.floating("images", images)
     if np.ndim(images) != 4 or np.size(images) == 0:
@@ -33,10 +44,16 @@ def uniform_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarra
     Returns:
       float32 array of that shape, in [-1, 1].
 
+    Raises:
+      ValueError: if ``shape`` holds something else than positive integers.
+      TypeError: if ``rng`` is no generator, or ``shape`` not four numbers.
+
     Example:
       >>> uniform_noise(np.random.default_rng(0), (5, 8, 8, 1)).shape
       (5, 8, 8, 1)
     """
+    _check_generator(rng)
+    _check_shape(shape, 4, "(n, height, width, channels)")
     return rng.uniform(-1.0, 1.0, shape).astype(np.float32)
 
 
@@ -52,14 +69,17 @@ def constant_images(rng: np.random.Generator, n: int, shape: tuple[int, int, int
       float32 array ``(n, height, width, channels)``, in [-1, 1].
 
     Raises:
-      ValueError: if ``n`` is not a positive integer.
+      ValueError: if ``n`` or an entry of ``shape`` is not a positive integer.
+      TypeError: if ``rng`` is no generator, or ``shape`` not three numbers.
 
     Example:
       >>> images = constant_images(np.random.default_rng(0), 5, (8, 8, 3))
       >>> images.shape, float(np.ptp(images, axis=(1, 2)).max())
       ((5, 8, 8, 3), 0.0)
     """
+    _check_generator(rng)
     checks.positive_integer("n", n)
+    _check_shape(shape, 3, "(height, width, channels)")
     height, width, channels = shape
     values = rng.uniform(-1.0, 1.0, (n, 1, 1, channels)).astype(np.float32)
     return np.tile(values, (1, height, width, 1))
@@ -79,14 +99,15 @@ def permute_pixels(rng: np.random.Generator, images: ArrayLike) -> np.ndarray:
 
     Raises:
       ValueError: if ``images`` is empty or not of rank four.
-      TypeError: if ``images`` is not floating point.
+      TypeError: if ``images`` is not floating point, or ``rng`` no generator.
 
     Example:
       >>> images = np.linspace(-1.0, 1.0, 8).reshape(1, 2, 4, 1)
       >>> permuted = permute_pixels(np.random.default_rng(0), images)
-      >>> bool((np.sort(permuted, axis=None) == images.ravel()).all())
+      >>> np.array_equal(np.sort(permuted, axis=None), images.ravel())
       True
     """
+    _check_generator(rng)
     pixels = _checked_images(images)
     n, height, width, channels = pixels.shape
     order = rng.permuted(np.tile(np.arange(height * width), (n, 1)), axis=1)
@@ -109,7 +130,7 @@ def interpolations(rng: np.random.Generator, images: ArrayLike, labels: ArrayLik
 
     Raises:
       ValueError: if shapes do not agree, or all labels are the same.
-      TypeError: if ``images`` is not floating point or ``labels`` not integer.
+      TypeError: if ``images`` is not floating point, ``labels`` not integer, or ``rng`` no generator.
 
     Example:
       >>> images = np.stack([np.full((2, 2, 1), -1.0), np.full((2, 2, 1), 1.0)])
@@ -119,7 +140,9 @@ def interpolations(rng: np.random.Generator, images: ArrayLike, labels: ArrayLik
     Reference:
       Grathwohl et al. 2020 (JEM, arXiv 1912.03263), section 5.3, the "Interp" set, there of any two images.
     """
+    _check_generator(rng)
     pixels = _checked_images(images)
+    checks.array("labels", labels)
     classes = np.asarray(labels)
     checks.one_label_each("labels", classes, len(pixels))
     present = np.unique(classes)

@@ -70,11 +70,15 @@ def deterministic(logits: LogitsFn) -> DefendedFn:
     Returns:
       ``(rng_key, params, x) -> (K,)``; equal for equal logits, so ``jit`` does not trace again.
 
+    Raises:
+      TypeError: if the logits are no such function.
+
     Example:
       >>> import jax.numpy as jnp
       >>> deterministic(lambda params, x: params @ x)(jax.random.key(0), jnp.eye(2), jnp.ones(2)).tolist()
       [1.0, 1.0]
     """
+    checks.function("logits", logits, "params", "x")
     return _Deterministic(logits)
 
 
@@ -101,6 +105,7 @@ def refine(
 
     Raises:
       ValueError: if ``num_steps`` is not an integer of at least 0.
+      TypeError: if a function is none, or takes other arguments.
 
     Example:
       >>> from functools import partial
@@ -114,8 +119,9 @@ def refine(
     Reference:
       Grathwohl et al. 2020 (JEM, arXiv 1912.03263), section 5.4.
     """
-    if isinstance(num_steps, bool) or num_steps != 0:
-        checks.positive_integer("num_steps", num_steps)
+    checks.kernel_constructor("make_kernel", make_kernel)
+    checks.function("energy", energy, "params", "x")
+    checks.integer("num_steps", num_steps, 0)
     return _Refine(make_kernel, energy, num_steps)
 
 
@@ -137,6 +143,7 @@ def refined_logits(logits: LogitsFn, make_kernel: MakeKernel, num_steps: int) ->
 
     Raises:
       ValueError: if ``num_steps`` is not an integer of at least 0.
+      TypeError: if a function is none, or takes other arguments.
 
     Example:
       >>> from functools import partial
@@ -150,6 +157,7 @@ def refined_logits(logits: LogitsFn, make_kernel: MakeKernel, num_steps: int) ->
       Grathwohl et al. 2020 (JEM, arXiv 1912.03263), section 5.4; Athalye et al. 2018 (arXiv 1802.00420) on
       defences that merely hide their gradient.
     """
+    checks.function("logits", logits, "params", "x")
     refinement = refine(make_kernel, marginal_energy(logits), num_steps)
     assert isinstance(refinement, _Refine)
     return _RefinedLogits(logits, refinement)

@@ -86,6 +86,7 @@ def robust_accuracy(
     Reference:
       As ``attack``; curves over radii after JEM (arXiv 1912.03263), figure 6.
     """
+    checks.array("radii", radii)
     radii_array = np.asarray(radii, np.float64)
     if radii_array.ndim != 1 or radii_array.size == 0:
         raise ValueError(f"radii has shape {radii_array.shape}: (n,) with n >= 1 radii is needed.")

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from jaxebm import checks
 from jaxebm.energies.target import AnalyticTarget
@@ -58,6 +60,11 @@ def anneal(
     the move. Where x_0 is distributed as exp(-E_{t_0}), E[w] is the ratio of the last Z to the first exactly,
     however badly the kernel mixes. A kernel that is not invariant (``sgld``) breaks this.
 
+    Where an energy is +inf its density is 0. A chain that comes to such a place has w = 0, log weight -inf,
+    from there on. A chain has no weight, log weight NaN, if an energy is NaN or -inf where it is, or if it is
+    where the density that it comes from is 0: such a place is no sample of it. At t = 0 and t = 1 the kernel
+    sees one energy alone, so that the other may be infinite there.
+
     One program is compiled for each energy, base, kernel and shape; new parameters, schedules and kernel
     parameters run it again. Energies and kernels are recognised by identity: define them once.
 
@@ -73,7 +80,8 @@ def anneal(
       positions: where the n chains start, leaves ``(n, ...)``.
       num_steps_per_temperature: steps of the kernel at each temperature, at least 1.
       kernel_schedule: keyword arguments that change along the path, leaves ``(T, ...)``: at t_k the kernel is
-        ``make_kernel(target, **{name: value[k]})``, as ``{"step_size": 0.5 / (1 + 9 * schedule)}``.
+        ``make_kernel(target, **{name: value[k]})``, as ``{"step_size": 0.5 / (1 + 9 * schedule)}``. Those at
+        k = 0, where nothing moves, are not used.
 
     Returns:
       ``(log_weights, positions)``: ``(n,)``, and where the chains ended, leaves ``(n, ...)``.
@@ -81,6 +89,7 @@ def anneal(
     Raises:
       ValueError: if the schedule, positions or ``kernel_schedule`` have another shape, a number is out of its
         range, a kernel refuses its parameters, or an energy is not a scalar.
+      TypeError: if an argument is of another type.
 
     Example:
       >>> from jaxebm.energies import gaussian
@@ -96,34 +105,111 @@ def anneal(
     Reference:
       Neal 2001, Annealed importance sampling, section 2.
     """
-    shape = jnp.shape(schedule)
-    if len(shape) != 1 or shape[0] < 2:
-        raise ValueError(f"schedule has shape {shape}: (T,) with at least two temperatures is needed.")
+    check_problem(rng_key, energy, params, base, make_kernel)
+    length = check_schedule(schedule)
     checks.in_range("schedule", schedule, 0.0, 1.0)
+    checks.real_arrays("positions", positions)
     checks.batch_length("positions", positions)
     checks.positive_integer("num_steps_per_temperature", num_steps_per_temperature)
+    varying = check_kernel_schedule(kernel_schedule, length)
+    bind_once(make_kernel, energy, params, jax.tree.map(lambda leaf: leaf[1], varying))
+    static, numbers = unbind(make_kernel)
+    with checks.shapes_noted(params=params, positions=positions):
+        ends = _anneal(
+            rng_key,
+            (base.params, params, numbers, varying),
+            jnp.asarray(schedule, dtype=float),
+            positions,
+            energies=(base.energy, energy),
+            make_kernel=static,
+            num_steps=num_steps_per_temperature,
+        )
+    return ends.log_weight, ends.position
+
+
+def check_problem(rng_key: Any, energy: Any, params: Any, base: Any, make_kernel: Any) -> None:
+    """Raises unless the arguments that every walk along a path takes are of their kinds."""
+    checks.rng_key("rng_key", rng_key)
+    checks.function("energy", energy, "params", "x")
+    checks.arrays("params", params)
+    if not all(hasattr(base, name) for name in Base._fields):
+        raise TypeError(
+            f"base is of type {type(base).__name__}: base must be an AnalyticTarget or a Base, with its "
+            f"energy, params, log_partition and sample."
+        )
+    checks.function("base.energy", base.energy, "params", "x")
+    checks.arrays("base.params", base.params)
+    checks.kernel_constructor("make_kernel", make_kernel)
+
+
+def check_schedule(schedule: Any) -> int:
+    """Returns T of a schedule of shape (T,) with T of at least 2, or raises."""
+    checks.array("schedule", schedule)
+    shape = np.shape(schedule)
+    if len(shape) != 1 or shape[0] < 2:
+        raise ValueError(f"schedule has shape {shape}: (T,) with at least two temperatures is needed.")
+    return shape[0]
+
+
+def check_kernel_schedule(kernel_schedule: Any, length: int) -> dict[str, Any]:
+    """Returns the keyword arguments that change along the path as a dictionary, empty for None, or raises."""
+    checks.instance("kernel_schedule", kernel_schedule, (Mapping, type(None)))
     varying = dict(kernel_schedule or {})
     for name, value in varying.items():
-        checks.batch_of(f"kernel_schedule[{name!r}]", value, shape[0], "as in schedule")
-    first = jax.tree.map(lambda leaf: leaf[0], varying)
-    make_kernel(functools.partial(energy, params), **first)  # its own checks, while the numbers can be seen
-    static, numbers = unbind(make_kernel)
-    ends = _anneal(
-        rng_key,
-        (base.params, params, numbers, varying),
-        jnp.asarray(schedule, dtype=float),
-        positions,
-        energies=(base.energy, energy),
-        make_kernel=static,
-        num_steps=num_steps_per_temperature,
-    )
-    return ends.log_weight, ends.position
+        checks.text("a name in kernel_schedule", name)
+        checks.real_arrays(f"kernel_schedule[{name!r}]", value)
+        checks.batch_of(f"kernel_schedule[{name!r}]", value, length, "as in schedule")
+    return varying
+
+
+def bind_once(
+    make_kernel: Callable[..., Kernel], energy: EnergyFn, params: Params, numbers: Mapping[str, Any]
+) -> None:
+    """Binds a kernel outside of any program, for its own checks, while the numbers can be seen."""
+    try:
+        kernel = make_kernel(functools.partial(energy, params), **numbers)
+    except Exception as error:
+        given = ", ".join(["target", *(f"{name}=..." for name in numbers)])
+        error.add_note(
+            f"make_kernel={checks.function_name(make_kernel)} was called as make_kernel({given}), where "
+            f"target is a function of one position. A kernel of something else, as glauber of a memory, is "
+            f"given by make_kernel=lambda target, temperature: glauber(memory, temperature) with "
+            f"kernel_schedule={{'temperature': 1 / schedule}}."
+        )
+        raise
+    checks.bound_kernel("make_kernel(target)", kernel)
+
+
+@jax.custom_jvp
+def _between(t: Array, first: Array, last: Array) -> Array:
+    """(1 - t) first + t last, where 0 times an infinite energy is 0."""
+    value = (1 - t) * first + t * last
+    return jnp.where(t == 0, first, jnp.where(t == 1, last, value))
+
+
+def _between_jvp(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    """That of the plain sum: autodiff through the choice rounds gradients of finite energies otherwise."""
+    t, first, last = primals
+    value = _between(t, first, last)
+    factors = (last - first, 1 - t, t)
+    terms = [
+        factor * tangent
+        for factor, tangent in zip(factors, tangents, strict=True)
+        if not isinstance(tangent, SymbolicZero)
+    ]
+    return value, functools.reduce(jnp.add, terms) if terms else jnp.zeros_like(value)
+
+
+_between.defjvp(_between_jvp, symbolic_zeros=True)
 
 
 def geometric_path(
     energies: tuple[EnergyFn, EnergyFn], base_params: Params, params: Params
 ) -> tuple[Callable[[Array], Target], Target]:
-    """Returns ``t -> E_t`` as a target, and x -> E_0(x) - E_1(x), in float32 or wider."""
+    """Returns ``t -> E_t`` as a target, and x -> E_0(x) - E_1(x), in float32 or wider.
+
+    The difference is NaN where an energy is -inf: no density is infinite.
+    """
     begin = scalar_target(functools.partial(energies[0], base_params))
     end = scalar_target(functools.partial(energies[1], params))
     default = jnp.zeros(()).dtype
@@ -132,9 +218,13 @@ def geometric_path(
         return jnp.asarray(value, default)  # an energy may be bfloat16, or the constant 0
 
     def target_at(t: Array) -> Target:
-        return lambda x: (1 - t) * wide(begin(x)) + t * wide(end(x))
+        return lambda x: _between(t, wide(begin(x)), wide(end(x)))
 
-    return target_at, lambda x: wide(begin(x)) - wide(end(x))
+    def difference(x: Position) -> Array:
+        first, last = wide(begin(x)), wide(end(x))
+        return jnp.where(jnp.isneginf(first) | jnp.isneginf(last), jnp.nan, first - last)
+
+    return target_at, difference
 
 
 class _Weighted(NamedTuple):
@@ -154,7 +244,7 @@ class _WeightedState(NamedTuple):
     position: _Weighted
 
 
-def _weighted(kernel: Kernel, log_weight_increment: Target, num_steps: int) -> Kernel:
+def _weighted(kernel: Kernel, difference: Target, change_of_t: Array, num_steps: int) -> Kernel:
     """A kernel over ``_Weighted``: it weighs the change of target at the current position, then moves."""
 
     def init(position: _Weighted, rng_key: Array | None = None) -> _WeightedState:
@@ -163,10 +253,17 @@ def _weighted(kernel: Kernel, log_weight_increment: Target, num_steps: int) -> K
 
     def step(rng_key: Array, state: _WeightedState) -> tuple[_WeightedState, None]:
         x, log_weight, excess = state.position
-        increment = log_weight_increment(x) - excess
+        increment = change_of_t * difference(x) - excess
         total = log_weight + increment
+        rounding = (total - log_weight) - increment
+        # Weight 0 stays 0; what is neither 0 nor finite is no weight. While t is the same nothing is weighed.
+        is_zero = jnp.isneginf(log_weight) | jnp.isneginf(total)
+        last = jnp.where(change_of_t == 0, log_weight, jnp.where(is_zero, -jnp.inf, jnp.nan))
+        is_finite = jnp.isfinite(total)
+        total = jnp.where(is_finite, total, last)
+        excess = jnp.where(is_finite, rounding, jnp.where(change_of_t == 0, excess, 0.0))
         moved, _ = run_chain(rng_key, kernel, x, num_steps)
-        return _WeightedState(_Weighted(moved.position, total, (total - log_weight) - increment)), None
+        return _WeightedState(_Weighted(moved.position, total, excess)), None
 
     return Kernel(init, step)
 
@@ -186,11 +283,8 @@ def _anneal(
     target_at, difference = geometric_path(energies, base_params, params)
 
     def kernel_at(at: dict[str, Any]) -> Kernel:
-        def log_weight_increment(x: Position) -> Array:
-            return (at["t"] - at["previous_t"]) * difference(x)
-
         kernel = make_kernel.bind(target_at(at["t"]), constant, at["varying"])
-        return _weighted(kernel, log_weight_increment, num_steps)
+        return _weighted(kernel, difference, at["t"] - at["previous_t"], num_steps)
 
     def one_chain(chain_key: Array, position: Position) -> _Weighted:
         start = _Weighted(position, jnp.zeros(()), jnp.zeros(()))

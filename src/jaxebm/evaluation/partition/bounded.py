@@ -43,6 +43,18 @@ class _Flat:
         return jnp.zeros((), jnp.result_type(x))
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """The same energy, whose output must be one real scalar; equal for equal energies."""
+
+    energy: EnergyFn
+
+    def __call__(self, params: Params, x: Array, /) -> Array:
+        value = self.energy(params, x)
+        checks.scalar_energy(checks.function_name(self.energy), value)
+        return value
+
+
 def restrict_to_box(energy: EnergyFn, shape: tuple[int, ...], low: float, high: float) -> BoxProblem:
     r"""Writes an energy on a box in unbounded coordinates, with the uniform density to anneal from.
 
@@ -51,7 +63,7 @@ def restrict_to_box(energy: EnergyFn, shape: tuple[int, ...], low: float, high: 
     Make the problem once and keep it: its functions are recognised by identity.
 
     Args:
-      energy: ``energy(params, x) -> ()``, finite all over the box, its walls included.
+      energy: ``energy(params, x) -> ()``, a number all over the box, its walls included; +inf is density 0.
       shape: of one x; D is its size.
       low: lower end of every coordinate.
       high: upper end, above ``low``.
@@ -61,6 +73,7 @@ def restrict_to_box(energy: EnergyFn, shape: tuple[int, ...], low: float, high: 
 
     Raises:
       ValueError: unless low < high, both finite, and every entry of shape is a positive integer.
+      TypeError: if energy is no function of two arguments, shape no tuple, or an end no number.
 
     Example:
       A normal cut off at one deviation has the mass erf(1 / sqrt(2)) of the whole:
@@ -77,8 +90,12 @@ def restrict_to_box(energy: EnergyFn, shape: tuple[int, ...], low: float, high: 
       >>> bool(abs(result.log_partition - exact) < 4 * result.standard_error + 1e-4)
       True
     """
+    checks.function("energy", energy, "params", "x")
+    checks.instance("shape", shape, (tuple, list))
     for length in shape:
         checks.positive_integer("shape", length)
+    checks.number("low", low)
+    checks.number("high", high)
     transform = box_transform(low, high)
     dimension = math.prod(shape)
 
@@ -91,4 +108,4 @@ def restrict_to_box(energy: EnergyFn, shape: tuple[int, ...], low: float, high: 
         return jax.random.logistic(rng_key, (num_samples, *shape))  # sigmoid of which is uniform
 
     base = Base(reparametrise(_Flat(), transform), None, log_volume, sample)
-    return BoxProblem(reparametrise(energy, transform), base, transform)
+    return BoxProblem(reparametrise(_Checked(energy), transform), base, transform)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
+from jaxebm.evaluation.partition.likelihood import check_log_partition
 from jaxebm.samplers.langevin import scalar_target
 from jaxebm.types import Array, EnergyFn, Params, Position
 
@@ -35,7 +36,8 @@ def dequantised_log_likelihood(
 
     Its expectation is at most log P(x), whatever m: with one draw it is uniform dequantisation, and it rises
     toward log P(x) with m. With the upper end of an interval for log Z it stays a lower bound. In bits:
-    ``bits_per_dimension(result, D)``, with no ``bin_width`` there.
+    ``bits_per_dimension(result, D)``, with no ``bin_width`` there. A draw with an energy of +inf adds 0 to
+    the mean; one of NaN makes the result of its own example NaN.
 
     Args:
       rng_key: one key, for the u.
@@ -53,7 +55,7 @@ def dequantised_log_likelihood(
 
     Raises:
       ValueError: if data is empty or ragged, a number is out of its range, or the energy is not a scalar.
-      TypeError: if data is not floating-point.
+      TypeError: if data is not floating-point, or another argument of another type.
 
     Example:
       A uniform density gives each of 256 bytes its share, 8 bits:
@@ -69,14 +71,20 @@ def dequantised_log_likelihood(
       Theis, van den Oord & Bethge 2016 (arXiv:1511.01844), section 3.1; Ho et al. 2019 (Flow++,
       arXiv:1902.00275), section 3.1, for several draws.
     """
-    checks.positive("bin_width", bin_width)
+    checks.rng_key("rng_key", rng_key)
+    checks.function("energy", energy, "params", "x")
+    checks.arrays("params", params)
+    checks.real_arrays("data", data)
+    checks.floating("data", data)
+    check_log_partition(log_partition)
+    checks.positive_number("bin_width", bin_width)
     checks.positive_integer("num_draws", num_draws)
     checks.positive_integer("batch_size", batch_size)
-    checks.floating("data", data)
     size = min(batch_size, checks.batch_length("data", data))
-    log_masses = _log_masses(
-        rng_key, params, data, bin_width, energy=energy, num_draws=num_draws, batch_size=size
-    )
+    with checks.shapes_noted(params=params, data=data):
+        log_masses = _log_masses(
+            rng_key, params, data, bin_width, energy=energy, num_draws=num_draws, batch_size=size
+        )
     return log_masses - log_partition
 
 

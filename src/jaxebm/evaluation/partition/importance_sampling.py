@@ -15,7 +15,13 @@ import numpy as np
 
 from jaxebm import checks
 from jaxebm.energies.target import AnalyticTarget
-from jaxebm.evaluation.partition.annealing_path import Base, anneal
+from jaxebm.evaluation.partition.annealing_path import (
+    Base,
+    anneal,
+    check_kernel_schedule,
+    check_problem,
+    check_schedule,
+)
 from jaxebm.types import Array, EnergyFn, Kernel, Params, Position
 
 __all__ = [
@@ -34,11 +40,19 @@ class AISResult(NamedTuple):
     Attributes:
       log_partition: the estimate in nats, ``()``: a lower bound in expectation from the forward run, an upper
         bound from the reverse one.
-      standard_error: sd(w) / (mean(w) sqrt(n)), ``()``: that of log mean w to first order. It sees only the
-        weights that were drawn, so it is itself optimistic where effective_sample_size is a few.
-      effective_sample_size: (sum w)^2 / sum w^2, ``()``, between 1 and n.
+      standard_error: sd(w) / (mean(w) sqrt(n)), ``()``: that of log mean w to first order, never above 1;
+        inf where all weights are 0. It sees only the weights that were drawn, so it is too small where
+        effective_sample_size is a few: of 16 log-normal weights the truth lay within 2 standard errors in
+        93, 87, 67 and 41 of 100 runs at effective sizes of 15, 8.5, 3.8 and 2.3 (of 1,000 weights in 94, 93,
+        89 and 65 at 380, 140, 52 and 12). Nearly all misses are on the safe side of the bound: forward
+        estimates too low, reverse ones too high.
+      effective_sample_size: (sum w)^2 / sum w^2, ``()``, between 1 and n; 0 where all weights are 0.
       log_weights: ``(n,)``, whose exponentials are unbiased for Z_1 / Z_0 (forward), Z_0 / Z_1 (reverse).
+        -inf, weight 0, of a chain that came to an energy of +inf, and of the non-finite ones.
       positions: where the chains ended, leaves ``(n, ...)``: with these weights, samples of that end.
+      non_finite: how many chains have no weight because of a fault, ``()``: an energy of NaN or -inf, or a
+        start to which its own energy gives density 0. They count with weight 0, which can only lower a
+        forward estimate and raise a reverse one: both stay bounds. Above 0, look for the fault.
     """
 
     log_partition: Array
@@ -46,6 +60,7 @@ class AISResult(NamedTuple):
     effective_sample_size: Array
     log_weights: Array
     positions: Position
+    non_finite: Array | int = 0
 
 
 class LogPartitionInterval(NamedTuple):
@@ -77,6 +92,9 @@ def annealed_importance_sampling(
     the kernel mixes, so E[log Z_hat] <= log Z, and log Z_hat exceeds log Z by b nats with probability at most
     e^-b. Too short a schedule gives a bound that is far too low, and weights that may not show it.
 
+    Where the energy is +inf the density is 0: a chain that starts there has weight 0. Where that is so of all
+    chains log Z_hat is -inf, its standard error inf.
+
     Args:
       rng_key: one key.
       energy: ``energy(params, x) -> ()``, E_1.
@@ -88,7 +106,9 @@ def annealed_importance_sampling(
       num_chains: n, at least 2.
       num_steps_per_temperature: steps of the kernel at each temperature, at least 1.
       kernel_schedule: keyword arguments of ``make_kernel`` that change along the path, leaves ``(T, ...)``,
-        as ``{"step_size": 0.5 / (1 + 9 * schedule)}``.
+        as ``{"step_size": 0.5 / (1 + 9 * schedule)}``. A kernel of a memory, which takes a temperature in the
+        place of a target, leaves exp(-t E) invariant at temperature 1 / t: ``{"temperature": 1 / schedule}``
+        with ``lambda target, temperature: glauber(memory, temperature)``, from a base of constant energy.
 
     Returns:
       An ``AISResult`` whose positions are near exp(-E_1).
@@ -96,6 +116,7 @@ def annealed_importance_sampling(
     Raises:
       ValueError: if the schedule is not as above, a count is too small, ``kernel_schedule`` or the base's
         samples are of another length, a kernel refuses its parameters, or an energy is not a scalar.
+      TypeError: if an argument is of another type.
 
     Example:
       >>> from functools import partial
@@ -112,10 +133,12 @@ def annealed_importance_sampling(
     Reference:
       Neal 2001, Annealed importance sampling; Grosse et al. 2015 (arXiv:1511.02543), section 2.
     """
+    check_problem(rng_key, energy, params, base, make_kernel)
     _check_schedule(schedule)
     _check_several("num_chains", num_chains)
     sample_key, anneal_key = jax.random.split(rng_key)
     start = base.sample(sample_key, base.params, num_chains)
+    checks.real_arrays("base.sample(...)", start)
     checks.batch_of("base.sample(...)", start, num_chains, "one sample for each of num_chains")
     log_weights, positions = anneal(
         anneal_key,
@@ -128,7 +151,7 @@ def annealed_importance_sampling(
         num_steps_per_temperature,
         kernel_schedule=kernel_schedule,
     )
-    return _result(base.log_partition(base.params), 1, log_weights, positions)
+    return _result(base, 1, log_weights, positions)
 
 
 def reverse_annealed_importance_sampling(
@@ -151,6 +174,9 @@ def reverse_annealed_importance_sampling(
     samples are exact: of data the model generated itself, of a model small enough to sample, or of long
     chains, in which case the bound is as good as their convergence.
 
+    Where E_1 is +inf on a part of the base's mass P, chains that come back from the model never end there:
+    E[w] = (1 - P) Z_0 / Z, and the bound stays -log(1 - P) nats above log Z, however long the schedule.
+
     Args:
       rng_key: one key.
       energy: ``energy(params, x) -> ()``, E_1.
@@ -167,6 +193,7 @@ def reverse_annealed_importance_sampling(
 
     Raises:
       ValueError: as in ``annealed_importance_sampling``; and if there are fewer than two samples.
+      TypeError: if an argument is of another type.
 
     Example:
       >>> from functools import partial
@@ -185,20 +212,24 @@ def reverse_annealed_importance_sampling(
       Grosse, Ghahramani & Adams 2015 (arXiv:1511.02543), section 3; Burda, Grosse & Salakhutdinov 2015
       (arXiv:1412.8566).
     """
+    check_problem(rng_key, energy, params, base, make_kernel)
     _check_schedule(schedule)
+    checks.real_arrays("exact_samples", exact_samples)
     _check_several("exact_samples", checks.batch_length("exact_samples", exact_samples))
-    log_weights, positions = anneal(
-        rng_key,
-        energy,
-        params,
-        base,
-        make_kernel,
-        jnp.asarray(schedule)[::-1],
-        exact_samples,
-        num_steps_per_temperature,
-        kernel_schedule=jax.tree.map(lambda leaf: jnp.asarray(leaf)[::-1], dict(kernel_schedule or {})),
-    )
-    return _result(base.log_partition(base.params), -1, log_weights, positions)
+    varying = check_kernel_schedule(kernel_schedule, np.shape(schedule)[0])
+    with checks.shapes_noted(exact_samples=exact_samples):
+        log_weights, positions = anneal(
+            rng_key,
+            energy,
+            params,
+            base,
+            make_kernel,
+            jnp.asarray(schedule)[::-1],
+            exact_samples,
+            num_steps_per_temperature,
+            kernel_schedule=jax.tree.map(lambda leaf: jnp.asarray(leaf)[::-1], varying),
+        )
+    return _result(base, -1, log_weights, positions)
 
 
 def log_partition_interval(
@@ -225,6 +256,10 @@ def log_partition_interval(
     Jensen's gap separates them. The gap closes as the schedule lengthens. Should low exceed high, the two
     runs contradict each other: the samples are not exact, or the kernel is not invariant.
 
+    Infinite energies leave it valid. Where E_0 is +inf on a part of the model, or E_1 on a part of the base,
+    it does not close: of the model that part is missing below, of the base it is added above. An end whose
+    weights are all 0 is infinite. ``forward.non_finite`` and ``reverse.non_finite`` count energies of NaN.
+
     Args:
       rng_key: one key.
       energy: ``energy(params, x) -> ()``, E_1.
@@ -243,6 +278,7 @@ def log_partition_interval(
 
     Raises:
       ValueError: as the two runs, or if coverage is not strictly between 0 and 1.
+      TypeError: if an argument is of another type.
 
     Example:
       >>> from functools import partial
@@ -261,7 +297,8 @@ def log_partition_interval(
     Reference:
       Grosse, Ghahramani & Adams 2015 (arXiv:1511.02543).
     """
-    _check_coverage(coverage)
+    checks.fraction("coverage", coverage)
+    check_problem(rng_key, energy, params, base, make_kernel)
     _check_several("num_chains", num_chains)  # here as well, because the reverse run may be long
     forward_key, reverse_key = jax.random.split(rng_key)
     problem = (energy, params, base, make_kernel, schedule)
@@ -283,28 +320,43 @@ def interval_of_bounds(
 
     Raises:
       ValueError: if coverage is not strictly between 0 and 1.
+      TypeError: if a result is no ``AISResult``.
+
+    Example:
+      >>> low, high = (
+      ...     AISResult(jnp.asarray(value), jnp.asarray(0.1), jnp.asarray(9.0), jnp.zeros(9), jnp.zeros(9))
+      ...     for value in (2.0, 3.0))
+      >>> interval = interval_of_bounds(low, high, coverage=0.9)
+      >>> round(float(interval.low), 3), round(float(interval.high), 3)
+      (1.836, 3.164)
     """
-    _check_coverage(coverage)
+    checks.instance("forward", forward, AISResult)
+    checks.instance("reverse", reverse, AISResult)
+    checks.fraction("coverage", coverage)
     z = jax.scipy.special.ndtri((1 + coverage) / 2)
     low = forward.log_partition - z * forward.standard_error
     return LogPartitionInterval(low, reverse.log_partition + z * reverse.standard_error, forward, reverse)
 
 
-def _result(log_partition: Array, sign: int, log_weights: Array, positions: Position) -> AISResult:
+def _result(base: Base | AnalyticTarget, sign: int, log_weights: Array, positions: Position) -> AISResult:
+    log_partition = base.log_partition(base.params)
+    checks.number("base.log_partition(...)", log_partition)
     num_chains = log_weights.size
-    weights = jnp.exp(log_weights - jnp.max(log_weights))
+    faulty = jnp.isnan(log_weights)
+    log_weights = jnp.where(faulty, -jnp.inf, log_weights)
+    greatest = jnp.max(log_weights)
+    weights = jnp.exp(log_weights - jnp.where(jnp.isneginf(greatest), 0.0, greatest))
+    any_weight = jnp.any(weights > 0)
+    error = jnp.std(weights, ddof=1) / (jnp.mean(weights) * math.sqrt(num_chains))
+    effective = jnp.sum(weights) ** 2 / jnp.sum(weights**2)
     return AISResult(
         log_partition + sign * (jax.nn.logsumexp(log_weights) - math.log(num_chains)),
-        jnp.std(weights, ddof=1) / (jnp.mean(weights) * math.sqrt(num_chains)),
-        jnp.sum(weights) ** 2 / jnp.sum(weights**2),
+        jnp.where(any_weight, error, jnp.inf),
+        jnp.where(any_weight, effective, 0.0),
         log_weights,
         positions,
+        jnp.sum(faulty),
     )
-
-
-def _check_coverage(coverage: float) -> None:
-    if not 0 < coverage < 1:
-        raise ValueError(f"coverage={coverage!r}: coverage must be strictly between 0 and 1.")
 
 
 def _check_several(name: str, count: int) -> None:
@@ -314,9 +366,7 @@ def _check_several(name: str, count: int) -> None:
 
 
 def _check_schedule(schedule: Any) -> None:
-    shape = jnp.shape(schedule)
-    if len(shape) != 1 or shape[0] < 2:
-        raise ValueError(f"schedule has shape {shape}: (T,) with at least two temperatures is needed.")
+    check_schedule(schedule)
     if not checks.is_traced(schedule):
         t = np.asarray(schedule)
         if not (t[0] == 0 and t[-1] == 1 and np.all(np.diff(t) >= 0)):

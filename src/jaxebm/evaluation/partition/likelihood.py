@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ def log_likelihood(
 ) -> Array:
     """Returns log p(x) = -E(x) - log Z of each example, in nats.
 
-    With a lower bound of log Z it flatters the model: quote it with the upper end of an interval.
+    With a lower bound of log Z it flatters the model: quote it with the upper end of an interval. An energy
+    of +inf gives -inf; one of NaN gives NaN for its own example alone.
 
     Args:
       energy: ``energy(params, x) -> ()``.
@@ -31,7 +33,9 @@ def log_likelihood(
       Log-likelihoods, ``(n,)``.
 
     Raises:
-      ValueError: if data is empty or ragged, the batch size is below 1, or the energy is not a scalar.
+      ValueError: if data is empty or ragged, log_partition is NaN or no single number, the batch size is
+        below 1, or the energy is not a scalar.
+      TypeError: if an argument is of another type.
 
     Example:
       >>> energy = lambda params, x: 0.5 * jnp.sum(x**2)
@@ -39,9 +43,21 @@ def log_likelihood(
       >>> [round(float(value), 3) for value in values]
       [-0.919, -1.419]
     """
+    checks.function("energy", energy, "params", "x")
+    checks.arrays("params", params)
+    checks.real_arrays("data", data)
+    check_log_partition(log_partition)
     checks.positive_integer("batch_size", batch_size)
     size = min(batch_size, checks.batch_length("data", data))
-    return -_energies(params, data, energy=energy, batch_size=size) - log_partition
+    with checks.shapes_noted(params=params, data=data):
+        energies = _energies(params, data, energy=energy, batch_size=size)
+    return -energies - log_partition
+
+
+def check_log_partition(log_partition: Any) -> None:
+    """Raises unless it is one number; infinite ones pass, as an interval without weights has such ends."""
+    checks.in_range("log_partition", log_partition, -math.inf, math.inf)
+    checks.one_number("log_partition", log_partition)
 
 
 def bits_per_dimension(log_likelihood: Array | float, dimension: int, bin_width: float = 1.0) -> Array:
@@ -53,15 +69,20 @@ def bits_per_dimension(log_likelihood: Array | float, dimension: int, bin_width:
       bin_width: h, the distance of the data's levels in the units of x: 1 for discrete x, 1/255 for bytes
         scaled to [0, 1] (a density then stands for the mass of a cell of volume h^D).
 
+    Returns:
+      Bits, of the shape of log_likelihood; infinite where it is -inf.
+
     Raises:
-      ValueError: if dimension is not an integer of at least 1, or bin_width is not positive.
+      ValueError: if dimension is not an integer of at least 1, or bin_width is not one positive number.
+      TypeError: if log_likelihood is no array of real numbers.
 
     Example:
-      >>> float(bits_per_dimension(-8 * math.log(2), dimension=8))  # fair coins
+      >>> bits_per_dimension(-8 * math.log(2), dimension=8).tolist()  # fair coins
       1.0
     """
+    checks.array("log_likelihood", log_likelihood)
     checks.positive_integer("dimension", dimension)
-    checks.positive("bin_width", bin_width)
+    checks.positive_number("bin_width", bin_width)
     return -(jnp.asarray(log_likelihood) / dimension + jnp.log(bin_width)) / math.log(2)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxebm import checks
 from jaxebm.energies.target import AnalyticTarget
-from jaxebm.evaluation.partition.annealing_path import Base, geometric_path
+from jaxebm.evaluation.partition.annealing_path import Base, bind_once, check_problem, geometric_path
 from jaxebm.samplers.binding import StaticKernel, unbind
 from jaxebm.samplers.chains import run_annealed_chain, run_chains
 from jaxebm.types import Array, EnergyFn, Kernel, Params, Position
@@ -57,7 +57,7 @@ def sigmoid_schedule(num_temperatures: int, steepness: float = 4.0) -> Array:
     Reference:
       Grosse, Ghahramani & Adams 2015 (arXiv:1511.02543), whose released code has delta = 4.
     """
-    checks.positive("steepness", steepness)
+    checks.positive_number("steepness", steepness)
     along = np.linspace(-1.0, 1.0, _at_least_two("num_temperatures", num_temperatures))
     curve = np.tanh(0.5 * steepness * along)  # 2 sigmoid - 1, which the normalisation does not see
     return jnp.asarray((curve - curve[0]) / (curve[-1] - curve[0]), dtype=float)
@@ -72,11 +72,14 @@ class AnnealingPath(NamedTuple):
         was tuned.
       spread: of E_0 - E_1 over the pilot chains, 1.2533 times the mean absolute deviation (the standard
         deviation where it is normal), in nats.
+      non_finite: the greatest number of pilot chains, over the temperatures, at which E_0 - E_1 was NaN,
+        ``()``: the energy's fault, unlike +inf, which is a density of 0.
     """
 
     schedule: Array
     kernel_schedule: dict[str, Array]
     spread: Array
+    non_finite: Array | int = 0
 
     @property
     def length(self) -> Array:
@@ -106,7 +109,7 @@ def fit_annealing_path(
 
     Chains walk the path on a coarse schedule, which the spread that they see refines for the next round.
     Where a step size is given, it is moved toward the wanted acceptance at every temperature, in all chains
-    alike.
+    alike. Chains at which an energy is infinite or NaN count neither for the spread nor for the acceptance.
 
     The schedule and steps depend on the pilot chains alone: runs with other keys keep all that is proved of
     fixed ones.
@@ -130,7 +133,10 @@ def fit_annealing_path(
       An `AnnealingPath`.
 
     Raises:
-      ValueError: if a number is out of its range, or the kernel refuses its parameters.
+      ValueError: if a number is out of its range, the kernel refuses its parameters, or E_0 - E_1 is finite
+        at no pilot chain at any temperature (where it is traced, the spread is NaN instead).
+      TypeError: if an argument is of another type, or a step is to be tuned of a kernel whose info has no
+        ``acceptance_rate``.
 
     Example:
       Toward a narrow normal the path changes fastest at its start:
@@ -147,28 +153,39 @@ def fit_annealing_path(
       Gelman & Meng 1998, Simulating normalizing constants, section 4; Grosse, Maddison & Salakhutdinov 2013,
       Annealing between distributions by averaging moments, section 4.
     """
+    check_problem(rng_key, energy, params, base, make_kernel)
     _at_least_two("num_temperatures", num_temperatures)
     _at_least_two("num_pilot_temperatures", num_pilot_temperatures)
     _at_least_two("num_chains", num_chains)
     checks.positive_integer("num_steps_per_temperature", num_steps_per_temperature)
     checks.positive_integer("num_rounds", num_rounds)
-    if not 0 < target_acceptance_rate < 1:
-        raise ValueError(f"target_acceptance_rate={target_acceptance_rate!r}: strictly between 0 and 1.")
-    first = {} if step_size is None else {"step_size": step_size}
-    make_kernel(functools.partial(energy, params), **first)  # its own checks, while the numbers can be seen
+    checks.fraction("target_acceptance_rate", target_acceptance_rate)
+    if step_size is not None:
+        checks.positive_number("step_size", step_size, "It is where tuning starts, at every temperature.")
+    bind_once(make_kernel, energy, params, {} if step_size is None else {"step_size": step_size})
     static, numbers = unbind(make_kernel)
-    schedule, steps, spread = _fit(
-        rng_key,
-        (base.params, params, numbers),
-        jnp.zeros(()) if step_size is None else jnp.log(step_size),
-        target_acceptance_rate,
-        base=(base.energy, base.sample),
-        energy=energy,
-        make_kernel=static,
-        tuned=step_size is not None,
-        counts=(num_temperatures, num_pilot_temperatures, num_chains, num_steps_per_temperature, num_rounds),
-    )
-    return AnnealingPath(schedule, {} if step_size is None else {"step_size": steps}, spread)
+    with checks.shapes_noted(params=params, base=base.params):
+        schedule, steps, spread, finite, non_finite = _fit(
+            rng_key,
+            (base.params, params, numbers),
+            jnp.zeros(()) if step_size is None else jnp.log(step_size),
+            target_acceptance_rate,
+            base=(base.energy, base.sample),
+            energy=energy,
+            make_kernel=static,
+            tuned=step_size is not None,
+            counts=(
+                num_temperatures, num_pilot_temperatures, num_chains, num_steps_per_temperature, num_rounds,
+            ),
+        )  # fmt: skip
+    if not checks.is_traced(finite) and finite == 0:
+        raise ValueError(
+            f"energy={checks.function_name(energy)}: E_0 - E_1 is finite at none of {num_chains} pilot "
+            f"chains from samples of base, at no temperature; it is NaN at {non_finite} of them. An energy "
+            f"of +inf is a density of 0: no place was found where both densities are positive."
+        )
+    kernel_schedule = {} if step_size is None else {"step_size": steps}
+    return AnnealingPath(schedule, kernel_schedule, jnp.where(finite > 0, spread, jnp.nan), non_finite)
 
 
 _AT_REST = 20
@@ -178,10 +195,14 @@ _FLOOR = 0.02
 
 
 class _Population(NamedTuple):
-    """All pilot chains and the step size that they share, as the position of one chain."""
+    """All pilot chains and the step size that they share, as the position of one chain.
+
+    ``is_finite`` tells at which of them E_0 - E_1 is finite, shape (num_chains,).
+    """
 
     chains: Position
     log_step_size: Array
+    is_finite: Array
 
 
 class _PopulationState(NamedTuple):
@@ -200,14 +221,14 @@ def _fit(
     make_kernel: StaticKernel,
     tuned: bool,
     counts: tuple[int, int, int, int, int],
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array, Array]:
     base_params, params, constant = parameters
     num_temperatures, num_pilots, num_chains, num_steps, num_rounds = counts
     target_at, difference = geometric_path((base[0], energy), base_params, params)
 
     def kernel_at(t: Array) -> Kernel:
-        def step(rng_key: Array, state: _PopulationState) -> tuple[_PopulationState, Array]:
-            chains, log_step = state.position
+        def step(rng_key: Array, state: _PopulationState) -> tuple[_PopulationState, tuple[Array, ...]]:
+            chains, log_step, is_finite = state.position
             numbers = {"step_size": jnp.exp(log_step)} if tuned else {}
             kernel = make_kernel.bind(target_at(t), constant, numbers)
             states, rates = run_chains(
@@ -215,27 +236,38 @@ def _fit(
                 kernel,
                 chains,
                 num_steps,
-                collect=lambda _, info: info.acceptance_rate if tuned else None,
+                collect=lambda _, info: _acceptance_rate(info) if tuned else None,
             )
+            # Where all are finite, as a rule, each number is rounded as in the plain formula.
             if tuned:
-                log_step = log_step + jnp.mean(rates) - target_acceptance_rate
+                seen = is_finite[:, None] & jnp.isfinite(rates)
+                plain = log_step + jnp.mean(rates) - target_acceptance_rate
+                some = log_step + _mean(rates - target_acceptance_rate, seen)
+                log_step = jnp.where(jnp.all(seen), plain, some)
             differences = jax.vmap(difference)(states.position)
-            deviation = jnp.mean(jnp.abs(differences - jnp.median(differences)))
-            return _PopulationState(_Population(states.position, log_step)), 1.2533 * deviation
+            is_finite = jnp.isfinite(differences)
+            plain = 1.2533 * jnp.mean(jnp.abs(differences - jnp.median(differences)))
+            centre = jnp.nanmedian(jnp.where(is_finite, differences, jnp.nan))
+            some = 1.2533 * _mean(jnp.abs(differences - centre), is_finite)
+            deviation = jnp.where(jnp.all(is_finite), plain, some)
+            counts = jnp.sum(is_finite), jnp.sum(jnp.isnan(differences))
+            population = _Population(states.position, log_step, is_finite)
+            return _PopulationState(population), (deviation, *counts)
 
         return Kernel(lambda position, rng_key=None: _PopulationState(position), step)
 
     def walk(carry: tuple[Array, Array], rng_key: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
         schedule, log_step = carry
         sample_key, walk_key = jax.random.split(rng_key)
-        start = _Population(base[1](sample_key, base_params, num_chains), log_step)
+        chains = base[1](sample_key, base_params, num_chains)
+        start = _Population(chains, log_step, jnp.isfinite(jax.vmap(difference)(chains)))
         along = jnp.concatenate([jnp.zeros(_AT_REST), schedule])
-        _, (steps, spreads) = run_annealed_chain(
+        _, (steps, (spreads, *counts)) = run_annealed_chain(
             walk_key,
             kernel_at,
             along,
             start,
-            collect=lambda state, spread: (state.position.log_step_size, spread),
+            collect=lambda state, seen: (state.position.log_step_size, seen),
         )
         steps, spreads = steps[_AT_REST:], spreads[_AT_REST:]
         mean = jnp.mean(spreads)
@@ -248,15 +280,30 @@ def _fit(
             t = jnp.interp(wanted, place, schedule).at[0].set(0.0).at[-1].set(1.0)
             return t, jnp.interp(wanted, place, steps), jnp.interp(wanted, place, spreads)
 
-        return (at(num_pilots)[0], steps[0]), at(num_temperatures)
+        greatest = tuple(jnp.max(count) for count in counts)
+        return (at(num_pilots)[0], steps[0]), (*at(num_temperatures), *greatest)
 
     first = (sigmoid_schedule(num_pilots), log_step_size)
     _, fitted = jax.lax.scan(walk, first, jax.random.split(rng_key, num_rounds))
-    schedule, log_steps, spread = jax.tree.map(lambda leaf: leaf[-1], fitted)
-    return schedule, jnp.exp(log_steps), spread
+    schedule, log_steps, *rest = jax.tree.map(lambda leaf: leaf[-1], fitted)
+    return schedule, jnp.exp(log_steps), *rest
+
+
+def _mean(values: Array, kept: Array) -> Array:
+    """The mean of the kept entries, 0 where there are none."""
+    return jnp.sum(jnp.where(kept, values, 0.0)) / jnp.maximum(jnp.sum(kept), 1)
+
+
+def _acceptance_rate(info: Any) -> Array:
+    rate = getattr(info, "acceptance_rate", None)
+    if rate is None:
+        raise TypeError(
+            f"make_kernel gives a kernel whose info, a {type(info).__name__}, has no acceptance_rate: "
+            f"step_size cannot be tuned to it. Without step_size the schedule alone is fitted."
+        )
+    return rate
 
 
 def _at_least_two(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 2:
-        raise ValueError(f"{name}={value!r}: {name} must be an integer of at least 2.")
+    checks.integer(name, value, 2)
     return int(value)

@@ -7,12 +7,14 @@ In a loop, put the call under ``jax.jit``: outside it, the scan over chunks is c
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.samplers.langevin import scalar_target
 from jaxebm.types import Array, EnergyFn, Params
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
 
 _MAX_POINTS = 2**24
 """Greatest number of points; more would need too much memory, and sampling is better."""
+_MAX_COMPARED = 2**22
+"""Points of up to this many numbers in all are searched for one that is there twice, in a second at most."""
 
 
 def grid(low: float, high: float, num_points: int, dimension: int = 2) -> tuple[Array, float]:
@@ -55,6 +59,9 @@ def grid(low: float, high: float, num_points: int, dimension: int = 2) -> tuple[
     """
     checks.positive_integer("num_points", num_points)
     checks.positive_integer("dimension", dimension)
+    for name, end in (("low", low), ("high", high)):
+        checks.array(name, end)
+        checks.one_number(name, end)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"low={low!r} and high={high!r}: finite numbers with low < high are needed.")
     _few_enough("num_points ** dimension", num_points, dimension)
@@ -74,23 +81,59 @@ def _product(axis: np.ndarray, dimension: int) -> Array:
     return jnp.asarray(np.stack(axes, axis=-1).reshape(-1, dimension))
 
 
-def _negative_energies(energy: EnergyFn, params: Params, points: Array, batch_size: int) -> Array:
+def _negative_energies(
+    energy: EnergyFn, params: Params, points: Array, batch_size: int, name: str = "points"
+) -> Array:
     """-E at each point, in chunks; the backward pass recomputes, so a gradient needs one chunk's memory."""
+    checks.function("energy", energy, "params", "x")
+    checks.arrays("params", params)
+    checks.array(name, points)
     checks.positive_integer("batch_size", batch_size)
-    if jnp.ndim(points) != 2 or points.shape[0] == 0:
-        raise ValueError(f"points has shape {jnp.shape(points)}: non-empty (points, dimension) is needed.")
+    if np.ndim(points) != 2 or np.shape(points)[0] == 0:
+        raise ValueError(f"{name} has shape {np.shape(points)}: non-empty ({name}, dimension) is needed.")
+    _refuse_repeated(name, points)
+    points = jnp.asarray(points)
+    target = scalar_target(partial(energy, params), "energy")
 
     # lax.map is a scan, inside which nothing need keep the recomputation from being merged away.
     @partial(jax.checkpoint, prevent_cse=False)
     def negative_energy(x: Array) -> Array:
-        value = energy(params, x)
-        if jnp.shape(value) != ():
-            raise ValueError(
-                f"energy(params, x) has shape {jnp.shape(value)}: a scalar is needed for one example."
-            )
-        return -value
+        return -target(x)
 
-    return jax.lax.map(negative_energy, points, batch_size=min(batch_size, points.shape[0]))
+    with checks.shapes_noted(**{"params": params, name: points}):
+        values = jax.lax.map(negative_energy, points, batch_size=min(batch_size, points.shape[0]))
+    _refuse_undefined(energy, name, points, values)
+    return values
+
+
+def _refuse_repeated(name: str, points: Any) -> None:
+    """Raises ``ValueError`` where a known point is there twice, which would count it twice."""
+    if checks.is_traced(points) or np.size(points) > _MAX_COMPARED:
+        return
+    rows = np.asarray(points)
+    order = np.lexsort(rows.T) if rows.shape[1] else np.arange(len(rows))
+    same = np.all(rows[order[1:]] == rows[order[:-1]], axis=1)
+    if np.any(same):
+        first, second = sorted(order[[np.argmax(same), np.argmax(same) + 1]].tolist())
+        raise ValueError(
+            f"{name}[{first}] and {name}[{second}] are both {rows[first].tolist()}: each of the {name} is "
+            f"needed once."
+        )
+
+
+def _refuse_undefined(energy: EnergyFn, name: str, points: Array, negative_energies: Array) -> None:
+    """Raises ``ValueError`` where a known energy is NaN or -inf: one such point would spoil the sum."""
+    if checks.is_traced(negative_energies):
+        return
+    values = np.asarray(negative_energies, float)
+    is_bad = np.isnan(values) | np.isposinf(values)
+    if np.any(is_bad):
+        first = int(np.argmax(is_bad))
+        raise ValueError(
+            f"energy={checks.function_name(energy)} is NaN or -inf at {np.count_nonzero(is_bad)} of "
+            f"{values.size} {name}, first at {name}[{first}] = {np.asarray(points[first]).tolist()}: finite "
+            f"energies are needed, or +inf where the density is 0."
+        )
 
 
 def log_partition_on_grid(
@@ -99,7 +142,8 @@ def log_partition_on_grid(
     r"""Log Z of an energy by the midpoint rule, differentiable in its parameters.
 
     log Z = logsumexp_i(-E(x_i)) + log h^d. Mass outside the grid is not seen: widen it until log Z stands
-    still.
+    still. An energy of +inf is density 0; log Z is -inf where all are. Under a transformation of JAX, where
+    energies are not known, one of NaN makes log Z NaN.
 
     Args:
       energy: ``(params, x) -> ()``, for one point.
@@ -112,7 +156,9 @@ def log_partition_on_grid(
       log Z in nats, shape ``()``.
 
     Raises:
-      ValueError: for points of the wrong rank, an energy that is not scalar, or a batch size below one.
+      ValueError: for points of the wrong rank or a repeated one, an energy that is not scalar, is NaN or
+        -inf at a point, or a batch size below one.
+      TypeError: if an argument is of another type.
 
     Example:
       >>> points, log_cell_volume = grid(-8.0, 8.0, 64)
@@ -121,6 +167,7 @@ def log_partition_on_grid(
       >>> round(float(log_z), 3), round(math.log(2 * math.pi), 3)
       (1.838, 1.838)
     """
+    checks.number("log_cell_volume", log_cell_volume)
     return jax.nn.logsumexp(_negative_energies(energy, params, points, batch_size)) + log_cell_volume
 
 
@@ -129,7 +176,8 @@ def log_density_on_grid(
 ) -> Array:
     r"""Normalised log-density at each point of a grid: what ``kl_divergence_on_grid`` compares.
 
-    log p(x_i) = -E(x_i) - log Z, with log Z from the same grid, so that h^d \sum_i p(x_i) = 1.
+    log p(x_i) = -E(x_i) - log Z, with log Z from the same grid, so that h^d \sum_i p(x_i) = 1. It is -inf
+    where the energy is +inf.
 
     Args:
       energy: ``(params, x) -> ()``, for one point.
@@ -142,7 +190,9 @@ def log_density_on_grid(
       log p, shape ``(points,)``, in nats.
 
     Raises:
-      ValueError: for points of the wrong rank, an energy that is not scalar, or a batch size below one.
+      ValueError: for points of the wrong rank or a repeated one, an energy that is not scalar, is NaN or
+        -inf at a point or +inf at all of them, or a batch size below one.
+      TypeError: if an argument is of another type.
 
     Example:
       >>> points, log_cell_volume = grid(0.0, 2.0, 4, dimension=1)
@@ -151,7 +201,13 @@ def log_density_on_grid(
       >>> [round(float(value), 3) for value in jnp.exp(log_p)]
       [0.5, 0.5, 0.5, 0.5]
     """
+    checks.number("log_cell_volume", log_cell_volume)
     negative_energies = _negative_energies(energy, params, points, batch_size)
+    if not checks.is_traced(negative_energies) and np.all(np.isneginf(np.asarray(negative_energies, float))):
+        raise ValueError(
+            f"energy={checks.function_name(energy)} is +inf at all {negative_energies.size} points: there is "
+            f"no density to normalise."
+        )
     return negative_energies - jax.nn.logsumexp(negative_energies) - log_cell_volume
 
 
@@ -173,7 +229,8 @@ def kl_divergence_on_grid(
       KL in nats, shape ``()``; differentiable in both densities.
 
     Raises:
-      ValueError: if the densities differ in shape or are not of rank one.
+      ValueError: if the densities differ in shape, are not of rank one, or hold NaN or +inf.
+      TypeError: if one is no array of real numbers.
 
     Example:
       >>> p, q = jnp.log(jnp.array([0.5, 0.5, 0.0])), jnp.log(jnp.array([0.25, 0.25, 0.5]))
@@ -183,6 +240,14 @@ def kl_divergence_on_grid(
     Reference:
       Kullback & Leibler 1951, "On information and sufficiency".
     """
+    densities = {"log_density_data": log_density_data, "log_density_model": log_density_model}
+    for name, log_density in densities.items():
+        checks.array(name, log_density)
+        if not checks.is_traced(log_density):
+            values = np.asarray(log_density, float)
+            if np.any(np.isnan(values) | np.isposinf(values)):
+                raise ValueError(f"{name} holds NaN or +inf: finite log-densities, or -inf, are needed.")
+    checks.number("log_cell_volume", log_cell_volume)
     if jnp.ndim(log_density_data) != 1 or jnp.shape(log_density_data) != jnp.shape(log_density_model):
         raise ValueError(
             f"log_density_data has shape {jnp.shape(log_density_data)} and log_density_model "
@@ -215,6 +280,8 @@ def enumerate_states(dimension: int, values: tuple[float, ...] = (-1, 1)) -> Arr
       [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]
     """
     checks.positive_integer("dimension", dimension)
+    checks.array("values", values, (None,), "a sequence of numbers")
+    checks.finite("values", np.asarray(values))
     if len(values) == 0 or len(set(values)) != len(values):
         raise ValueError(f"values={values!r}: at least one value is needed, each once.")
     _few_enough("len(values) ** dimension", len(values), dimension)
@@ -238,11 +305,13 @@ def log_partition_by_enumeration(
       log Z in nats, shape ``()``.
 
     Raises:
-      ValueError: for states of the wrong rank, an energy that is not scalar, or a batch size below one.
+      ValueError: for states of the wrong rank or a repeated one, an energy that is not scalar, is NaN or
+        -inf at a state, or a batch size below one.
+      TypeError: if an argument is of another type.
 
     Example:
       >>> log_z = log_partition_by_enumeration(lambda field, s: -jnp.sum(field * s), 0.5, enumerate_states(3))
       >>> round(float(log_z), 3), round(3 * math.log(2 * math.cosh(0.5)), 3)  # free spins
       (2.44, 2.44)
     """
-    return jax.nn.logsumexp(_negative_energies(energy, params, states, batch_size))
+    return jax.nn.logsumexp(_negative_energies(energy, params, states, batch_size, "states"))

@@ -3,7 +3,7 @@ r"""How far samples are from a density, or from other samples, in one number.
 ``kernel_stein_discrepancy`` compares samples with an energy and needs neither log Z nor other samples; the
 others compare two sets. Points are any pytree, a leading axis of examples, and are flattened to ``(n, D)``.
 Pairs are summed by blocks of rows, so memory is block_size * n and never n^2. All but ``kolmogorov_smirnov``
-may be traced.
+may be traced. Points are divided by a power of two before distances are squared, so they may be of any size.
 """
 
 import functools
@@ -16,6 +16,8 @@ import numpy as np
 import scipy.stats
 
 from jaxebm import checks
+from jaxebm.evaluation.samples.scale import check_precision, power_of_two
+from jaxebm.trees import square_root
 from jaxebm.types import Array, Position
 
 __all__ = [
@@ -61,8 +63,8 @@ def maximum_mean_discrepancy(
       x: leaves ``(n, ...)``, n at least 2.
       y: leaves ``(m, ...)``, m at least 2.
       bandwidth: h > 0, ``()``, in units of the points; ``(k,)`` means the mean of k kernels, which sees
-        differences at each of these scales; ``None`` is ``median_bandwidth(x, y)``. Hold it fixed to compare
-        values.
+        differences at each of these scales; ``None`` is ``median_bandwidth(x, y)``, and where that is 0, as
+        all points coincide, the limit k(x, y) = 1[x = y]. Hold it fixed to compare values.
       block_size: rows of pairs at once.
 
     Returns:
@@ -88,9 +90,13 @@ def maximum_mean_discrepancy(
         bandwidth = median_bandwidth(x, y)
     else:
         checks.positive("bandwidth", bandwidth)
-        if jnp.ndim(bandwidth) > 1 or jnp.size(bandwidth) == 0:
-            raise ValueError(f"bandwidth has shape {jnp.shape(bandwidth)}: () or (k,) is needed.")
-    return _mean_discrepancy(x, y, jnp.atleast_1d(jnp.asarray(bandwidth, float)), block_size)
+        if np.ndim(bandwidth) > 1 or np.size(bandwidth) == 0:
+            raise ValueError(f"bandwidth has shape {np.shape(bandwidth)}: () or (k,) is needed.")
+    unit, scaled = _rescaled(x, y)
+    bandwidths = jnp.atleast_1d(jnp.asarray(bandwidth, float)) / unit
+    # Its square must not vanish, or points that coincide would be 0 / 0 apart.
+    bandwidths = jnp.maximum(bandwidths, 2 * jnp.sqrt(jnp.finfo(bandwidths.dtype).tiny))
+    return _mean_discrepancy(*scaled, bandwidths, block_size)
 
 
 def median_bandwidth(x: Position, y: Position | None = None) -> Array:
@@ -101,7 +107,8 @@ def median_bandwidth(x: Position, y: Position | None = None) -> Array:
       y: leaves ``(m, ...)``, m at least 2, or ``None``. Of each set 256 evenly spaced points are used.
 
     Returns:
-      The median, ``()``, in units of the points; 0 where most of them coincide.
+      The median, ``()``, in units of the points. Where more than half of the pairs coincide, the median of
+      the distances that are not 0; 0 where all points coincide.
 
     Raises:
       ValueError: if either set has fewer than two points or one that is not finite, or their shapes differ.
@@ -116,9 +123,9 @@ def median_bandwidth(x: Position, y: Position | None = None) -> Array:
     """
     if y is None:
         check_points("x", x)
-        return _median_distance(x)
+        return _median_of(x)
     _check_pair(x, y)
-    return _median_distance(x, y)
+    return _median_of(x, y)
 
 
 def energy_distance(x: Position, y: Position, *, block_size: int = 256) -> Array:
@@ -134,7 +141,8 @@ def energy_distance(x: Position, y: Position, *, block_size: int = 256) -> Array
       block_size: rows of pairs at once.
 
     Returns:
-      D^2, ``()``, in units of the points: 0 on average for equal distributions, so it may be negative.
+      D^2, ``()``, in units of the points: 0 on average for equal distributions, so it may be negative. Its
+      derivative takes that of |x - x'| as 0 where points coincide.
 
     Raises:
       ValueError: if either set has fewer than two points or one that is not finite, or their shapes differ.
@@ -150,7 +158,8 @@ def energy_distance(x: Position, y: Position, *, block_size: int = 256) -> Array
     """
     checks.positive_integer("block_size", block_size)
     _check_pair(x, y)
-    return _energy_distance(x, y, block_size)
+    unit, scaled = _rescaled(x, y)
+    return unit * _energy_distance(*scaled, block_size)
 
 
 def kolmogorov_smirnov(x: Position, y: Position) -> KolmogorovSmirnov:
@@ -181,20 +190,26 @@ def kolmogorov_smirnov(x: Position, y: Position) -> KolmogorovSmirnov:
     Reference:
       Hodges 1958, The significance probability of the Smirnov two-sample test; scipy.stats.ks_2samp.
     """
-    _check_pair(x, y)
-    columns = (np.asarray(flat_points(points), np.float64).T for points in (x, y))
+    _check_pair(x, y, on_host=True)
+    columns = (
+        np.concatenate([np.asarray(leaf, np.float64).reshape(len(leaf), -1) for leaf in leaves], axis=1).T
+        for leaves in (jax.tree.leaves(x), jax.tree.leaves(y))
+    )
     tests: list[Any] = [scipy.stats.ks_2samp(one, other) for one, other in zip(*columns, strict=True)]
     p_values = np.array([test.pvalue for test in tests])
     smallest = min(1.0, float(p_values.min()) * len(tests))
     return KolmogorovSmirnov(np.array([test.statistic for test in tests]), p_values, smallest)
 
 
-def check_points(name: str, points: Position) -> None:
-    """Raises unless ``points`` is a batch of at least two points, floating-point and finite."""
+def check_points(name: str, points: Position, *, on_host: bool = False) -> None:
+    """Raises unless ``points`` is a batch of at least two points, floating-point and finite (in JAX)."""
+    checks.floating(name, points)
     if (found := checks.batch_length(name, points)) < 2:
         raise ValueError(f"{name} holds {found} point: at least 2 are needed, for a pair.")
-    checks.floating(name, points)
     checks.finite(name, points)
+    if not on_host:
+        for leaf in jax.tree.leaves(points):
+            check_precision(name, leaf)
 
 
 def check_same_shape(first_name: str, first: Position, second_name: str, second: Position) -> None:
@@ -207,9 +222,9 @@ def check_same_shape(first_name: str, first: Position, second_name: str, second:
         )
 
 
-def _check_pair(x: Position, y: Position) -> None:
-    check_points("x", x)
-    check_points("y", y)
+def _check_pair(x: Position, y: Position, *, on_host: bool = False) -> None:
+    check_points("x", x, on_host=on_host)
+    check_points("y", y, on_host=on_host)
     check_same_shape("x", x, "y", y)
 
 
@@ -250,14 +265,27 @@ def _pair_mean(
     return jnp.mean(sums) / (len(y) - same)
 
 
-def _centred(x: Position, y: Position) -> tuple[Array, Array]:
-    x, y = flat_points(x), flat_points(y)
+def _rescaled(*sets: Position) -> tuple[Array, list[Array]]:
+    """Returns a power of two, and the points of the sets, ``(n, D)``, divided by it.
+
+    A coordinate in which no point differs is 0: its mean would round, and points that coincide differ.
+    """
+    flat = [flat_points(points) for points in sets]
+    unit = power_of_two(*flat)
+    low, high = (
+        functools.reduce(bound, [reduced(points, axis=0, keepdims=True) for points in flat])
+        for bound, reduced in ((jnp.minimum, jnp.min), (jnp.maximum, jnp.max))
+    )
+    return unit, [jnp.where(low == high, 0.0, points) / unit for points in flat]
+
+
+def _centred(x: Array, y: Array) -> tuple[Array, Array]:
     centre = (jnp.mean(x, axis=0, keepdims=True) + jnp.mean(y, axis=0, keepdims=True)) / 2
     return x - centre, y - centre
 
 
 @functools.partial(jax.jit, static_argnames=("block_size",))
-def _mean_discrepancy(x: Position, y: Position, bandwidths: Array, block_size: int) -> Array:
+def _mean_discrepancy(x: Array, y: Array, bandwidths: Array, block_size: int) -> Array:
     x, y = _centred(x, y)
 
     def kernel(squared: Array) -> Array:
@@ -268,18 +296,46 @@ def _mean_discrepancy(x: Position, y: Position, bandwidths: Array, block_size: i
 
 
 @functools.partial(jax.jit, static_argnames=("block_size",))
-def _energy_distance(x: Position, y: Position, block_size: int) -> Array:
+def _energy_distance(x: Array, y: Array, block_size: int) -> Array:
     x, y = _centred(x, y)
-    mean_distance = functools.partial(_pair_mean, value=jnp.sqrt, block_size=block_size)
+    mean_distance = functools.partial(_pair_mean, value=square_root, block_size=block_size)
     return 2 * mean_distance(x, y) - mean_distance(x, x, same=True) - mean_distance(y, y, same=True)
 
 
-@jax.jit
-def _median_distance(*sets: Position) -> Array:
-    points = jnp.concatenate([_spread(flat_points(one)) for one in sets])
+def _distances(points: Array) -> Array:
     points = points - jnp.mean(points, axis=0, keepdims=True)
-    distances = jnp.sqrt(jax.vmap(squared_distances, (0, None))(points, points))
-    return jnp.nanmedian(jnp.where(jnp.eye(len(points), dtype=bool), jnp.nan, distances))
+    return square_root(jax.vmap(squared_distances, (0, None))(points, points))
+
+
+@jax.jit
+def _median_distance(*sets: Array) -> Array:
+    points = jnp.concatenate([_spread(one) for one in sets])
+    return jnp.nanmedian(jnp.where(jnp.eye(len(points), dtype=bool), jnp.nan, _distances(points)))
+
+
+@jax.jit
+def _equal_points(points: Array) -> Array:
+    return jax.lax.map(lambda point: jnp.all(points == point[None], axis=1), points)
+
+
+@jax.jit
+def _median_distance_of_some_equal(points: Array, equal: Array) -> Array:
+    """The same with distances of exactly 0 between equal points; if the median is 0, that of the others."""
+    distances = jnp.where(equal, 0.0, _distances(points))
+    median = jnp.nanmedian(jnp.where(jnp.eye(len(points), dtype=bool), jnp.nan, distances))
+    apart = jnp.nanmedian(jnp.where(equal & ~jnp.all(equal), jnp.nan, distances))
+    return jnp.where(median > 0, median, apart)
+
+
+def _median_of(*sets: Position) -> Array:
+    unit, flat = _rescaled(*sets)
+    points = jnp.concatenate([_spread(one) for one in flat])
+    equal = _equal_points(points)
+    some_equal = jnp.sum(equal) > len(points)
+    if checks.is_traced(some_equal):
+        equal_median = _median_distance_of_some_equal(points, equal)
+        return unit * jnp.where(some_equal, equal_median, _median_distance(*flat))
+    return unit * (_median_distance_of_some_equal(points, equal) if some_equal else _median_distance(*flat))
 
 
 def _spread(points: Array) -> Array:

@@ -137,11 +137,10 @@ def fit_feature_network(
       Kynkäänniemi et al. 2019 (arXiv 1904.06991); one-cycle schedule after Smith & Topin 2018 (arXiv
       1708.07120).
     """
+    checks.rng_key("rng_key", rng_key)
     pixels, classes = _checked_training_set(images, labels, num_classes, validation_fraction)
     checks.positive_integer("epochs", epochs)
     checks.positive_integer("width", width)
-    if not jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key):
-        raise TypeError(f"rng_key has dtype {rng_key.dtype}: a typed key is needed, jax.random.key(seed).")
     split_key, init_key, order_key = jax.random.split(rng_key, 3)
 
     num_held_out = max(1, round(len(pixels) * validation_fraction))
@@ -195,6 +194,7 @@ def fit_independent_classifier(images: ArrayLike, labels: ArrayLike) -> Callable
       [0, 1]
     """
     points, classes = flattened_points("images", images), np.asarray(labels)
+    checks.array("labels", labels)
     checks.one_label_each("labels", classes, len(points))
     if np.unique(classes).size < 2:
         raise ValueError(f"labels holds the single class {int(classes[0])}: two classes or more are needed.")
@@ -208,6 +208,7 @@ def fit_independent_classifier(images: ArrayLike, labels: ArrayLike) -> Callable
     image_shape = np.shape(images)[1:]
 
     def predict(new_images: ArrayLike) -> np.ndarray:
+        checks.array("images", new_images)
         if np.shape(new_images)[1:] != image_shape:
             raise ValueError(
                 f"images has shape {np.shape(new_images)}: (m, ...) with images of shape {image_shape} is "
@@ -288,11 +289,13 @@ def _checked_training_set(
     images: ArrayLike, labels: ArrayLike, num_classes: int, validation_fraction: float
 ) -> tuple[np.ndarray, np.ndarray]:
     pixels, classes = _checked_images(images), np.asarray(labels)
+    checks.array("labels", labels)
     checks.one_label_each("labels", classes, len(pixels))
     checks.positive_integer("num_classes", num_classes)
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: num_classes must be at least 2.")
     checks.integer_labels("labels", classes, num_classes)
+    checks.number("validation_fraction", validation_fraction)
     checks.positive("validation_fraction", validation_fraction)
     if not validation_fraction < 1:
         raise ValueError(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxebm import checks
+from jaxebm.evaluation.samples.scale import extreme_unit
 
 __all__ = [
     "FidelityNotAvailableError",
@@ -57,7 +58,12 @@ class FidelityNotAvailableError(RuntimeError):
     """torch-fidelity or the weights of its network are not on this machine; nothing is ever downloaded."""
 
 
+class _WeightsNotFoundError(FidelityNotAvailableError, FileNotFoundError):
+    """A file of weights that was asked for by name."""
+
+
 def _features(name: str, features: ArrayLike) -> np.ndarray:
+    checks.array(name, features)
     array = np.asarray(features)
     if array.ndim != 2 or array.shape[0] < 2 or array.shape[1] == 0:
         raise ValueError(
@@ -111,6 +117,8 @@ def frechet_distance(real_features: ArrayLike, fake_features: ArrayLike) -> floa
             f"real_features has {real.shape[1]} features and fake_features {fake.shape[1]}: they must be "
             f"equal."
         )
+    unit = extreme_unit(real, fake)
+    real, fake = real / unit, fake / unit
     (real_mean, real_factor), (fake_mean, fake_factor) = _mean_and_factor(real), _mean_and_factor(fake)
     overlap = np.linalg.svd(real_factor @ fake_factor.T, compute_uv=False).sum()
     distance = (
@@ -119,7 +127,7 @@ def frechet_distance(real_features: ArrayLike, fake_features: ArrayLike) -> floa
         + np.sum(fake_factor**2)
         - 2.0 * overlap
     )
-    return float(max(distance, 0.0))  # equal sets give -1e-14 or so by rounding
+    return float(max(distance, 0.0)) * unit * unit  # equal sets give -1e-14 or so by rounding
 
 
 def inception_score(log_probabilities: ArrayLike, num_splits: int = 10) -> InceptionScore:
@@ -131,7 +139,7 @@ def inception_score(log_probabilities: ArrayLike, num_splits: int = 10) -> Incep
     score of the classifier handed in, and no IS unless that is Inception's.
 
     Args:
-      log_probabilities: ``(n, K)``, log p(y|x) of each sample, in nats.
+      log_probabilities: ``(n, K)``, log p(y|x) of each sample, in nats; -inf is probability 0.
       num_splits: number of parts, at most n / 2, of equal size within one; examples are spread over them by a
         fixed permutation, so that an order by class does no harm. More parts give smaller ones, and less.
 
@@ -139,8 +147,9 @@ def inception_score(log_probabilities: ArrayLike, num_splits: int = 10) -> Incep
       ``InceptionScore(mean, standard_deviation)`` over the parts.
 
     Raises:
-      ValueError: if rows are no finite log-probabilities that sum to 1 (within 1e-3), or there are fewer than
-        two examples a part.
+      ValueError: if rows are no log-probabilities that sum to 1 (within 1e-3), or there are fewer than two
+        examples a part.
+      TypeError: if they are no real numbers.
 
     Example:
       >>> sure_and_even = np.log(np.full((3, 3), 0.001) + 0.997 * np.eye(3))
@@ -152,12 +161,14 @@ def inception_score(log_probabilities: ArrayLike, num_splits: int = 10) -> Incep
       does not see.
     """
     checks.positive_integer("num_splits", num_splits)
+    checks.array("log_probabilities", log_probabilities)
     array = np.asarray(log_probabilities, np.float64)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"log_probabilities has shape {array.shape}: non-empty (n, K) is needed.")
-    checks.finite("log_probabilities", array)
-    totals = np.exp(array).sum(axis=1)
-    if np.abs(totals - 1.0).max() > 1e-3:
+    checks.finite("log_probabilities", array[~np.isneginf(array)])
+    with np.errstate(over="ignore"):  # logits passed by mistake
+        totals = np.exp(array).sum(axis=1)
+    if not np.abs(totals - 1.0).max() <= 1e-3:
         raise ValueError(
             f"log_probabilities has rows whose probabilities sum to {totals.min():g}..{totals.max():g}: each "
             f"must sum to 1 (apply log_softmax to logits)."
@@ -171,8 +182,11 @@ def inception_score(log_probabilities: ArrayLike, num_splits: int = 10) -> Incep
     scores = []
     for part in np.array_split(mixed, num_splits):
         probabilities = np.exp(part)
-        marginal = np.log(probabilities.mean(axis=0))
-        divergence = np.sum(probabilities * (part - marginal[None, :]), axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            marginal = np.log(probabilities.mean(axis=0))
+            terms = probabilities * (part - marginal[None, :])
+        # 0 log 0 = 0; a probability that is 0 in float64 adds less than 1e-300.
+        divergence = np.sum(np.where(probabilities > 0, terms, 0.0), axis=1)
         scores.append(np.exp(divergence.mean()))
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
 
@@ -197,22 +211,32 @@ def standard_fidelity(
       A ``StandardFidelity``.
 
     Raises:
-      FidelityNotAvailableError: if torch-fidelity or the weights are missing; one line says which.
+      FidelityNotAvailableError: if torch-fidelity or the weights are missing; one line says which. For a
+        weights_path that is no file it is a FileNotFoundError, too.
       TypeError: if either set is not uint8.
       ValueError: if either set is not (n, H, W, 1 or 3), with n >= 2.
 
     Example:
-      >>> standard_fidelity(np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 8, 1), np.uint8))
-      Traceback (most recent call last):
-      ...
-      TypeError: images has dtype float64: uint8 pixels 0..255 are needed.
+      >>> images = np.zeros((2, 8, 8, 1), np.uint8)
+      >>> try:
+      ...     standard_fidelity(images, images, weights_path="weights.pth").inception_score
+      ... except FidelityNotAvailableError as error:
+      ...     print(error)
+      weights_path='weights.pth': weights.pth is not on disk; ...
 
     Reference:
       Obukhov et al. 2020, torch-fidelity; Heusel et al. 2017 (arXiv 1706.08500); Salimans et al. 2016 (arXiv
       1606.03498).
     """
     checks.positive_integer("num_splits", num_splits)
+    if weights_path is not None:
+        checks.instance("weights_path", weights_path, (str, Path))
     sets = [_rgb_images("images", images), _rgb_images("reference", reference)]
+    if weights_path is not None and not Path(weights_path).is_file():
+        raise _WeightsNotFoundError(
+            f"weights_path={str(weights_path)!r}: {weights_path} is not on disk; standard FID and IS need "
+            f"the weights of torch-fidelity's Inception network."
+        )
     for package in ("torch", "torch_fidelity"):
         if importlib.util.find_spec(package) is None:
             raise FidelityNotAvailableError(
@@ -257,6 +281,7 @@ def standard_fidelity(
 
 
 def _rgb_images(name: str, images: ArrayLike) -> np.ndarray:
+    checks.array(name, images)
     array = np.asarray(images)
     if array.dtype != np.uint8:
         raise TypeError(f"{name} has dtype {array.dtype}: uint8 pixels 0..255 are needed.")

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from scipy.spatial.distance import cdist
 
 from jaxebm import checks
+from jaxebm.evaluation.samples.scale import extreme_unit
 
 __all__ = [
     "PRDC",
@@ -84,6 +85,7 @@ class NearestNeighbours(NamedTuple):
 
 def flattened_points(name: str, points: ArrayLike) -> np.ndarray:
     """Returns ``points`` (n, ...) as finite float64 (n, D)."""
+    checks.array(name, points)
     checks.finite(name, points)
     array = np.asarray(points, np.float64)
     if array.ndim < 2 or array.size == 0:
@@ -96,6 +98,8 @@ def flattened_points(name: str, points: ArrayLike) -> np.ndarray:
 def _flattened_pair(
     first_name: str, first: ArrayLike, second_name: str, second: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
+    for name, points in ((first_name, first), (second_name, second)):
+        checks.array(name, points)
     if np.shape(first)[1:] != np.shape(second)[1:]:
         raise ValueError(
             f"{first_name} has points of shape {np.shape(first)[1:]} and {second_name} of shape "
@@ -144,7 +148,8 @@ def squared_radii(points: ArrayLike, k: int = 5) -> np.ndarray:
     checks.positive_integer("k", k)
     flat = flattened_points("points", points)
     _enough_points("points", flat, k)
-    return _squared_radii(flat, k)
+    unit = extreme_unit(flat)
+    return _squared_radii(flat / unit, k) * unit * unit
 
 
 def _squared_radii(points: np.ndarray, k: int) -> np.ndarray:
@@ -173,7 +178,8 @@ def prdc(real: ArrayLike, fake: ArrayLike, k: int = 5, *, real_radii: np.ndarray
     density = (1/(k m)) \sum_j \sum_i 1[fake_j in B(real_i; real)],
     coverage = (1/n) \sum_i 1[some fake_j in B(real_i; real)].
     When both sets come from one continuous distribution, density is 1 and coverage is
-    1 - (n-1)...(n-k) / ((m+n-1)...(m+n-k)) in expectation. All four depend on n, m and k: state them.
+    1 - (n-1)...(n-k) / ((m+n-1)...(m+n-k)) in expectation. All four depend on n, m and k: state them. The
+    ball of a point that coincides with k others is empty.
 
     Args:
       real: ``(n, D)``, or ``(n, ...)`` which is flattened.
@@ -203,12 +209,15 @@ def prdc(real: ArrayLike, fake: ArrayLike, k: int = 5, *, real_radii: np.ndarray
     real_points, fake_points = _flattened_pair("real", real, "fake", fake)
     _enough_points("real", real_points, k)
     _enough_points("fake", fake_points, k)
+    unit = extreme_unit(real_points, fake_points)
+    real_points, fake_points = real_points / unit, fake_points / unit
     if real_radii is None:
         real_radii = _squared_radii(real_points, k)
-    elif real_radii.shape != real_points.shape[:1]:
-        raise ValueError(
-            f"real_radii has shape {real_radii.shape}: {real_points.shape[:1]} is needed, one a real point."
-        )
+    else:
+        expected = real_points.shape[:1]
+        checks.array("real_radii", real_radii, expected, f"{expected}, one a real point,")
+        checks.non_negative("real_radii", real_radii)
+        real_radii = np.asarray(real_radii) / unit / unit
     fake_radii = _squared_radii(fake_points, k)
 
     balls_around_fake = np.zeros(fake_points.shape[0])
@@ -263,6 +272,7 @@ def prdc_by_class(
       Naeem et al. 2020 (arXiv 2002.09797), section 3, applied within each class.
     """
     checks.positive_integer("num_classes", num_classes)
+    checks.positive_integer("k", k)
     real_points, fake_points = _flattened_pair("real", real, "fake", fake)
     for name, points, labels in (("real", real_points, real_labels), ("fake", fake_points, fake_labels)):
         if np.shape(labels) != points.shape[:1]:
@@ -301,6 +311,8 @@ def class_agreement(predicted: ArrayLike, intended: ArrayLike) -> float:
       >>> class_agreement(np.array([0, 1, 2, 2]), np.array([0, 1, 2, 3]))
       0.75
     """
+    checks.array("predicted", predicted)
+    checks.array("intended", intended)
     predicted_classes, intended_classes = np.asarray(predicted), np.asarray(intended)
     for name, classes in (("predicted", predicted_classes), ("intended", intended_classes)):
         if classes.ndim != 1 or classes.size == 0 or classes.shape != predicted_classes.shape:
@@ -337,12 +349,14 @@ def nearest_neighbours(queries: ArrayLike, references: ArrayLike, k: int = 1) ->
     query_points, reference_points = _flattened_pair("queries", queries, "references", references)
     if reference_points.shape[0] < k:
         raise ValueError(f"references holds {reference_points.shape[0]} points: at least k = {k} are needed.")
+    unit = extreme_unit(query_points, reference_points)
+    query_points, reference_points = query_points / unit, reference_points / unit
     indices = np.empty((query_points.shape[0], k), np.intp)
     distances = np.empty((query_points.shape[0], k))
     for rows, squared in _distance_blocks(query_points, reference_points):
         indices[rows] = np.argsort(squared, axis=1, kind="stable")[:, :k]
         distances[rows] = np.sqrt(np.take_along_axis(squared, indices[rows], axis=1))
-    return NearestNeighbours(indices, distances)
+    return NearestNeighbours(indices, distances * unit)
 
 
 def within_range(images: ArrayLike, low: float, high: float) -> float:
@@ -352,22 +366,26 @@ def within_range(images: ArrayLike, low: float, high: float) -> float:
 
     Args:
       images: array of any shape.
-      low: the least valid value.
-      high: the greatest valid value.
+      low: the least valid value, -inf for none.
+      high: the greatest valid value, inf for none.
 
     Returns:
       A float in [0, 1].
 
     Raises:
-      ValueError: if ``images`` is empty or low > high.
+      ValueError: if ``images`` is empty, low > high, or either is no single number.
+      TypeError: if any of them is no real number.
 
     Example:
       >>> within_range(np.array([-1.0, 0.0, 1.0, 1.5]), -1.0, 1.0)
       0.75
     """
+    checks.array("images", images)
     pixels = np.asarray(images)
     if pixels.size == 0:
         raise ValueError(f"images has shape {pixels.shape}: at least one pixel is needed.")
+    for name, value in (("low", low), ("high", high)):
+        checks.array(name, value, (), "one number, shape (),")
     if not low <= high:
         raise ValueError(f"low={low!r} and high={high!r}: low must be at most high.")
     return float(np.mean((pixels >= low) & (pixels <= high)))
