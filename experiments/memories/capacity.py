@@ -134,7 +134,10 @@ def _wrong_bits(memory: Any, patterns: Array) -> Array:
 def dense_errors(
     seed: int, loads: Sequence[float], *, degree: int, dimension: int, num_networks: int
 ) -> dict[str, Any]:
-    """Returns the error of one bit after one step at a stored pattern, F(z) = z^n, against K / D^(n-1)."""
+    """Returns the error of one bit after one step at a stored pattern, F(z) = z^n, against K / D^(n-1).
+
+    The step is the law's, which leaves the bit itself out of the overlaps (the rule "difference").
+    """
     measured, theory = [], []
     for load in loads:
         count = round(load * dimension ** (degree - 1))
@@ -144,7 +147,7 @@ def dense_errors(
             memory = dense(patterns, degree, rectified=False)
             errors.append(float(_wrong_bits(memory, jnp.asarray(patterns[:50]))))
         measured.append(_mean_and_error(errors))
-        theory.append(float(dense_bit_error(count, dimension, degree)))
+        theory.append(float(dense_bit_error(count, dimension, degree, rectified=False)))
     return {
         "loads": list(loads),
         "measured": measured,
@@ -157,8 +160,11 @@ def dense_errors(
 def exponential_basins(
     seed: int, rates: Sequence[float], *, radius: float, dimension: int, num_networks: int
 ) -> dict[str, Any]:
-    """Returns which part of e^(rate D) patterns is recalled in one step from radius D flipped bits."""
-    recall = jax.jit(jax.vmap(update, (None, 0)))
+    """Returns which part of e^(rate D) patterns is recalled in one step from radius D flipped bits.
+
+    The step is the theorem's, which leaves each spin itself out of the overlaps that decide about it.
+    """
+    recall = jax.jit(jax.vmap(partial(update, rule="difference"), (None, 0)))
     measured = []
     for rate in rates:
         fractions = []

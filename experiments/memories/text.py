@@ -58,7 +58,7 @@ def as_markdown(card: Mapping[str, Any]) -> str:
 
 
 def _capacities(capacity: Mapping[str, Any]) -> list[str]:
-    hebb, modern = capacity["hebb"], capacity["modern"]
+    hebb, modern, basins = capacity["hebb"], capacity["modern"], capacity["exponential"]
     measured = [f"{entry['mean']:.3f} ({entry['error']:.3f})" for entry in hebb["measured"]]
     return [
         f"Hebb's rule, {hebb['dimension']} spins, overlap with the start (standard error), by K / D:",
@@ -66,6 +66,19 @@ def _capacities(capacity: Mapping[str, Any]) -> list[str]:
         *_table(
             ["", *(f"{load:g}" for load in hebb["loads"])],
             {"measured": measured, "theory": [f"{value:.3f}" for value in hebb["theory"]]},
+        ),
+        f"Exponential network, {basins[0]['dimension']} spins, recalled in one step of the theorem's rule "
+        f"(standard error), by ln K / D:",
+        "",
+        *_table(
+            ["flipped", *(f"{rate:.3g}" for rate in basins[0]["rates"]), "all recalled below"],
+            {
+                f"{basin['radius']:.0%}": [
+                    *(f"{entry['mean']:.3f} ({entry['error']:.3f})" for entry in basin["measured"]),
+                    f"{basin['bound']:.3f}",
+                ]
+                for basin in basins
+            },
         ),
         f"Modern network: {modern['violations']} violations of the error bound in {modern['trials']} trials.",
         "",

@@ -204,6 +204,56 @@ def test_nothing_to_recall_is_refused_or_harmless(alpha):
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.5])
+def test_masked_faults_do_not_spread(alpha):
+    """NaN and infinity in masked memories change neither values nor derivatives; others are seen as NaN.
+
+    Memory 1 is masked for all; memory 2 for some queries of some heads; batch 1 has a query without any.
+    """
+    states, keys, values, mask = inputs()
+    mask[..., 1] = False
+    mask[0, 0, :, 2] = [True, False, False]
+    mask[1, 1, 2] = False
+    faulty_keys, faulty_values = keys.copy(), values.copy()
+    faulty_keys[:, 1], faulty_values[:, 1, 0] = np.nan, np.inf
+    weights = np.random.default_rng(5).normal(size=states.shape).astype(np.float32)
+
+    # traced, because a concrete mask with an empty row is refused
+    run = functools.partial(
+        jax.jit(lambda mask, *args: _masked_run(mask, alpha, weights, states, *args)), mask
+    )
+    everywhere = np.ones(states.shape[:3], bool)
+    everywhere[1, 2, 1] = False  # nothing to recall: the mean of all, which is another one without memory 1
+    clean, faulty = run(keys, values, everywhere), run(faulty_keys, faulty_values, everywhere)
+    (value, (recalled, energies)), slopes = clean
+    (faulty_value, (faulty_recalled, faulty_energies)), faulty_slopes = faulty
+    np.testing.assert_allclose(faulty_value, value, rtol=1e-6)
+    np.testing.assert_allclose(faulty_recalled[everywhere], recalled[everywhere], rtol=1e-6)
+    np.testing.assert_allclose(faulty_energies, energies, rtol=1e-6)
+    chex.assert_trees_all_close(faulty_slopes, slopes, rtol=1e-5, atol=1e-6)
+    assert np.all(np.isfinite(faulty_recalled))
+    # Memory 2 with a fault in head 0: NaN for the queries that may recall it, and only for these.
+    faulty_keys[:, 2, 0, 0] = np.nan
+    seen = np.swapaxes(mask[..., 2], 1, 2).copy()
+    seen[:, :, 1] = False
+    (_, (recalled_2, energies_2)), _ = run(faulty_keys, faulty_values, everywhere & ~seen)
+    np.testing.assert_array_equal(np.all(np.isnan(recalled_2), axis=-1), seen)
+    np.testing.assert_array_equal(np.isnan(np.swapaxes(energies_2, 1, 2)), seen)
+    fine = everywhere & ~seen
+    np.testing.assert_allclose(recalled_2[fine], recalled[fine], rtol=1e-6)
+
+
+def _masked_run(mask, alpha, weights, states, keys, values, seen):
+    def loss(states, keys, values):
+        recalled = associate(states, keys, values, mask=mask, alpha=alpha, num_steps=2)
+        energies = association_energy(states, keys, mask=mask, alpha=alpha)
+        used = jnp.where(seen[..., None], weights * recalled, 0.0)
+        heights = jnp.where(jnp.swapaxes(seen, 1, 2), energies, 0.0)
+        return jnp.sum(used) + jnp.sum(heights), (recalled, energies)
+
+    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(states, keys, values)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
 def test_bfloat16(alpha):
     states, keys, values, mask = inputs()
     narrow = (jnp.asarray(array, jnp.bfloat16) for array in (states, keys, values))

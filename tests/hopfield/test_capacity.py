@@ -1,13 +1,16 @@
 """The capacities against simulated steps of the networks that they speak of."""
 
+import functools
+import inspect
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import binom
 
-from jaxebm.hopfield import capacity
+from jaxebm.hopfield import Power, capacity, dense
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -135,16 +138,32 @@ def test_dense_crosstalk_moments(rectified):
 
 def test_dense_formulas_meet_hebb_and_each_other():
     for num_memories in (50, 200):
-        dense = capacity.dense_bit_error(num_memories, 1000, 2)
-        np.testing.assert_allclose(dense, capacity.hebb_bit_error(num_memories / 1000), rtol=1e-4)
-    assert capacity.dense_capacity(1000, 2) == pytest.approx(capacity.error_free_capacity(1000))
-    twice = capacity.dense_capacity(100, 4, rectified=True)
-    assert twice == pytest.approx(2 * capacity.dense_capacity(100, 4))
+        error = capacity.dense_bit_error(num_memories, 1000, 2, rectified=False)
+        np.testing.assert_allclose(error, capacity.hebb_bit_error(num_memories / 1000), rtol=1e-4)
+    plain = functools.partial(capacity.dense_capacity, rectified=False)
+    assert plain(1000, 2) == pytest.approx(capacity.error_free_capacity(1000))
+    assert capacity.dense_capacity(100, 4, rectified=True) == pytest.approx(2 * plain(100, 4))
     # N^4 / (2 * 105 ln N)
-    assert capacity.dense_capacity(50, 5) == pytest.approx(50**4 / (2 * 105 * math.log(50)))
+    assert plain(50, 5) == pytest.approx(50**4 / (2 * 105 * math.log(50)))
     # at capacity: N errors of erfc(sqrt(ln N)) / 2 < 1 / (2 sqrt(pi ln N)) together
     error = float(capacity.dense_bit_error(capacity.dense_capacity(100, 3), 100, 3))
     assert 100 * error == pytest.approx(1 / (2 * math.sqrt(math.pi * math.log(100))), rel=0.12)
+
+
+def test_theory_and_memory_have_one_default():
+    """`dense`, `dense_bit_error` and `dense_capacity` speak of one network, if nothing is said."""
+    functions = (dense, capacity.dense_bit_error, capacity.dense_capacity)
+    assert {inspect.signature(each).parameters["rectified"].default for each in functions} == {True}
+    assert dense([[1, -1]]).lagrangian == Power(3, True)
+
+
+def test_bit_errors_have_slopes():
+    """d/da erfc((2a)^-1/2) / 2 = e^(-1 / 2a) (2 pi)^-1/2 a^(-3/2) / 2, and 0 at 0."""
+    loads = jnp.array([0.0, 0.1, 0.4])
+    slopes = jax.jit(jax.grad(lambda a: jnp.sum(capacity.hebb_bit_error(a))))(loads)
+    a = np.asarray(loads[1:], np.float64)
+    expected = 0.5 * np.exp(-0.5 / a) / np.sqrt(2 * np.pi) * a**-1.5
+    np.testing.assert_allclose(slopes, [0.0, *expected], rtol=1e-4)
 
 
 def test_dense_formulas_do_not_overflow():

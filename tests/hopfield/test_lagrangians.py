@@ -209,6 +209,7 @@ def test_no_memory_near_gives_no_weight():
     z = jnp.array([-2.0, -1.0])
     np.testing.assert_array_equal(LogSumRelu().gradient(z), np.zeros(2))
     assert LogSumRelu().value(z) == -np.inf
+    np.testing.assert_array_equal(jax.grad(LogSumRelu().value)(z), np.zeros(2))
     np.testing.assert_allclose(LogSumRelu(epsilon=0.5).value(z), np.log(0.5), rtol=1e-6)
 
 

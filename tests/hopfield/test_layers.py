@@ -181,6 +181,56 @@ def test_pooling_ignores_the_order_and_the_padding():
     chex.assert_trees_all_close(direct, pooled, atol=1e-6)
 
 
+def test_padding_may_hold_anything():
+    """NaN in masked memories changes neither outputs, energies nor the derivatives of weights.
+
+    The last bag of the second batch is empty, as in a batch filled up to its size; the mask is traced.
+    """
+    queries, memories = inputs()
+    mask = np.arange(MEMORIES) < np.array([[4], [0]])
+    faulty = np.where(mask[..., None], memories, np.nan).astype(np.float32)
+    layers = {
+        "pooling": (HopfieldPooling(num_queries=2, num_heads=HEADS, num_steps=2), lambda stored: (stored,)),
+        "association": (
+            HopfieldAssociation(num_heads=HEADS, num_steps=2, alpha=1.5, learn_beta=True),
+            lambda stored: (queries, stored),
+        ),
+        "alone": (HopfieldAssociation(num_heads=HEADS), lambda stored: (stored, None)),
+    }
+    trees = {name: initialise(layer, *arrays(memories)) for name, (layer, arrays) in layers.items()}
+
+    @jax.jit
+    def run(trees, stored, mask):
+        def loss(trees):
+            found = {
+                name: layer.apply(trees[name], *arrays(stored), mask, return_energy=True)
+                for name, (layer, arrays) in layers.items()
+            }
+            kept = jnp.sum(found["alone"][0] ** 2, where=mask[..., None])
+            kept += jnp.sum(found["alone"][1], where=mask[:, None])
+            return kept + sum(
+                jnp.sum(part[0] ** 2) for name in ("pooling", "association") for part in found[name]
+            ), found
+
+        return jax.value_and_grad(loss, has_aux=True)(trees)
+
+    (value, found), slopes = run(trees, memories, mask)
+    (faulty_value, faulty_found), faulty_slopes = run(trees, faulty, mask)
+    np.testing.assert_allclose(faulty_value, value, rtol=1e-6)
+    chex.assert_trees_all_close(faulty_slopes, slopes, rtol=1e-5, atol=1e-6)
+    chex.assert_tree_all_finite(faulty_found)
+    for name in ("pooling", "association"):
+        chex.assert_trees_all_close(
+            [part[0] for part in faulty_found[name]], [part[0] for part in found[name]]
+        )
+    # A fault in a memory that is not masked is seen by all that may recall it, and nowhere else.
+    (_, spoilt), _ = run(trees, np.where(np.arange(MEMORIES)[:, None] == 2, np.nan, memories), mask)
+    for name in ("pooling", "association"):
+        for part in spoilt[name]:
+            assert np.all(np.isnan(part[0]))
+            assert np.all(np.isfinite(part[1]))
+
+
 def test_pooling_learns_to_find_the_marked_memory():
     """Multiple instances: the label is a feature of the one memory that carries a mark."""
     generator = np.random.default_rng(0)
@@ -318,5 +368,13 @@ def test_errors():
         HopfieldPooling(num_queries=0).init(key, memories)
     with pytest.raises(ValueError, match="num_memories=0"):
         HopfieldLookup(num_memories=0).init(key, queries)
+    for options in ({"learn_beta": 1}, {"projections": "no"}, {"dtype": "wide"}, {"param_dtype": jnp.int32}):
+        with pytest.raises(TypeError, match=f"{next(iter(options))}="):
+            HopfieldPooling(**options)
+    for options in ({"alpha": 0.5}, {"implementation": "triton"}, {"qkv_features": 0}, {"out_features": 2.5}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+            HopfieldPooling(**options)
+    with pytest.raises(ValueError, match=r"memories of shape \(6,\)"):
+        HopfieldPooling().init(key, memories[0, 0])
     with pytest.raises(ValueError, match=r"queries of shape \(8,\)"):
         HopfieldLookup(num_memories=4).init(key, queries[0, 0])

@@ -183,6 +183,17 @@ def test_bad_arguments_are_named():
         theory.retrieval_error_bound(jnp.ones((2, 3)), 1.0, -1.0)
     with pytest.raises(ValueError, match=r"probabilities has shape \(2, 2\)"):
         theory.metastable_size(jnp.ones((2, 2)))
+    for wrong in (
+        [0.5, 0.4],
+        [0.5, 0.6],
+        [2.0, 3.0],
+        [0.0, 0.0],
+        [1.2, -0.2],
+        [jnp.nan, 1.0],
+        [jnp.inf, 0.0],
+    ):
+        with pytest.raises(ValueError, match="probabilities"):
+            theory.metastable_size(jnp.array(wrong))
     with pytest.raises(ValueError, match="mass"):
         theory.metastable_size(jnp.ones(1), mass=1.5)
     with pytest.raises(ValueError, match="load"):
@@ -191,3 +202,26 @@ def test_bad_arguments_are_named():
         theory.glauber_overlap(-0.1)
     with pytest.raises(ValueError, match="num_patterns=2: an odd number"):
         theory.mixture_energy(2)
+
+
+def test_metastable_size_takes_rounded_probabilities():
+    """Softmax of 16-bit scores has a sum that misses 1 by their rounding; typed figures by theirs."""
+    scores = jnp.linspace(0.0, 1.0, 301)
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
+        size = int(theory.metastable_size(jax.nn.softmax(scores.astype(dtype))))
+        assert abs(size - int(theory.metastable_size(jax.nn.softmax(scores)))) <= 3
+    assert int(theory.metastable_size([0.333, 0.333, 0.333])) == 3
+    assert jax.vmap(theory.metastable_size)(jnp.eye(3)).tolist() == [1, 1, 1]
+
+
+def test_the_error_bound_has_a_slope_at_a_memory_of_zeros():
+    """|x| has no slope at 0: it is 0 there, and those of the other memories are as without it."""
+    patterns = jnp.array([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    slope = jax.jit(jax.grad(lambda p: jnp.sum(theory.retrieval_error_bound(p, 0.1, 0.0))))
+    assert np.all(np.isfinite(slope(patterns)))
+    assert np.all(np.asarray(slope(jnp.zeros((3, 2)))) == 0)
+    moved = patterns.at[0, 0].add(1e-2), patterns.at[0, 0].add(-1e-2)
+    quotient = (
+        theory.retrieval_error_bound(moved[0], 0.1, 0.0) - theory.retrieval_error_bound(moved[1], 0.1, 0.0)
+    ) / 2e-2
+    np.testing.assert_allclose(slope(patterns)[0, 0], np.sum(quotient), rtol=1e-2)

@@ -9,7 +9,7 @@ from jaxebm.hopfield.capacity import (
     exponential_capacity_rate,
     hebb_bit_error,
 )
-from jaxebm.hopfield.family import AssociativeMemory, PatternMemory, States, energy, update
+from jaxebm.hopfield.family import AssociativeMemory, PatternMemory, States, UpdateRule, energy, update
 from jaxebm.hopfield.hierarchical import HierarchicalMemory, HierarchicalRetrieval, Tempered
 from jaxebm.hopfield.lagrangians import (
     Entmax,
@@ -107,6 +107,7 @@ __all__ = [
     "States",
     "Synapse",
     "Tempered",
+    "UpdateRule",
     "as_epanechnikov_mixture",
     "as_gaussian_mixture",
     "as_pairwise",

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.hopfield.tsallis import entmax, entmax_conjugate, uniform_negentropy
+from jaxebm.hopfield.tsallis import checked_alpha, entmax, entmax_conjugate, uniform_negentropy
 from jaxebm.trees import wide_dtype
 from jaxebm.types import Array
 
-__all__ = ["Implementation", "associate", "association_energy"]
+__all__ = ["Implementation", "associate", "association_energy", "checked_mask", "without_faults"]
 
 Implementation: TypeAlias = Literal["xla", "cudnn"] | None
 """Implementation of ``jax.nn.dot_product_attention``; ``None`` leaves the choice to JAX."""
@@ -52,36 +52,44 @@ def associate(
       implementation: of ``jax.nn.dot_product_attention``, which computes the steps where alpha = 1.
 
     Returns:
-      What was recalled, in the shape of ``states``. A query that a traced mask leaves nothing to recall gets
-      the plain mean of all memories, as in Flax.
+      What was recalled, in the shape of ``states``. What is masked has no influence, on derivatives neither,
+      be it NaN or infinite. A query that may recall a memory with such an entry gets NaN. A query that a
+      traced mask leaves nothing to recall gets the plain mean of all memories, as in Flax; those with NaN or
+      infinite entries count as 0 there.
 
     Raises:
       ValueError: for shapes that do not fit, beta not positive, alpha below 1, num_steps below 1, a query
         with nothing to recall (where the mask can be looked at), or cuDNN with alpha > 1.
-      TypeError: if the mask is not boolean.
+      TypeError: if an argument is no array of real numbers, or the mask is not boolean.
 
     Example:
       >>> memories = jnp.array([[1.0, 1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0]])[:, None]  # one head
       >>> broken = jnp.array([[1.0, 1.0, -1.0, 0.0]])[:, None]
       >>> recalled = associate(broken, memories, beta=4.0, num_steps=3)
-      >>> [round(float(value), 2) for value in recalled[0, 0]]
-      [1.0, 1.0, -1.0, -1.0]
+      >>> print(jnp.round(recalled[0, 0], 2))
+      [ 1.  1. -1. -1.]
 
     Reference:
       Ramsauer et al. 2020, Hopfield networks is all you need (arXiv:2008.02217), eq. 3 and 10; Hu et al. 2023
       (arXiv:2309.12673) and Santos et al. 2024 (arXiv:2402.13725) for alpha > 1.
     """
     checks.positive_integer("num_steps", num_steps)
+    checks.one_of("implementation", implementation, (None, "xla", "cudnn"))
+    alpha = checked_alpha(alpha)
     if implementation == "cudnn" and alpha != 1:
         raise ValueError(f"implementation='cudnn' with alpha={alpha!r}: only alpha=1 has a fused kernel.")
-    beta, mask = _checked(states, keys, beta, mask)
-    if values is not None and values.shape != keys.shape:
-        raise ValueError(
-            f"values of shape {values.shape} for keys of shape {keys.shape}: they must be equal."
-        )
-    values = keys if values is None else values
-    dtype = jnp.result_type(states, keys, values, float)
-    states, keys, values = states.astype(dtype), keys.astype(dtype), values.astype(dtype)
+    states, keys, beta, mask = _checked(states, keys, beta, mask)
+    if values is not None:
+        checks.array("values", values)
+        values = jnp.asarray(values)
+        if values.shape != keys.shape:
+            raise ValueError(
+                f"values of shape {values.shape} for keys of shape {keys.shape}: they must be equal."
+            )
+    memories = (keys,) if values is None else (keys, values)
+    dtype = jnp.result_type(states, *memories, float)
+    memories, fault = without_faults(mask, *(each.astype(dtype) for each in memories))
+    states, keys, values = states.astype(dtype), memories[0], memories[-1]
     batch = states.shape[:-3]
     flat_keys, flat_values = _flatten(keys, batch), _flatten(values, batch)
     if mask is not None:
@@ -104,7 +112,30 @@ def associate(
     final = jax.lax.fori_loop(
         0, num_steps - 1, lambda _, state: read(state, flat_keys), _flatten(states, batch)
     )
-    return read(final, flat_values).reshape(states.shape)
+    recalled = read(final, flat_values).reshape(states.shape)
+    return recalled if fault is None else recalled * jnp.swapaxes(fault, -1, -2)[..., None].astype(dtype)
+
+
+def without_faults(mask: Array | None, *memories: Array) -> tuple[tuple[Array, ...], Array | None]:
+    """Returns memories with those that hold NaN or infinity set to 0, and a factor for what is recalled.
+
+    A weight of 0 times NaN is NaN, and so is its derivative: a masked memory has no influence only if its
+    numbers are finite before anything is computed of them.
+
+    Args:
+      mask: from `checked_mask`, or None: then nothing is set to 0, and there is no factor.
+      *memories: arrays ``(..., memories, heads, features)``; what is a fault in one of them is one in all.
+
+    Returns:
+      The arrays, and the factor ``(..., heads, queries)``: NaN for queries that may recall a memory with a
+      fault, 1 for all others.
+    """
+    if mask is None:
+        return memories, None
+    wrong = ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(each), axis=-1) for each in memories]), axis=0)
+    kept = tuple(jnp.where(wrong[..., None], 0.0, each) for each in memories)
+    seen = jnp.any(mask & jnp.swapaxes(wrong, -1, -2)[..., None, :], axis=-1)
+    return kept, jnp.where(seen, jnp.nan, 1.0)
 
 
 def association_energy(
@@ -130,12 +161,13 @@ def association_energy(
       alpha: as in ``associate``.
 
     Returns:
-      Energies, ``(..., heads, queries)``, float32 or wider. A query that a traced mask leaves nothing to
+      Energies, ``(..., heads, queries)``, float32 or wider. What is masked has no influence, and NaN or
+      infinity in a memory that is not makes the energy NaN. A query that a traced mask leaves nothing to
       recall gets |xi|^2 / 2.
 
     Raises:
       ValueError: as in ``associate``.
-      TypeError: if the mask is not boolean.
+      TypeError: as in ``associate``.
 
     Example:
       One memory at distance 2 from the state, and |k|^2 = 4: E = |xi - k|^2 / 2 - |k|^2 / 2.
@@ -148,9 +180,11 @@ def association_energy(
     Reference:
       Ramsauer et al. 2020 (arXiv:2008.02217), eq. 2, without its constant M^2 / 2.
     """
-    beta, mask = _checked(states, keys, beta, mask)
+    alpha = checked_alpha(alpha)
+    states, keys, beta, mask = _checked(states, keys, beta, mask)
     dtype = jnp.result_type(states, keys, float)
     states, keys = states.astype(dtype), keys.astype(dtype)
+    (keys,), fault = without_faults(mask, keys)
     logits = _logits(states, keys, beta, mask)
     phi = entmax_conjugate(logits, alpha)
     if mask is not None:
@@ -158,9 +192,11 @@ def association_energy(
         mask = jnp.broadcast_to(mask, (*mask.shape[:-1], num_memories))
         count = jnp.sum(mask, axis=-1)
         count = jnp.where(count > 0, count, num_memories)
-        phi = phi + uniform_negentropy(count, alpha) - uniform_negentropy(num_memories, alpha)
+        phi = phi + uniform_negentropy(count, alpha).astype(phi.dtype)
+        phi = phi - uniform_negentropy(num_memories, alpha).astype(phi.dtype)
     squares = jnp.sum(jnp.square(states.astype(wide_dtype(states))), axis=-1)
-    return 0.5 * jnp.swapaxes(squares, -1, -2) - phi / beta
+    energies = 0.5 * jnp.swapaxes(squares, -1, -2) - phi / beta
+    return energies if fault is None else energies * fault.astype(energies.dtype)
 
 
 def _flatten(array: Array, batch: tuple[int, ...]) -> Array:
@@ -179,8 +215,11 @@ def _logits(states: Array, keys: Array, beta: Array | float, mask: Array | None)
 
 def _checked(
     states: Array, keys: Array, beta: Array | float | None, mask: Array | None
-) -> tuple[Array | float, Array | None]:
-    """Returns beta and the mask as ``(..., heads, queries, memories)``, axes of 1 left for broadcasting."""
+) -> tuple[Array, Array, Array | float, Array | None]:
+    """Returns arrays, beta, and the mask as ``(..., heads, queries, memories)``, 1 for axes to broadcast."""
+    checks.array("states", states)
+    checks.array("keys", keys)
+    states, keys = jnp.asarray(states), jnp.asarray(keys)
     if min(states.ndim, keys.ndim) < 3 or (states.shape[:-3], states.shape[-2:]) != (
         keys.shape[:-3],
         keys.shape[-2:],
@@ -191,18 +230,23 @@ def _checked(
         )
     if keys.shape[-3] == 0:
         raise ValueError(f"keys of shape {keys.shape}: at least one memory is needed.")
+    if 0 in states.shape:
+        raise ValueError(f"states of shape {states.shape}: no length may be 0.")
     if beta is None:
         beta = 1 / math.sqrt(keys.shape[-1])
+    checks.array("beta", beta)
     checks.positive("beta", beta)
     if jnp.shape(beta) != ():
         raise ValueError(f"beta of shape {jnp.shape(beta)}: beta must be one number, of shape ().")
     full = (*keys.shape[:-3], keys.shape[-2], states.shape[-3], keys.shape[-3])
-    return beta if isinstance(beta, jax.Array) else float(beta), _checked_mask(mask, full)
+    return states, keys, beta if isinstance(beta, jax.Array) else float(beta), checked_mask(mask, full)
 
 
-def _checked_mask(mask: Array | None, full: tuple[int, ...]) -> Array | None:
+def checked_mask(mask: Array | None, full: tuple[int, ...]) -> Array | None:
+    """Returns the mask with the axes of ``full``, (..., heads, queries, memories), or 1; or raises."""
     if mask is None:
         return None
+    checks.array("mask", mask)
     if jnp.asarray(mask).dtype != jnp.bool_:
         raise TypeError(
             f"mask has dtype {jnp.asarray(mask).dtype}: a boolean mask is needed, True = may be recalled."

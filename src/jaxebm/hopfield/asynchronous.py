@@ -11,7 +11,7 @@ from jaxebm import checks
 from jaxebm.hopfield.family import LEVELS, PatternMemory, settle
 from jaxebm.hopfield.pairwise import PairwiseMemory
 from jaxebm.hopfield.retrieval import Retrieval, check_query
-from jaxebm.hopfield.validation import vector
+from jaxebm.hopfield.validation import memory_arrays, vector
 from jaxebm.types import Array
 
 __all__ = ["retrieve_asynchronously"]
@@ -58,6 +58,7 @@ def retrieve_asynchronously(
       [-1.  1.] True
     """
     checks.positive_integer("max_sweeps", max_sweeps)
+    memory_arrays("memory", memory)
     if not isinstance(memory, PatternMemory | PairwiseMemory) or memory.states == "reals":
         raise ValueError(
             f"memory is a {type(memory).__name__} of real states: one coordinate at a time is for spins and "
@@ -194,9 +195,7 @@ def _walk(
 
     x = query
     if unknown:
-        overlaps = memory.carry(query)
-        # One by one rather than by vmap: all coordinates at once would hold D times K numbers.
-        preferences = jax.lax.map(partial(preference, overlaps, query), jnp.arange(memory.dimension))
+        preferences = memory.preferences(memory.carry(query), query)
         x = _resolve(memory.states, query, preferences, free)
     start = (x, memory.carry(x), jnp.zeros((), jnp.int32), jnp.ones((), bool))
     x, _, sweeps, moved = jax.lax.while_loop(go_on, sweep, start)

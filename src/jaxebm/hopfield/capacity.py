@@ -8,9 +8,14 @@ every result then has their shape. What the classical network does after the fir
     network                             bits of error         free of errors up to
     ==================================  ====================  =============================
     classical, Hebb's rule              ``hebb_bit_error``    ``error_free_capacity``
-    dense, F(z) = z^n or relu(z)^n      ``dense_bit_error``   ``dense_capacity``
+    dense, F(z) = relu(z)^n or z^n      ``dense_bit_error``   ``dense_capacity``
     exponential, F(z) = e^z                                   ``exponential_capacity_rate``
     ==================================  ====================  =============================
+
+All are about the step that leaves a spin out of the overlaps which decide about it, as the papers do:
+``update(memory, x, rule="difference")``, and W_ii = 0 in the classical network. The other rule, "tangent",
+keeps the spin in, and so holds more: these formulas are not about it, nor is the fraction that it recalls
+above their capacities a measure of basins.
 """
 
 import math
@@ -55,14 +60,18 @@ def hebb_bit_error(load: float | Array) -> Array:
       ValueError: if a load is negative.
 
     Example:
-      >>> round(float(hebb_bit_error(0.138)), 4)
+      >>> print(jnp.round(hebb_bit_error(0.138), 4))
       0.0036
 
     Reference:
       Hertz, Krogh & Palmer 1991, Introduction to the theory of neural computation, section 2.2.
     """
+    checks.array("load", load)
     checks.non_negative("load", load)
-    return 0.5 * erfc(1.0 / jnp.sqrt(2.0 * jnp.asarray(load, dtype=float)))
+    load = jnp.asarray(load, dtype=float)
+    # The slope of the square root at 0 is kept out of the derivative, which is 0 there.
+    error = 0.5 * erfc(1.0 / jnp.sqrt(2.0 * jnp.where(load > 0, load, 1.0)))
+    return jnp.where(load > 0, error, 0.0)
 
 
 def error_free_capacity(dimension: int, *, every_pattern: bool = False) -> float:
@@ -88,6 +97,7 @@ def error_free_capacity(dimension: int, *, every_pattern: bool = False) -> float
       McEliece, Posner, Rodemich & Venkatesh 1987, The capacity of the Hopfield associative memory.
     """
     _check_dimension(dimension)
+    checks.boolean("every_pattern", every_pattern)
     return dimension / ((4 if every_pattern else 2) * math.log(dimension))
 
 
@@ -100,13 +110,14 @@ def _log_capacity(dimension: int, degree: int, rectified: bool) -> float:
     checks.positive_integer("degree", degree)
     if degree < 2:
         raise ValueError(f"degree={degree!r}: degree must be an integer of at least 2 (2 is Hebb's rule).")
+    checks.boolean("rectified", rectified)
     # The logarithm of a Python integer, so that no degree overflows.
     log_double_factorial = math.log(math.prod(range(1, 2 * degree - 2, 2)))
     return (degree - 1) * math.log(dimension) - log_double_factorial + (math.log(2) if rectified else 0.0)
 
 
 def dense_bit_error(
-    num_memories: float | Array, dimension: int, degree: int, *, rectified: bool = False
+    num_memories: float | Array, dimension: int, degree: int, *, rectified: bool = True
 ) -> Array:
     """Returns the fraction of a memory's bits that flip in one step from it, in a dense associative memory.
 
@@ -114,15 +125,16 @@ def dense_bit_error(
 
     x_i <- sign sum_mu [F(xi_i^mu + m_i^mu) - F(-xi_i^mu + m_i^mu)], m_i^mu = sum_{j != i} xi_j^mu x_j.
 
-    F(z) = z^n, or relu(z)^n if rectified. A term of the crosstalk is xi_i^mu times a number that does not
-    depend on it, so its mean is 0 in both. Rectified, half of the terms are 0: s is twice as large. n = 2
-    is Hebb's rule. Leading order in 1/N and 1/K.
+    F(z) = z^n; relu(z)^n if rectified, as ``jaxebm.hopfield.dense`` is unless told otherwise. A term of the
+    crosstalk is xi_i^mu times a number that does not depend on it, so its mean is 0 in both. Rectified, half
+    of the terms are 0: s is twice as large. n = 2, not rectified, is Hebb's rule. Leading order in 1/N and
+    1/K.
 
     Args:
       num_memories: K, positive, any shape.
       dimension: N, at least 2.
       degree: n, at least 2.
-      rectified: whether F(z) = relu(z)^n instead of z^n.
+      rectified: whether F(z) = relu(z)^n instead of z^n; as in ``jaxebm.hopfield.dense``.
 
     Returns:
       The probability, in [0, 1/2], of the shape of ``num_memories``.
@@ -132,28 +144,31 @@ def dense_bit_error(
         2.
 
     Example:
-      >>> round(float(dense_bit_error(num_memories=1000, dimension=100, degree=3)), 4)
+      >>> print(jnp.round(dense_bit_error(num_memories=1000, dimension=100, degree=3), 4))
+      0.0049
+      >>> print(jnp.round(dense_bit_error(num_memories=1000, dimension=100, degree=3, rectified=False), 4))
       0.0339
 
     Reference:
       Krotov & Hopfield 2016, Dense associative memory for pattern recognition (arXiv:1606.01164), section 2.
     """
+    checks.array("num_memories", num_memories)
     checks.positive("num_memories", num_memories)
     log_capacity = _log_capacity(dimension, degree, rectified)
     log_ratio = log_capacity - jnp.log(jnp.asarray(num_memories, dtype=float))
     return 0.5 * erfc(jnp.sqrt(0.5 * jnp.exp(log_ratio)))
 
 
-def dense_capacity(dimension: int, degree: int, *, rectified: bool = False) -> float:
+def dense_capacity(dimension: int, degree: int, *, rectified: bool = True) -> float:
     """Returns the number of memories that a dense network stores without a wrong bit, N -> infinity.
 
     N^(n-1) / (2 (2n-3)!! ln N) for F(z) = z^n, twice as many for relu(z)^n: a given memory is a fixed point
-    of the step in ``dense_bit_error``. n = 2 gives ``error_free_capacity``.
+    of the step in ``dense_bit_error``. n = 2, not rectified, gives ``error_free_capacity``.
 
     Args:
       dimension: N, at least 2.
       degree: n, at least 2.
-      rectified: whether F(z) = relu(z)^n instead of z^n.
+      rectified: whether F(z) = relu(z)^n instead of z^n; as in ``jaxebm.hopfield.dense``.
 
     Returns:
       The number K, a Python float.
@@ -163,6 +178,8 @@ def dense_capacity(dimension: int, degree: int, *, rectified: bool = False) -> f
 
     Example:
       >>> [round(dense_capacity(100, n)) for n in (2, 3, 4)]
+      [22, 724, 14476]
+      >>> [round(dense_capacity(100, n, rectified=False)) for n in (2, 3, 4)]
       [11, 362, 7238]
 
     Reference:
@@ -195,13 +212,14 @@ def exponential_capacity_rate(radius: float | Array) -> Array:
       ValueError: if a radius lies outside [0, 1/2].
 
     Example:
-      >>> [round(float(r), 4) for r in exponential_capacity_rate(jnp.array([0.0, 0.1, 0.5]))]
-      [0.3466, 0.184, 0.0]
+      >>> print(jnp.round(exponential_capacity_rate(jnp.array([0.0, 0.1, 0.5])), 4))
+      [0.3466 0.184  0.    ]
 
     Reference:
       Demircigil et al. 2017, On a model of associative memory with huge storage capacity (arXiv:1702.01929),
       theorem 3.
     """
+    checks.array("radius", radius)
     checks.in_range("radius", radius, 0.0, 0.5)
     radius = jnp.asarray(radius, dtype=float)
     # With a = 1 - 2 rho: 1 + a = 2 (1 - rho) and 1 - a = 2 rho.

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.hopfield.lagrangians import Lagrangian
+from jaxebm.hopfield.lagrangians import Lagrangian, check_lagrangian
 from jaxebm.hopfield.synapses import Synapse
 from jaxebm.types import Array, Params
 
@@ -62,6 +62,7 @@ class Tempered:
         if not isinstance(self.beta, numbers.Real):
             raise TypeError(f"beta={self.beta!r}: beta is static and must be a Python number, not an array.")
         checks.positive("beta", self.beta)
+        check_lagrangian("lagrangian", self.lagrangian)
 
     def value(self, z: Array) -> Array:
         """Returns Phi(beta z) / beta."""
@@ -109,6 +110,7 @@ class HierarchicalMemory:
       synapses: such as `DenseSynapse`: anything with ``layers``, ``energy`` and ``init``.
 
     Raises:
+      TypeError: if an argument, a Lagrangian or a synapse is of another type.
       ValueError: if there is no layer, or a synapse names a layer that there is not.
 
     Example:
@@ -129,15 +131,28 @@ class HierarchicalMemory:
     synapses: tuple[Synapse, ...]
 
     def __init__(self, layers: Mapping[str, Lagrangian], synapses: Sequence[Synapse]) -> None:
-        object.__setattr__(self, "layers", tuple(dict(layers).items()))
+        if not isinstance(layers, Mapping):
+            raise TypeError(f"layers is a {type(layers).__name__}: a dict {{name: Lagrangian}} is needed.")
+        if not isinstance(synapses, Sequence) or isinstance(synapses, str):
+            raise TypeError(f"synapses is a {type(synapses).__name__}: a list of synapses is needed.")
+        object.__setattr__(self, "layers", tuple(layers.items()))
         object.__setattr__(self, "synapses", tuple(synapses))
         if not self.layers:
             raise ValueError("layers is empty: at least one is needed, as {name: Lagrangian}.")
-        for synapse in self.synapses:
+        for name, lagrangian in self.layers:
+            checks.text("a name in layers", name)
+            check_lagrangian(f"layers[{name!r}]", lagrangian)
+        for index, synapse in enumerate(self.synapses):
+            if not (hasattr(synapse, "layers") and callable(getattr(synapse, "energy", None))):
+                raise TypeError(
+                    f"synapses[{index}] is a {type(synapse).__name__}: a synapse is needed, such as "
+                    f"jaxebm.hopfield.DenseSynapse."
+                )
             self._check_known(str(synapse), synapse.layers)
 
     def init_params(self, rng_key: Array, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Params, ...]:
         """Returns initial parameters, one entry per synapse, for layers of these shapes."""
+        checks.rng_key("rng_key", rng_key)
         self._check_names("shapes", shapes)
         rng_keys = jax.random.split(rng_key, len(self.synapses))
         return tuple(
@@ -220,6 +235,7 @@ class HierarchicalMemory:
         """
         checks.positive_integer("max_steps", max_steps)
         checks.non_negative("tolerance", tolerance)
+        checks.one_number("tolerance", tolerance)
         states = self._checked(states)
         checks.finite("states", states)
         return _retrieve(self, params, states, self._rates(states, step_size, clamped), max_steps, tolerance)
@@ -247,7 +263,7 @@ class HierarchicalMemory:
             raise ValueError(
                 f"params has {len(params)} entries: {len(self.synapses)} are needed, one a synapse."
             )
-        total = jnp.zeros(())
+        total = jnp.zeros((), jnp.result_type(*activations.values()))
         for synapse, synapse_params in zip(self.synapses, params, strict=True):
             energy = synapse.energy(synapse_params, *(activations[name] for name in synapse.layers))
             if jnp.shape(energy) != ():

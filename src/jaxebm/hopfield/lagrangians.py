@@ -14,7 +14,7 @@ Reference:
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ __all__ = [
     "Softmax",
     "Softplus",
     "Spherical",
+    "check_lagrangian",
 ]
 
 
@@ -58,6 +59,15 @@ class Lagrangian(Protocol):
         ...
 
 
+def check_lagrangian(name: str, value: Any) -> None:
+    """Raises ``TypeError`` unless ``value`` has the functions of a Lagrangian."""
+    if not (callable(getattr(value, "value", None)) and callable(getattr(value, "gradient", None))):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}: {name} must be a Lagrangian, such as "
+            f"jaxebm.hopfield.Softmax()."
+        )
+
+
 class _Lagrangian:
     """The default: no symmetry is used."""
 
@@ -67,7 +77,12 @@ class _Lagrangian:
 
 @dataclass(frozen=True)
 class Quadratic(_Lagrangian):
-    """Phi(z) = |z|^2 / 2: the classical network with Hebb's rule (Hopfield 1982)."""
+    """Phi(z) = |z|^2 / 2: the classical network with Hebb's rule (Hopfield 1982).
+
+    Example:
+      >>> print(Quadratic().value(jnp.array([3.0, 4.0])))
+      12.5
+    """
 
     def value(self, z: Array) -> Array:
         """Returns |z|^2 / 2."""
@@ -85,14 +100,22 @@ class Power(_Lagrangian):
     Attributes:
       degree: n, an integer of at least 2.
       rectified: whether negative overlaps count for nothing. Without it, an odd power is not convex.
+
+    Raises:
+      ValueError: if the degree is no integer of at least 2.
+      TypeError: if ``rectified`` is no boolean.
+
+    Example:
+      >>> print(Power(degree=3, rectified=True).gradient(jnp.array([-1.0, 2.0])))
+      [0. 4.]
     """
 
     degree: int
     rectified: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.degree, bool) or not isinstance(self.degree, int) or self.degree < 2:
-            raise ValueError(f"degree={self.degree!r}: degree must be an integer of at least 2.")
+        checks.integer("degree", self.degree, 2)
+        checks.boolean("rectified", self.rectified)
 
     def _base(self, z: Array) -> Array:
         return jax.nn.relu(z) if self.rectified else z
@@ -113,7 +136,12 @@ class Power(_Lagrangian):
 
 @dataclass(frozen=True)
 class Exponential(_Lagrangian):
-    """Phi(z) = sum e^z: exponential capacity (Demircigil et al. 2017)."""
+    """Phi(z) = sum e^z: exponential capacity (Demircigil et al. 2017).
+
+    Example:
+      >>> print(Exponential().value(jnp.zeros(3)))
+      3.0
+    """
 
     def value(self, z: Array) -> Array:
         """Returns sum e^z."""
@@ -130,7 +158,12 @@ class Exponential(_Lagrangian):
 
 @dataclass(frozen=True)
 class Softmax(_Lagrangian):
-    """Phi(z) = logsumexp(z) - ln K: the modern network, whose weights are those of attention."""
+    """Phi(z) = logsumexp(z) - ln K: the modern network, whose weights are those of attention.
+
+    Example:
+      >>> print(Softmax().gradient(jnp.zeros(4)))
+      [0.25 0.25 0.25 0.25]
+    """
 
     def value(self, z: Array) -> Array:
         """Returns logsumexp(z) - ln K, which is 0 at z = 0."""
@@ -143,7 +176,12 @@ class Softmax(_Lagrangian):
 
 @dataclass(frozen=True)
 class Softplus(_Lagrangian):
-    """Phi(z) = sum log(1 + e^z): the hidden units of a restricted Boltzmann machine, summed out."""
+    """Phi(z) = sum log(1 + e^z): the hidden units of a restricted Boltzmann machine, summed out.
+
+    Example:
+      >>> print(Softplus().gradient(jnp.zeros(2)))
+      [0.5 0.5]
+    """
 
     def value(self, z: Array) -> Array:
         """Returns sum log(1 + e^z)."""
@@ -164,6 +202,13 @@ class Entmax(_Lagrangian):
     Attributes:
       alpha: at least 1.
 
+    Raises:
+      ValueError: if alpha is below 1.
+
+    Example:
+      >>> print(Entmax(alpha=2.0).gradient(jnp.array([-2.0, 0.0, 0.5])))
+      [0.   0.25 0.75]
+
     Reference:
       Santos et al. 2024, "Hopfield-Fenchel-Young networks" (arXiv 2411.08590).
     """
@@ -172,6 +217,7 @@ class Entmax(_Lagrangian):
 
     def __post_init__(self) -> None:
         checks.positive("alpha", self.alpha)
+        checks.one_number("alpha", self.alpha)
         if self.alpha < 1:
             raise ValueError(
                 f"alpha={self.alpha!r}: alpha must be at least 1 (1 is softmax, 2 is sparsemax)."
@@ -195,16 +241,26 @@ class LogSumRelu(_Lagrangian):
 
     Attributes:
       epsilon: at least 0; above 0 the energy is finite where no memory is near.
+
+    Raises:
+      ValueError: if epsilon is negative.
+
+    Example:
+      >>> print(LogSumRelu(epsilon=0.0).gradient(jnp.array([0.0, 1.0, -2.0])))
+      [0.33333334 0.33333334 0.        ]
     """
 
     epsilon: float = 0.0
 
     def __post_init__(self) -> None:
         checks.non_negative("epsilon", self.epsilon)
+        checks.one_number("epsilon", self.epsilon)
 
     def value(self, z: Array) -> Array:
-        """Returns log(epsilon + sum relu(1 + z))."""
-        return jnp.log(self.epsilon + jnp.sum(jax.nn.relu(1.0 + z)))
+        """Returns log(epsilon + sum relu(1 + z)), -inf of slope 0 where no memory is near and epsilon = 0."""
+        total = self.epsilon + jnp.sum(jax.nn.relu(1.0 + z))
+        near = total > 0
+        return jnp.where(near, jnp.log(jnp.where(near, total, 1.0)), -jnp.inf)
 
     def gradient(self, z: Array) -> Array:
         """Returns [z > -1] / (epsilon + sum relu(1 + z)), and 0 where no memory is near."""
@@ -219,12 +275,20 @@ class LogCosh(_Lagrangian):
 
     Attributes:
       gain: positive.
+
+    Raises:
+      ValueError: if the gain is not positive.
+
+    Example:
+      >>> print(jnp.round(LogCosh(gain=2.0).gradient(jnp.array([0.0, 0.5])), 3))
+      [0.    0.762]
     """
 
     gain: float = 1.0
 
     def __post_init__(self) -> None:
         checks.positive("gain", self.gain)
+        checks.one_number("gain", self.gain)
 
     def value(self, z: Array) -> Array:
         """Returns sum log cosh(gain z) / gain."""
@@ -242,12 +306,20 @@ class Spherical(_Lagrangian):
 
     Attributes:
       epsilon: positive, so that 0 is a state like any other.
+
+    Raises:
+      ValueError: if epsilon is not positive.
+
+    Example:
+      >>> print(jnp.round(Spherical(epsilon=1e-6).gradient(jnp.array([3.0, 4.0])), 3))
+      [0.6 0.8]
     """
 
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
         checks.positive("epsilon", self.epsilon)
+        checks.one_number("epsilon", self.epsilon)
 
     def value(self, z: Array) -> Array:
         """Returns sqrt(|z|^2 + epsilon)."""
@@ -265,12 +337,20 @@ class LayerNormalisation(_Lagrangian):
 
     Attributes:
       epsilon: positive.
+
+    Raises:
+      ValueError: if epsilon is not positive.
+
+    Example:
+      >>> print(jnp.round(LayerNormalisation(epsilon=1e-5).gradient(jnp.array([1.0, 3.0])), 3))
+      [-1.  1.]
     """
 
     epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
         checks.positive("epsilon", self.epsilon)
+        checks.one_number("epsilon", self.epsilon)
 
     def value(self, z: Array) -> Array:
         """Returns D sqrt(var z + epsilon)."""

@@ -30,7 +30,15 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
 from jaxebm import checks
-from jaxebm.hopfield.association import Implementation, associate, association_energy
+from jaxebm.hopfield.association import (
+    Implementation,
+    associate,
+    association_energy,
+    checked_mask,
+    without_faults,
+)
+from jaxebm.hopfield.tsallis import checked_alpha
+from jaxebm.hopfield.validation import floating_dtype
 from jaxebm.types import Array
 
 __all__ = ["HopfieldAssociation", "HopfieldLookup", "HopfieldPooling"]
@@ -54,6 +62,27 @@ class _HopfieldLayer(nn.Module, kw_only=True):
     dtype: Any = None
     param_dtype: Any = jnp.float32
     implementation: Implementation = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            checks.text("name", self.name)
+        checks.positive_integer("num_heads", self.num_heads)
+        checks.positive_integer("num_steps", self.num_steps)
+        if self.beta is not None:
+            checks.array("beta", self.beta)
+            checks.positive("beta", self.beta)
+            checks.one_number("beta", self.beta)
+        checked_alpha(self.alpha)
+        for name in ("learn_beta", "projections", "use_bias"):
+            checks.boolean(name, getattr(self, name))
+        for name in ("qkv_features", "out_features"):
+            if getattr(self, name) is not None:
+                checks.positive_integer(name, getattr(self, name))
+        if self.dtype is not None:
+            floating_dtype("dtype", self.dtype)
+        floating_dtype("param_dtype", self.param_dtype)
+        checks.one_of("implementation", self.implementation, (None, "xla", "cudnn"))
+        super().__post_init__()
 
     def _associate(self, queries: Array, memories: Array, mask: Array | None, return_energy: bool) -> Any:
         """Runs a ``HopfieldAssociation`` of the same options, as the submodule "association"."""
@@ -91,7 +120,8 @@ class HopfieldAssociation(_HopfieldLayer):
     the queries themselves), ``mask`` as in ``associate``, and ``return_energy``. It returns ``(..., queries,
     out_features)``; with ``return_energy=True`` also the energies ``(..., heads, queries)`` of the states
     after num_steps updates with the keys, as ``association_energy`` gives them: Phi is normalised over the
-    memories that the mask leaves.
+    memories that the mask leaves. What the mask leaves out has no influence, on derivatives neither: padding
+    may hold NaN. Where the queries are the memories, NaN in masked ones counts as 0, in their own rows, too.
 
     Raises:
       ValueError: for shapes that do not fit, features that num_heads does not divide, beta not positive,
@@ -119,9 +149,12 @@ class HopfieldAssociation(_HopfieldLayer):
         return_energy: bool = False,
     ) -> Any:
         """Returns the outputs, or the pair of outputs and energies."""
-        memories = queries if memories is None else memories
-        checks.positive_integer("num_heads", self.num_heads)
-        checks.positive_integer("num_steps", self.num_steps)
+        checks.array("queries", queries)
+        queries = jnp.asarray(queries)
+        if memories is not None:
+            checks.array("memories", memories)
+        alone = memories is None
+        memories = queries if memories is None else jnp.asarray(memories)
         if min(queries.ndim, memories.ndim) < 2 or queries.shape[:-2] != memories.shape[:-2]:
             raise ValueError(
                 f"queries of shape {queries.shape} and memories of shape {memories.shape}: (..., queries, "
@@ -129,7 +162,17 @@ class HopfieldAssociation(_HopfieldLayer):
             )
         features = self.qkv_features or queries.shape[-1]
         if features % self.num_heads:
-            raise ValueError(f"{features} features cannot be divided among num_heads={self.num_heads} heads.")
+            given = "the queries" if self.qkv_features is None else f"qkv_features={features}"
+            raise ValueError(
+                f"{features} features cannot be divided among num_heads={self.num_heads} heads ({given})."
+            )
+        full = (*queries.shape[:-2], self.num_heads, queries.shape[-2], memories.shape[-2])
+        mask = checked_mask(mask, full)
+        # Before the projections, whose weights would get NaN as derivative from a masked NaN. One "head".
+        (kept,), fault = without_faults(mask, memories[..., None, :])
+        memories = kept[..., 0, :]
+        if alone and mask is not None:
+            queries = jnp.where(jnp.any(mask, axis=(-3, -2))[..., None], queries, memories)
         head = (self.num_heads, features // self.num_heads)
         if self.projections:
             states, keys = self._dense(head, "query")(queries), self._dense(head, "key")(memories)
@@ -138,7 +181,6 @@ class HopfieldAssociation(_HopfieldLayer):
             states, keys = self._raw_heads(queries, memories, head)
             values = keys
         beta: Any = 1 / math.sqrt(head[1]) if self.beta is None else self.beta
-        checks.positive("beta", beta)
         if self.learn_beta:
             start = jax.nn.initializers.constant(math.log(beta))
             beta = jnp.exp(self.param("log_beta", start, (), self.param_dtype))
@@ -152,10 +194,14 @@ class HopfieldAssociation(_HopfieldLayer):
             outputs = self._dense(self.out_features or queries.shape[-1], "out", axis=(-2, -1))(recalled)
         else:
             outputs = recalled.reshape(queries.shape)
+        if fault is not None:
+            # A query is faulty if one of its heads is: NaN there, 1 elsewhere.
+            outputs = outputs * jnp.prod(fault, axis=-2)[..., None].astype(outputs.dtype)
         if not return_energy:
             return outputs
         final = step(states, keys) if self.projections else recalled
-        return outputs, association_energy(final, keys, beta=beta, mask=mask, alpha=self.alpha)
+        energies = association_energy(final, keys, beta=beta, mask=mask, alpha=self.alpha)
+        return outputs, energies if fault is None else energies * fault.astype(energies.dtype)
 
     def _dense(self, features: int | tuple[int, int], name: str, axis: Any = -1) -> nn.DenseGeneral:
         return nn.DenseGeneral(
@@ -204,10 +250,17 @@ class HopfieldPooling(_HopfieldLayer):
 
     num_queries: int = 1
 
+    def __post_init__(self) -> None:
+        checks.positive_integer("num_queries", self.num_queries)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, memories: Array, mask: Array | None = None, *, return_energy: bool = False) -> Any:
         """Returns the outputs, or the pair of outputs and energies."""
-        checks.positive_integer("num_queries", self.num_queries)
+        checks.array("memories", memories)
+        memories = jnp.asarray(memories)
+        if memories.ndim < 2:
+            raise ValueError(f"memories of shape {memories.shape}: (..., memories, features) is needed.")
         shape = (self.num_queries, memories.shape[-1])
         queries = self.param("queries", _unit_normal, shape, self.param_dtype)
         queries = jnp.broadcast_to(queries, (*memories.shape[:-2], *shape))
@@ -238,10 +291,15 @@ class HopfieldLookup(_HopfieldLayer):
 
     num_memories: int
 
+    def __post_init__(self) -> None:
+        checks.positive_integer("num_memories", self.num_memories)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, queries: Array, *, return_energy: bool = False) -> Any:
         """Returns the outputs, or the pair of outputs and energies."""
-        checks.positive_integer("num_memories", self.num_memories)
+        checks.array("queries", queries)
+        queries = jnp.asarray(queries)
         if queries.ndim < 2:
             raise ValueError(f"queries of shape {queries.shape}: (..., queries, features) is needed.")
         shape = (self.num_memories, queries.shape[-1])

@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxebm import checks
 from jaxebm.hopfield.family import AssociativeMemory
 from jaxebm.hopfield.retrieval import retrieve, trajectory
-from jaxebm.hopfield.validation import pattern_matrix
+from jaxebm.hopfield.validation import memory_arrays, pattern_matrix
 from jaxebm.types import Array
 
 __all__ = ["learn_patterns", "recall_loss"]
@@ -35,14 +36,19 @@ def recall_loss(
       L, shape ().
 
     Raises:
-      ValueError: if the shapes disagree, or the memory's states are discrete, so that they have no gradient.
+      ValueError: if the shapes disagree, an entry is not finite, or the memory's states are discrete, so that
+        they have no gradient.
+      TypeError: if ``memory`` is no memory, or an array holds no real numbers.
 
     Example:
       >>> from jaxebm.hopfield.memories import modern
       >>> memory = modern(jnp.eye(2), beta=50.0)
-      >>> round(float(recall_loss(memory, jnp.array([[0.9, 0.2]]), jnp.array([[1.0, 0.0]]))), 6)
+      >>> print(jnp.round(recall_loss(memory, jnp.array([[0.9, 0.2]]), jnp.array([[1.0, 0.0]])), 6))
       0.0
     """
+    memory_arrays("memory", memory)
+    if num_steps is not None:
+        checks.positive_integer("num_steps", num_steps)
     if memory.states == "reals":
         recall = (
             (lambda query: retrieve(memory, query).state)
@@ -51,12 +57,21 @@ def recall_loss(
         )
     else:
         raise ValueError(f"memory has states {memory.states!r}: recall has a gradient only for real states.")
+    checks.array("queries", queries)
+    checks.array("targets", targets)
     if jnp.shape(queries) != jnp.shape(targets) or jnp.ndim(queries) != 2:
         raise ValueError(
             f"queries has shape {jnp.shape(queries)} and targets {jnp.shape(targets)}: (n, D) is needed of "
             f"both."
         )
-    return jnp.mean((jax.vmap(recall)(queries) - targets) ** 2)
+    if np.shape(queries)[1] != memory.dimension:
+        raise ValueError(
+            f"queries has shape {np.shape(queries)}, so a query has shape ({np.shape(queries)[1]},): "
+            f"({memory.dimension},) is needed, one number for each coordinate of the memory."
+        )
+    for name, value in (("queries", queries), ("targets", targets)):
+        checks.finite(name, value)
+    return jnp.mean((jax.vmap(recall)(jnp.asarray(queries)) - jnp.asarray(targets)) ** 2)
 
 
 def learn_patterns(
@@ -85,7 +100,8 @@ def learn_patterns(
       ``(patterns, losses)``, shapes (K, D) and (num_updates,); the losses are those before each update.
 
     Raises:
-      ValueError: if the shapes disagree or num_updates is below 1.
+      ValueError: if the shapes disagree, a number is not finite, or num_updates is below 1.
+      TypeError: if ``make_memory`` is no function that makes a memory, or ``optimizer`` not of Optax.
 
     Example:
       >>> from jaxebm.hopfield.memories import modern
@@ -101,8 +117,21 @@ def learn_patterns(
       Ramsauer et al. 2020 (arXiv 2008.02217), section 3: stored patterns that are trained by backpropagation.
     """
     checks.positive_integer("num_updates", num_updates)
+    checks.function("make_memory", make_memory, "patterns")
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}: optimizer must be one of Optax, such as "
+            f"optax.adam(0.1)."
+        )
     patterns = pattern_matrix("patterns", patterns)
-    recall_loss(make_memory(patterns), queries, targets, num_steps=num_steps)  # its checks, before compiling
+    memory = make_memory(patterns)
+    memory_arrays("make_memory(patterns)", memory)
+    if np.ndim(queries) == 2 and np.shape(queries)[1] != memory.dimension:
+        raise ValueError(
+            f"queries has shape {np.shape(queries)}: (n, {memory.dimension}) is needed, because patterns has "
+            f"shape {patterns.shape}."
+        )
+    recall_loss(memory, queries, targets, num_steps=num_steps)  # its checks, before compiling
     return _learn(make_memory, patterns, queries, targets, optimizer, num_updates, num_steps)
 
 

@@ -20,6 +20,7 @@ from jaxebm import checks
 from jaxebm.energies.target import check_shape
 from jaxebm.hopfield.family import PatternMemory
 from jaxebm.hopfield.lagrangians import Entmax, Exponential, LogSumRelu, Power, Quadratic, Softmax, Softplus
+from jaxebm.hopfield.tsallis import checked_alpha
 from jaxebm.hopfield.validation import pattern_matrix, spins, vector
 from jaxebm.types import Array
 
@@ -41,15 +42,16 @@ def _spin_patterns(patterns: Any) -> Array:
     return matrix
 
 
-def _bias(bias: Any, patterns: Array) -> Array | None:
+def _bias(bias: Any, patterns: Array, name: str = "bias") -> Array | None:
     if bias is None:
         return None
-    vector("bias", bias, patterns.shape[1], "one number for each coordinate of the memories")
-    checks.finite("bias", bias)
+    vector(name, bias, patterns.shape[1], "one number for each coordinate of the memories")
+    checks.finite(name, bias)
     return jnp.asarray(bias, patterns.dtype)
 
 
 def _beta(beta: Any, patterns: Array) -> Array:
+    checks.array("beta", beta)
     check_shape("beta", beta, (), "a scalar, shape (),")
     checks.positive("beta", beta)
     return jnp.asarray(beta, patterns.dtype)
@@ -94,8 +96,9 @@ def dense(patterns: Any, degree: int = 3, *, rectified: bool = True) -> PatternM
     Args:
       patterns: Xi, shape (K, D), entries -1 and 1.
       degree: n, at least 2.
-      rectified: whether negative overlaps count for nothing. An odd power that is not rectified is not
-        convex: then only asynchronous retrieval is sure to descend.
+      rectified: whether negative overlaps count for nothing, as `dense_bit_error` and `dense_capacity` take
+        it, too. An odd power that is not rectified is not convex: then only asynchronous retrieval is sure
+        to descend.
 
     Returns:
       The memory; beta = 1/D.
@@ -149,6 +152,7 @@ def exponential(patterns: Any, beta: Any = 1.0) -> PatternMemory:
 
 def _zero_level(patterns: Array, equal_weights: bool, bias: Array | None) -> Array:
     """Offsets that put the energy's zero where it is published, or that give all memories the same mass."""
+    checks.boolean("equal_weights", equal_weights)
     squared = jnp.sum(patterns**2, axis=1)
     if (
         equal_weights and bias is not None
@@ -229,7 +233,7 @@ def sparse(
     matrix = pattern_matrix("patterns", patterns)
     bias = _bias(bias, matrix)
     offsets = _zero_level(matrix, equal_weights, bias)
-    return PatternMemory(matrix, _beta(beta, matrix), bias, offsets, Entmax(float(alpha)))
+    return PatternMemory(matrix, _beta(beta, matrix), bias, offsets, Entmax(checked_alpha(alpha)))
 
 
 def epanechnikov(patterns: Any, beta: Any, *, epsilon: float = 1e-6) -> PatternMemory:
@@ -294,7 +298,8 @@ def restricted_boltzmann(weights: Any, visible_bias: Any = None, hidden_bias: An
         vector("hidden_bias", hidden_bias, matrix.shape[0], "one number for each hidden unit")
         checks.finite("hidden_bias", hidden_bias)
         offsets = jnp.asarray(hidden_bias, matrix.dtype)
-    return PatternMemory(matrix, _beta(1.0, matrix), _bias(visible_bias, matrix), offsets, Softplus(), "bits")
+    bias = _bias(visible_bias, matrix, "visible_bias")
+    return PatternMemory(matrix, _beta(1.0, matrix), bias, offsets, Softplus(), "bits")
 
 
 PATTERN_MEMORIES: dict[str, Callable[..., PatternMemory]] = {

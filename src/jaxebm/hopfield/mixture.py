@@ -24,7 +24,7 @@ from jaxebm.energies.target import LOG_TWO_PI, AnalyticTarget, compiled_sampler
 from jaxebm.hopfield.family import PatternMemory, States
 from jaxebm.hopfield.lagrangians import LogSumRelu, Softmax
 from jaxebm.hopfield.memories import modern
-from jaxebm.hopfield.validation import pattern_matrix, vector
+from jaxebm.hopfield.validation import COLUMNS, memory_arrays, pattern_matrix, vector
 from jaxebm.types import Array
 
 __all__ = [
@@ -56,20 +56,26 @@ def density_energy(memory: PatternMemory, x: Array) -> Array:
       >>> sample(jax.random.key(0), density_energy, memory, jnp.zeros((8, 2)), 50, step_size=0.05).shape
       (8, 2)
     """
-    vector("x", x, memory.dimension, "one number for each coordinate of the memories")
-    return memory.beta * memory.energy(x)
+    if not isinstance(memory, PatternMemory):
+        raise TypeError(
+            f"memory is a {type(memory).__name__}: memory must be a PatternMemory, which has a beta."
+        )
+    memory_arrays("memory", memory)
+    vector("x", x, memory.dimension, COLUMNS)
+    return memory.beta * memory.energy(jnp.asarray(x))
 
 
 def _require(memory: Any, lagrangian: type, constructors: str) -> None:
     if not isinstance(memory, PatternMemory) or not isinstance(memory.lagrangian, lagrangian):
         kind = getattr(memory, "lagrangian", type(memory).__name__)
         raise ValueError(f"memory has {kind}: a network made by {constructors} is needed.")
+    memory_arrays("memory", memory)
 
 
 def _log_masses(memory: PatternMemory) -> Array:
     """Of the components: beta (c + |xi + b|^2 / 2), shape (K,)."""
     centres = _centres(memory)
-    offsets = jnp.zeros(memory.num_memories) if memory.offsets is None else memory.offsets
+    offsets = 0.0 if memory.offsets is None else memory.offsets
     return memory.beta * (offsets + 0.5 * jnp.sum(centres**2, axis=1))
 
 
@@ -135,7 +141,7 @@ def _epanechnikov_sample(rng_key: Array, memory: PatternMemory, num_samples: int
     """The first D of D + 4 coordinates of a uniform point of the unit sphere have density ~ 1 - |u|^2."""
     component_key, point_key = jax.random.split(rng_key)
     component = jax.random.randint(component_key, (num_samples,), 0, memory.num_memories)
-    normal = jax.random.normal(point_key, (num_samples, memory.dimension + 4))
+    normal = jax.random.normal(point_key, (num_samples, memory.dimension + 4), memory.patterns.dtype)
     sphere = normal / jnp.linalg.norm(normal, axis=1, keepdims=True)
     return memory.patterns[component] + jnp.sqrt(2 / memory.beta) * sphere[:, : memory.dimension]
 
@@ -144,7 +150,9 @@ def _epanechnikov_moments(memory: PatternMemory) -> tuple[Array, Array]:
     mean = jnp.mean(memory.patterns, axis=0)
     offsets = memory.patterns - mean[None, :]
     within = 2 / (memory.beta * (memory.dimension + 4))
-    return mean, offsets.T @ offsets / memory.num_memories + within * jnp.eye(memory.dimension)
+    return mean, offsets.T @ offsets / memory.num_memories + within * jnp.eye(
+        memory.dimension, dtype=mean.dtype
+    )
 
 
 def as_epanechnikov_mixture(memory: PatternMemory) -> AnalyticTarget:
@@ -195,6 +203,12 @@ class MaskedMemory:
     Attributes:
       memory: the whole network.
       observed: shape (D,), 1.0 where the query is known, else 0.0.
+
+    Example:
+      >>> from jaxebm.hopfield.family import update
+      >>> memory = modern([[1.0, 5.0], [2.0, -3.0]], beta=50.0, equal_weights=True)
+      >>> print(jnp.round(update(MaskedMemory(memory, jnp.array([1.0, 0.0])), jnp.array([1.1, 0.0])), 2))
+      [1. 5.]
     """
 
     memory: PatternMemory
@@ -321,8 +335,12 @@ def reverse_diffusion(
       Song et al. 2021, "Score-based generative modeling through stochastic differential equations" (arXiv
       2011.13456), with the exact score; Ambrogioni 2023 (arXiv 2309.17290).
     """
+    checks.rng_key("rng_key", rng_key)
+    checks.boolean("deterministic", deterministic)
     matrix = pattern_matrix("patterns", patterns)
-    vector("x", x, matrix.shape[1], "one number for each coordinate of the memories")
+    vector("x", x, matrix.shape[1], "one number for each column of patterns")
+    checks.finite("x", x)
+    checks.array("noise_levels", noise_levels)
     levels = jnp.asarray(noise_levels, matrix.dtype)
     if levels.ndim != 1 or levels.size < 2:
         raise ValueError(f"noise_levels has shape {levels.shape}: (T,) with T >= 2 is needed.")

@@ -29,11 +29,23 @@ class PairwiseMemory:
       weights: W, shape (D, D), symmetric.
       bias: b, shape (D,).
       states: "spins" or "bits"; static.
+
+    Raises:
+      ValueError: if the states are others.
+
+    Example:
+      >>> from jaxebm.hopfield.family import energy
+      >>> memory = PairwiseMemory(weights=jnp.ones((2, 2)), bias=jnp.zeros(2), states="bits")
+      >>> print(energy(memory, jnp.array([1.0, 1.0])))
+      -2.0
     """
 
     weights: Array
     bias: Array
     states: States = field(default="spins", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        checks.one_of("states", self.states, tuple(LEVELS))
 
     @property
     def dimension(self) -> int:
@@ -107,12 +119,24 @@ class GradedMemory:
       bias: b, shape (D,).
       gain: steepness of the response, shape ().
       states: "reals".
+
+    Raises:
+      ValueError: if the states are others.
+
+    Example:
+      >>> from jaxebm.hopfield.family import energy
+      >>> memory = GradedMemory(weights=jnp.zeros((2, 2)), bias=jnp.zeros(2), gain=jnp.ones(()))
+      >>> print(energy(memory, jnp.zeros(2)))
+      0.0
     """
 
     weights: Array
     bias: Array
     gain: Array
     states: States = field(default="reals", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        checks.one_of("states", self.states, ("reals",))
 
     @property
     def dimension(self) -> int:
@@ -186,14 +210,15 @@ def pairwise(weights: Any, bias: Any = None, *, states: States = "spins") -> Pai
 
     Example:
       >>> from jaxebm.hopfield.storage import hebb
+      >>> from jaxebm.hopfield.family import energy
       >>> memory = pairwise(hebb(jnp.array([[1.0, -1.0, 1.0, 1.0]])))
-      >>> float(memory.energy(jnp.array([1.0, -1.0, 1.0, 1.0])))
+      >>> print(energy(memory, jnp.array([1.0, -1.0, 1.0, 1.0])))
       -2.0
 
     Reference:
       Hopfield 1982, "Neural networks and physical systems with emergent collective computational abilities".
     """
-    if states not in LEVELS:
+    if not isinstance(states, str) or states not in LEVELS:
         raise ValueError(
             f"states={states!r}: 'spins' or 'bits' is needed; `graded` makes neurons with real states."
         )
@@ -230,6 +255,7 @@ def graded(weights: Any, bias: Any = None, *, gain: Any = 1.0) -> GradedMemory:
       two-state neurons", eq. 5 and 7.
     """
     matrix = _symmetric(weights)
+    checks.array("gain", gain)
     check_shape("gain", gain, (), "a scalar, shape (),")
     checks.positive("gain", gain)
     return GradedMemory(matrix, _bias(bias, matrix), jnp.asarray(gain, matrix.dtype))

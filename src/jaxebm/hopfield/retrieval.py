@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.hopfield.family import AssociativeMemory
-from jaxebm.hopfield.validation import spins, vector
+from jaxebm.hopfield.family import AssociativeMemory, UpdateRule, check_rule, moved
+from jaxebm.hopfield.validation import COLUMNS, memory_arrays, spins, vector
+from jaxebm.trees import wide_dtype
 from jaxebm.types import Array
 
 __all__ = ["Retrieval", "check_query", "retrieve", "trajectory"]
@@ -42,8 +43,9 @@ class Retrieval(NamedTuple):
 
 
 def check_query(memory: AssociativeMemory, query: Any, clamped: Any) -> Array:
-    """Returns the query as an array of the memory's width; raises if it or ``clamped`` is invalid."""
-    vector("query", query, memory.dimension, "one number for each coordinate of the memories")
+    """Returns the query as an array of the memory's width; raises if one of the arguments is invalid."""
+    memory_arrays("memory", memory)
+    vector("query", query, memory.dimension, COLUMNS)
     checks.finite("query", query)
     if memory.states == "spins":
         spins("query", query, unknown=True)
@@ -57,8 +59,14 @@ def check_query(memory: AssociativeMemory, query: Any, clamped: Any) -> Array:
     return jnp.asarray(query, dtype)
 
 
-def _step(memory: AssociativeMemory, x: Array, step_size: Array | float, free: Array | None) -> Array:
-    following = memory.update(x)
+def _step(
+    memory: AssociativeMemory,
+    x: Array,
+    step_size: Array | float,
+    free: Array | None,
+    rule: UpdateRule,
+) -> Array:
+    following = moved(memory, x, rule)
     if memory.states == "reals":
         following = (1 - step_size) * x + step_size * following  # exact at step 1, however large x is
     return following if free is None else jnp.where(free, following, x)
@@ -66,6 +74,7 @@ def _step(memory: AssociativeMemory, x: Array, step_size: Array | float, free: A
 
 def _check_step_size(memory: AssociativeMemory, step_size: Any) -> None:
     checks.positive("step_size", step_size)
+    checks.one_number("step_size", step_size)
     if memory.states != "reals" and not (isinstance(step_size, float | int) and step_size == 1):
         raise ValueError(f"step_size={step_size!r}: spins and bits move by whole steps, step_size=1.")
 
@@ -78,10 +87,11 @@ def retrieve(
     tolerance: float = 1e-5,
     step_size: float = 1.0,
     clamped: Any = None,
+    rule: UpdateRule = "tangent",
 ) -> Retrieval:
     """Recalls by synchronous steps, until the state has converged.
 
-    x <- x + step_size (update(x) - x). With step 1 this is the concave-convex step of
+    x <- x + step_size (update(x) - x). With step 1 and the rule "tangent" this is the concave-convex step of
     `jaxebm.hopfield.energy`, which never raises the energy of a `PatternMemory`; smaller steps follow the
     continuous dynamics.
 
@@ -96,13 +106,15 @@ def retrieve(
       tolerance: a state rests if no coordinate moves by more, in the units of x.
       step_size: in (0, 1]; 1 for spins and bits. `GradedMemory` needs about 0.1 to 0.5.
       clamped: shape (D,), True for coordinates that are held at the query's value; None for none.
+      rule: of spins and bits, as in `jaxebm.hopfield.update`: "difference" is the published step, which
+        corrects more of a network whose couplings with itself are large, and can end in a cycle.
 
     Returns:
       A `Retrieval`.
 
     Raises:
       ValueError: if a shape is wrong, the query is not of the memory's kind, or a number is out of range.
-      TypeError: if ``clamped`` is not boolean.
+      TypeError: if ``memory`` is no memory, or ``clamped`` is not boolean.
 
     Example:
       >>> from jaxebm.hopfield.memories import modern
@@ -116,13 +128,15 @@ def retrieve(
     """
     checks.positive_integer("max_steps", max_steps)
     checks.non_negative("tolerance", tolerance)
-    _check_step_size(memory, step_size)
+    checks.one_number("tolerance", tolerance)
     query = check_query(memory, query, clamped)
+    _check_step_size(memory, step_size)
+    check_rule(memory, rule)
     free = None if clamped is None else ~jnp.asarray(clamped)
-    return _retrieve(memory, query, max_steps, tolerance, step_size, free)
+    return _retrieve(memory, query, max_steps, tolerance, jnp.asarray(step_size, query.dtype), free, rule)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="rule")
 def _retrieve(
     memory: Any,
     query: Array,
@@ -130,17 +144,24 @@ def _retrieve(
     tolerance: Array | float,
     step_size: Array | float,
     free: Array | None,
+    rule: UpdateRule,
 ) -> Retrieval:
-    recall = _descend if memory.states != "reals" else _fixed_point
+    recall = partial(_descend, rule=rule) if memory.states != "reals" else _fixed_point
     x, counts = recall(memory, query, max_steps, tolerance, step_size, free)
     steps, period = counts.astype(jnp.int32)
     return Retrieval(x, steps, period)
 
 
 def _descend(
-    memory: Any, query: Array, max_steps: Any, tolerance: Any, step_size: Any, free: Array | None
+    memory: Any,
+    query: Array,
+    max_steps: Any,
+    tolerance: Any,
+    step_size: Any,
+    free: Array | None,
+    rule: UpdateRule,
 ) -> tuple[Array, Array]:
-    """Returns the last state, and steps and period as floats, (2,)."""
+    """Returns the last state, and steps and period as floats, (2,), of at least 32 bits to count exactly."""
 
     def go_on(carry: tuple[Array, Array, Array, Array]) -> Array:
         _, _, steps, period = carry
@@ -148,7 +169,7 @@ def _descend(
 
     def advance(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         before, x, steps, _ = carry
-        following = _step(memory, x, step_size, free)
+        following = _step(memory, x, step_size, free, rule)
         rests = jnp.max(jnp.abs(following - x)) <= tolerance
         returns = (jnp.max(jnp.abs(following - before)) <= tolerance) & (steps > 0)
         period = jnp.where(rests, 1, jnp.where(returns, 2, 0)).astype(jnp.int32)
@@ -156,10 +177,14 @@ def _descend(
 
     zero = jnp.zeros((), jnp.int32)
     _, x, steps, period = jax.lax.while_loop(go_on, advance, (query, query, zero, zero))
-    return x, jnp.stack([steps, period]).astype(x.dtype)
+    return x, jnp.stack([steps, period]).astype(wide_dtype(x))
 
 
-_fixed_point = jax.custom_jvp(_descend)
+@jax.custom_jvp
+def _fixed_point(
+    memory: Any, query: Array, max_steps: Any, tolerance: Any, step_size: Any, free: Array | None
+) -> tuple[Array, Array]:
+    return _descend(memory, query, max_steps, tolerance, step_size, free, "tangent")
 
 
 @_fixed_point.defjvp
@@ -189,7 +214,13 @@ def _implicit_derivative(primals: Any, tangents: Any) -> tuple[Any, Any]:
 
 
 def trajectory(
-    memory: AssociativeMemory, query: Any, num_steps: int, *, step_size: float = 1.0, clamped: Any = None
+    memory: AssociativeMemory,
+    query: Any,
+    num_steps: int,
+    *,
+    step_size: float = 1.0,
+    clamped: Any = None,
+    rule: UpdateRule = "tangent",
 ) -> tuple[Array, Array]:
     """Takes a number of synchronous steps and returns them all, for pictures and for derivatives.
 
@@ -199,12 +230,14 @@ def trajectory(
       num_steps: T, at least 1.
       step_size: as in `retrieve`.
       clamped: as in `retrieve`.
+      rule: as in `retrieve`.
 
     Returns:
       ``(states, energies)``, shapes (T + 1, D) and (T + 1,); the first is the query.
 
     Raises:
       ValueError: as `retrieve`.
+      TypeError: as `retrieve`.
 
     Example:
       >>> from jaxebm.hopfield.memories import modern
@@ -214,18 +247,19 @@ def trajectory(
       ((6, 2), True)
     """
     checks.positive_integer("num_steps", num_steps)
-    _check_step_size(memory, step_size)
     query = check_query(memory, query, clamped)
+    _check_step_size(memory, step_size)
+    check_rule(memory, rule)
     free = None if clamped is None else ~jnp.asarray(clamped)
-    return _trajectory(memory, query, step_size, free, num_steps)
+    return _trajectory(memory, query, jnp.asarray(step_size, query.dtype), free, num_steps, rule)
 
 
-@partial(jax.jit, static_argnames="num_steps")
+@partial(jax.jit, static_argnames=("num_steps", "rule"))
 def _trajectory(
-    memory: Any, query: Array, step_size: Array | float, free: Array | None, num_steps: int
+    memory: Any, query: Array, step_size: Array, free: Array | None, num_steps: int, rule: UpdateRule
 ) -> tuple[Array, Array]:
     def advance(x: Array, _: None) -> tuple[Array, Array]:
-        following = _step(memory, x, step_size, free)
+        following = _step(memory, x, step_size, free, rule)
         return following, following
 
     _, states = jax.lax.scan(advance, query, length=num_steps)

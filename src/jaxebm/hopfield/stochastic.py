@@ -14,7 +14,7 @@ from jaxebm.energies.target import check_shape
 from jaxebm.hopfield.family import LEVELS, PatternMemory
 from jaxebm.hopfield.lagrangians import Quadratic
 from jaxebm.hopfield.pairwise import PairwiseMemory
-from jaxebm.hopfield.validation import vector
+from jaxebm.hopfield.validation import COLUMNS, memory_arrays, vector
 from jaxebm.types import Array, Kernel
 
 __all__ = ["GibbsInfo", "GibbsState", "as_pairwise", "block_gibbs", "gaussian_hidden_energy", "glauber"]
@@ -50,6 +50,8 @@ def _check(memory: Any, temperature: Any) -> None:
             f"memory is a {type(memory).__name__} of real states: spins or bits are needed. Real states are "
             f"sampled by jaxebm.samplers on jaxebm.hopfield.density_energy."
         )
+    memory_arrays("memory", memory)
+    checks.array("temperature", temperature)
     check_shape("temperature", temperature, (), "a scalar, shape (),")
     checks.positive("temperature", temperature)
 
@@ -88,7 +90,7 @@ def glauber(memory: PatternMemory | PairwiseMemory, temperature: Any = 1.0) -> K
 
     def init(position: Array, rng_key: Array | None = None) -> GibbsState:
         del rng_key
-        vector("position", position, memory.dimension, "one number for each coordinate of the memories")
+        vector("position", position, memory.dimension, COLUMNS)
         position = jnp.asarray(position, columns.dtype)
         return GibbsState(position, memory.carry(position))
 
@@ -115,6 +117,7 @@ def glauber(memory: PatternMemory | PairwiseMemory, temperature: Any = 1.0) -> K
 def _check_quadratic(memory: Any) -> None:
     if not isinstance(memory, PatternMemory) or not isinstance(memory.lagrangian, Quadratic):
         raise ValueError(f"memory={type(memory).__name__}: a classical network, kept as patterns, is needed.")
+    memory_arrays("memory", memory)
 
 
 def gaussian_hidden_energy(memory: PatternMemory, x: Array, hidden: Array) -> Array:
@@ -146,8 +149,9 @@ def gaussian_hidden_energy(memory: PatternMemory, x: Array, hidden: Array) -> Ar
       machines" (arXiv 1105.2790).
     """
     _check_quadratic(memory)
-    vector("x", x, memory.dimension, "one spin for each coordinate of the memories")
+    vector("x", x, memory.dimension, COLUMNS)
     vector("hidden", hidden, memory.num_memories, "one number for each memory")
+    x, hidden = jnp.asarray(x), jnp.asarray(hidden)
     coupled = 0.5 * jnp.sum(hidden**2) - jnp.sqrt(memory.beta) * (hidden @ (memory.patterns @ x))
     return coupled if memory.bias is None else coupled - memory.bias @ x
 
@@ -186,7 +190,7 @@ def block_gibbs(memory: PatternMemory, temperature: Any = 1.0) -> Kernel:
 
     def init(position: Array, rng_key: Array | None = None) -> GibbsState:
         del rng_key
-        vector("position", position, memory.dimension, "one spin for each coordinate of the memories")
+        vector("position", position, memory.dimension, COLUMNS)
         position = jnp.asarray(position, memory.patterns.dtype)
         return GibbsState(position, memory.carry(position))
 
@@ -197,7 +201,8 @@ def block_gibbs(memory: PatternMemory, temperature: Any = 1.0) -> Kernel:
         field = scale * (hidden @ memory.patterns)
         field = field if memory.bias is None else field + memory.bias
         logistic = jax.random.logistic(spin_key, field.shape, field.dtype)
-        drawn = jnp.where((high - low) * field / temperature + logistic > 0, high, low).astype(field.dtype)
+        drawn = jnp.where((high - low) * field / temperature + logistic > 0, high, low)
+        drawn = drawn.astype(state.position.dtype)
         flips = jnp.sum(drawn != state.position, dtype=jnp.int32)
         return GibbsState(drawn, memory.carry(drawn)), GibbsInfo(memory.energy(drawn), flips)
 

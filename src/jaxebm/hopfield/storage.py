@@ -27,6 +27,7 @@ import optax
 
 from jaxebm import checks
 from jaxebm.hopfield.validation import pattern_matrix, spins, vector
+from jaxebm.trees import wide_dtype
 from jaxebm.types import Array, Params
 
 __all__ = ["hebb", "minimum_probability_flow", "minimum_probability_flow_loss", "projection", "storkey"]
@@ -69,6 +70,7 @@ def hebb(patterns: Array, *, zero_diagonal: bool = False) -> Array:
     Reference:
       Hopfield 1982, Neural networks and physical systems with emergent collective computational abilities.
     """
+    checks.boolean("zero_diagonal", zero_diagonal)
     patterns = _spin_patterns(patterns)
     weights = patterns.T @ patterns / patterns.shape[1]
     return _without_diagonal(weights) if zero_diagonal else weights
@@ -101,6 +103,7 @@ def storkey(patterns: Array, *, zero_diagonal: bool = False) -> Array:
     Reference:
       Storkey & Valabregue 1999, The basins of attraction of a new Hopfield learning rule.
     """
+    checks.boolean("zero_diagonal", zero_diagonal)
     weights = _storkey(_spin_patterns(patterns))
     return _without_diagonal(weights) if zero_diagonal else weights
 
@@ -131,6 +134,19 @@ def projection(patterns: Array, *, zero_diagonal: bool = False) -> Array:
     field on a pattern is (1 - W_ii) xi_i, of the right sign still wherever W_ii < 1, and errors are
     corrected from further away; near r = D, 1 - W_ii sinks below float32's rounding, so keep it there.
 
+    Recall by ``retrieve_asynchronously``, or by ``retrieve(..., rule="difference")``: both leave W_ii out,
+    whatever it is. W_ii, about K / D, holds wrong spins too, so that sign(W x), which ``retrieve`` takes if
+    nothing is said, corrects few of them near K = D / 2. Part of K random patterns that is recalled, D = 200,
+    a tenth of the spins flipped (mean over 5 sets of patterns, standard errors up to .03):
+
+        ================================  ======  ======  =======
+        recall                            K = 60  K = 80  K = 100
+        ================================  ======  ======  =======
+        ``retrieve``                      .997    .370    .002
+        ``retrieve``, rule "difference"   1       1       .354
+        ``retrieve_asynchronously``       1       .983    .542
+        ================================  ======  ======  =======
+
     Args:
       patterns: Xi, K memories of D spins -1/+1, shape (K, D).
       zero_diagonal: whether to set W_ii = 0.
@@ -144,13 +160,14 @@ def projection(patterns: Array, *, zero_diagonal: bool = False) -> Array:
     Example:
       >>> patterns = jnp.array([[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])  # of rank 2
       >>> weights = projection(patterns)
-      >>> round(float(jnp.trace(weights)), 3), bool(jnp.allclose(patterns @ weights, patterns, atol=1e-5))
+      >>> round(float(jnp.trace(weights)), 3), bool(jnp.allclose(weights @ weights, weights, atol=1e-5))
       (2.0, True)
 
     Reference:
       Personnaz, Guyon & Dreyfus 1985, Information storage and retrieval in spin-glass like neural networks;
       Kanter & Sompolinsky 1987, Associative recall of memory without errors (zero diagonal).
     """
+    checks.boolean("zero_diagonal", zero_diagonal)
     weights = _projection(_spin_patterns(patterns))
     return _without_diagonal(weights) if zero_diagonal else weights
 
@@ -159,11 +176,12 @@ def projection(patterns: Array, *, zero_diagonal: bool = False) -> Array:
 def _projection(patterns: Array) -> Array:
     # Not by the eigenvectors of Xi^T Xi: squared, the small singular values fall below float32's rounding
     # (measured, K = 199, D = 200: W xi - xi up to 5e-3, against 5e-6).
-    _, singular_values, right = jnp.linalg.svd(patterns, full_matrices=False)
-    cut_off = singular_values[0] * max(patterns.shape) * jnp.finfo(patterns.dtype).eps
+    wide = patterns.astype(wide_dtype(patterns))  # there is no decomposition of 16-bit matrices
+    _, singular_values, right = jnp.linalg.svd(wide, full_matrices=False)
+    cut_off = singular_values[0] * max(wide.shape) * jnp.finfo(wide.dtype).eps
     kept = jnp.where((singular_values > cut_off)[:, None], right, 0.0)
     weights = jnp.matmul(kept.T, kept, precision="highest")
-    return 0.5 * (weights + weights.T)
+    return (0.5 * (weights + weights.T)).astype(patterns.dtype)
 
 
 def minimum_probability_flow_loss(weights: Array, bias: Array, patterns: Array) -> Array:
@@ -189,6 +207,7 @@ def minimum_probability_flow_loss(weights: Array, bias: Array, patterns: Array) 
     Raises:
       ValueError: if ``patterns`` is not a (K, D) matrix of -1 and 1, or ``weights`` or ``bias`` have other
         shapes.
+      TypeError: if one of them is no array of real numbers.
 
     Example:
       >>> patterns = jnp.array([[1.0, 1.0, -1.0]])
@@ -201,12 +220,14 @@ def minimum_probability_flow_loss(weights: Array, bias: Array, patterns: Array) 
     """
     patterns = _spin_patterns(patterns)
     dimension = patterns.shape[1]
-    vector("bias", bias, dimension, "one number for each spin")
+    vector("bias", bias, dimension, "one number for each column of patterns")
+    checks.array("weights", weights)
     if jnp.shape(weights) != (dimension, dimension):
         raise ValueError(
             f"weights has shape {jnp.shape(weights)}: ({dimension}, {dimension}) is needed, because patterns "
             f"has shape {patterns.shape}."
         )
+    weights, bias = jnp.asarray(weights), jnp.asarray(bias)
     coupling = _without_diagonal(0.5 * (weights + weights.T))
     fields = patterns @ coupling + bias[None, :]
     return jnp.mean(jnp.sum(jnp.exp(-patterns * fields), axis=1))
@@ -241,8 +262,8 @@ def minimum_probability_flow(
     Example:
       >>> patterns = jnp.array([[1.0, 1.0, -1.0, -1.0, 1.0], [-1.0, 1.0, 1.0, -1.0, -1.0]])
       >>> weights, bias = minimum_probability_flow(patterns, num_steps=20)
-      >>> bool(jnp.all(jnp.sign(patterns @ weights + bias) == patterns))
-      True
+      >>> print(jnp.round(weights[0], 1))
+      [ 0.   0.  -3.9  0.   3.9]
 
     Reference:
       Hillar, Sohl-Dickstein & Koepsell 2012, Efficient and optimal binary Hopfield associative memory
@@ -251,7 +272,10 @@ def minimum_probability_flow(
     patterns = _spin_patterns(patterns)
     checks.positive_integer("num_steps", num_steps)
     checks.positive("penalty", penalty)
-    return _minimum_probability_flow(patterns, jnp.asarray(penalty, patterns.dtype), num_steps)
+    checks.one_number("penalty", penalty)
+    wide = patterns.astype(wide_dtype(patterns))  # a line search in 16 bits goes nowhere
+    weights, bias = _minimum_probability_flow(wide, jnp.asarray(penalty, wide.dtype), num_steps)
+    return weights.astype(patterns.dtype), bias.astype(patterns.dtype)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxebm import checks
 from jaxebm.types import Array, Params
 
 __all__ = ["BiasSynapse", "DenseSynapse", "FunctionSynapse", "RecurrentSynapse", "Synapse"]
@@ -39,6 +40,7 @@ class Synapse(Protocol):
 
 
 def _weights(synapse: Synapse, params: Any, needed: tuple[int, ...], meaning: str) -> Array:
+    checks.array("params", params)
     if np.shape(params) != needed:
         raise ValueError(
             f"params of {synapse} has shape {np.shape(params)}: {needed} is needed, {meaning}. (States are "
@@ -56,6 +58,7 @@ class DenseSynapse:
       second: another layer.
 
     Raises:
+      TypeError: if a name is no string.
       ValueError: if the two are one, which is a `RecurrentSynapse`.
 
     Example:
@@ -69,6 +72,8 @@ class DenseSynapse:
     second: str
 
     def __post_init__(self) -> None:
+        checks.text("first", self.first)
+        checks.text("second", self.second)
         if self.first == self.second:
             raise ValueError(
                 f"first and second are both {self.first!r}: use RecurrentSynapse({self.first!r})."
@@ -88,6 +93,7 @@ class DenseSynapse:
 
     def init(self, rng_key: Array, /, *shapes: tuple[int, ...]) -> Array:
         """Returns normal weights whose greatest singular value is near 1."""
+        checks.rng_key("rng_key", rng_key)
         rows, columns = (math.prod(shape) for shape in shapes)
         return jax.random.normal(rng_key, (rows, columns)) / (math.sqrt(rows) + math.sqrt(columns))
 
@@ -98,9 +104,19 @@ class RecurrentSynapse:
 
     Attributes:
       layer: the layer.
+
+    Raises:
+      TypeError: if the name is no string.
+
+    Example:
+      >>> print(RecurrentSynapse("visible").energy(jnp.eye(2), jnp.array([1.0, 2.0])))
+      -2.5
     """
 
     layer: str
+
+    def __post_init__(self) -> None:
+        checks.text("layer", self.layer)
 
     @property
     def layers(self) -> tuple[str]:
@@ -116,6 +132,7 @@ class RecurrentSynapse:
 
     def init(self, rng_key: Array, /, *shapes: tuple[int, ...]) -> Array:
         """Returns symmetric normal weights whose eigenvalues lie near [-1, 1]."""
+        checks.rng_key("rng_key", rng_key)
         size = math.prod(shapes[0])
         weights = jax.random.normal(rng_key, (size, size))
         return (weights + weights.T) / math.sqrt(8 * size)
@@ -127,9 +144,19 @@ class BiasSynapse:
 
     Attributes:
       layer: the layer.
+
+    Raises:
+      TypeError: if the name is no string.
+
+    Example:
+      >>> print(BiasSynapse("visible").energy(jnp.array([1.0, 0.5]), jnp.array([1.0, 2.0])))
+      -2.0
     """
 
     layer: str
+
+    def __post_init__(self) -> None:
+        checks.text("layer", self.layer)
 
     @property
     def layers(self) -> tuple[str]:
@@ -177,13 +204,17 @@ class FunctionSynapse:
     init_function: Callable[..., Params] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(
-            self.layers, tuple
-        ):  # a string would be read letter by letter, a list is not hashable
+        # A string would be read letter by letter, a list is not hashable.
+        if not isinstance(self.layers, tuple) or not all(isinstance(name, str) for name in self.layers):
             raise TypeError(f"layers={self.layers!r}: a tuple of names is needed.")
+        if not callable(self.function):
+            checks.function("function", self.function, "params", *self.layers)
+        if self.init_function is not None:
+            checks.function("init_function", self.init_function, "rng_key", *self.layers)
 
     def energy(self, params: Params, /, *activations: Array) -> Array:
         """Returns the function's energy."""
+        checks.function("function", self.function, "params", *self.layers)
         return self.function(params, *activations)
 
     def init(self, rng_key: Array, /, *shapes: tuple[int, ...]) -> Params:

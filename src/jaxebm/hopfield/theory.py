@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import scipy.optimize
 from jax.scipy.special import erf
 
@@ -53,8 +54,8 @@ def overlap(patterns: Array, x: Array) -> Array:
       Array([0.5, 0. ], dtype=float32)
     """
     patterns = pattern_matrix("patterns", patterns)
-    vector("x", x, patterns.shape[1], "one number for each coordinate of a memory")
-    return patterns @ x / patterns.shape[1]
+    vector("x", x, patterns.shape[1], "one number for each column of patterns")
+    return patterns @ jnp.asarray(x) / patterns.shape[1]
 
 
 def separation(patterns: Array) -> Array:
@@ -105,16 +106,22 @@ def retrieval_error_bound(patterns: Array, beta: float | Array, distance: float 
 
     Example:
       >>> bound = retrieval_error_bound(10.0 * jnp.eye(3), beta=0.5, distance=1.0)  # M = 10, Delta = 100
-      >>> [round(1e16 * float(b), 1) for b in bound]
-      [1.7, 1.7, 1.7]
+      >>> print(jnp.round(1e16 * bound, 1))
+      [1.7 1.7 1.7]
 
     Reference:
       Ramsauer et al. 2020 (arXiv:2008.02217), theorem 5 (exponentially small retrieval error).
     """
     patterns = pattern_matrix("patterns", patterns)
     checks.positive("beta", beta)
+    checks.one_number("beta", beta)
     checks.non_negative("distance", distance)
-    largest = jnp.max(jnp.linalg.norm(patterns, axis=1))
+    if np.shape(distance) not in ((), patterns.shape[:1]):
+        raise ValueError(f"distance has shape {np.shape(distance)}: () or ({patterns.shape[0]},) is needed.")
+    distance = jnp.asarray(distance, patterns.dtype)
+    # The root of the greatest square, not the greatest root: the slope of a root at 0 would be NaN.
+    square = jnp.max(jnp.sum(patterns * patterns, axis=1))
+    largest = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     num_others = patterns.shape[0] - 1
     return 2.0 * num_others * largest * jnp.exp(-beta * (separation(patterns) - 2.0 * largest * distance))
 
@@ -132,7 +139,8 @@ def metastable_size(probabilities: Array, mass: float | Array = 0.9) -> Array:
       The number, an integer in 1..K, ``()``. A sum that misses ``mass`` by float rounding alone reaches it.
 
     Raises:
-      ValueError: if ``probabilities`` is no vector or has an entry below 0, or ``mass`` lies outside [0, 1].
+      ValueError: if ``probabilities`` is no vector, has an entry below 0 or another sum than 1, or ``mass``
+        lies outside [0, 1].
 
     Example:
       >>> int(metastable_size(jnp.array([0.1, 0.6, 0.05, 0.25])))  # 0.6 + 0.25 + 0.1
@@ -141,11 +149,21 @@ def metastable_size(probabilities: Array, mass: float | Array = 0.9) -> Array:
     Reference:
       Ramsauer et al. 2020 (arXiv:2008.02217), the analysis of attention heads.
     """
-    shape = jnp.shape(probabilities)
+    checks.array("probabilities", probabilities)
+    shape = np.shape(probabilities)
     if len(shape) != 1 or shape[0] == 0:
         raise ValueError(f"probabilities has shape {shape}: (K,) is needed, one for each of K >= 1 memories.")
     checks.non_negative("probabilities", probabilities)
+    if not checks.is_traced(probabilities):
+        total = float(np.sum(np.asarray(probabilities, np.float64)))
+        dtype = np.asarray(probabilities).dtype
+        rounding = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
+        if abs(total - 1) > max(2e-3, rounding):
+            raise ValueError(
+                f"probabilities has the sum {total:.6g}: a sum of 1 is needed, as that of softmax(beta Xi x)."
+            )
     checks.in_range("mass", mass, 0.0, 1.0)
+    checks.one_number("mass", mass)
     probabilities = jnp.asarray(probabilities, dtype=float)
     reached = jnp.cumsum(jnp.sort(probabilities, descending=True))
     rounding = 4 * shape[0] ** 0.5 * jnp.finfo(reached.dtype).eps
@@ -235,13 +253,14 @@ def hebb_overlap(load: float | Array) -> Array:
       ValueError: if a load is negative.
 
     Example:
-      >>> [round(float(m), 3) for m in hebb_overlap(jnp.array([0.05, 0.1, 0.1379, 0.15]))]
-      [1.0, 0.998, 0.968, 0.0]
+      >>> print(np.round(np.asarray(hebb_overlap(jnp.array([0.05, 0.1, 0.1379, 0.15]))), 3))
+      [1.    0.998 0.968 0.   ]
 
     Reference:
       Amit, Gutfreund & Sompolinsky 1985, Phys. Rev. Lett. 55, 1530; 1987, Statistical mechanics of neural
       networks near saturation, Annals of Physics 173, 30.
     """
+    checks.array("load", load)
     checks.non_negative("load", load)
     load = jnp.asarray(load, dtype=float)
     retrieved = load <= hebb_capacity()
@@ -266,12 +285,13 @@ def glauber_overlap(temperature: float | Array) -> Array:
       ValueError: if a temperature is negative.
 
     Example:
-      >>> [round(float(m), 4) for m in glauber_overlap(jnp.array([0.0, 0.5, 1.0]))]
-      [1.0, 0.9575, 0.0]
+      >>> print(np.round(np.asarray(glauber_overlap(jnp.array([0.0, 0.5, 1.0]))), 4))
+      [1.     0.9575 0.    ]
 
     Reference:
       Amit, Gutfreund & Sompolinsky 1985, Spin-glass models of neural networks, Phys. Rev. A 32, 1007.
     """
+    checks.array("temperature", temperature)
     checks.non_negative("temperature", temperature)
     temperature = jnp.asarray(temperature, dtype=float)
     frozen = temperature < 1.0

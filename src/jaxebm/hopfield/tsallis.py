@@ -23,7 +23,7 @@ import numpy as np
 from jaxebm import checks
 from jaxebm.types import Array
 
-__all__ = ["entmax", "entmax_conjugate", "uniform_negentropy"]
+__all__ = ["checked_alpha", "entmax", "entmax_conjugate", "uniform_negentropy"]
 
 _MOST_STEPS = 100
 """Greatest number of Newton steps; ten are usually enough."""
@@ -49,13 +49,16 @@ def entmax(z: Array, alpha: float = 1.5, axis: int = -1) -> Array:
       Probabilities in the shape and dtype of ``z``; narrow dtypes are computed in float32.
 
     Raises:
-      TypeError: if alpha is traced.
+      TypeError: if alpha is traced or no number, or ``z`` no array of real numbers.
       ValueError: if alpha is below 1, or if ``z`` has no such axis or nothing along it.
 
     Example:
       >>> scores = jnp.array([-2.0, 0.0, 0.5])
-      >>> [[round(float(p), 3) for p in entmax(scores, alpha)] for alpha in (1.0, 1.5, 2.0)]
-      [[0.049, 0.359, 0.592], [0.0, 0.326, 0.674], [0.0, 0.25, 0.75]]
+      >>> for alpha in (1.0, 1.5, 2.0):
+      ...     print(np.round(np.asarray(entmax(scores, alpha)), 3))
+      [0.049 0.359 0.592]
+      [0.    0.326 0.674]
+      [0.   0.25 0.75]
 
     Reference:
       Martins & Astudillo 2016 (sparsemax, arXiv:1602.02068); Peters, Niculae & Martins 2019 (entmax,
@@ -85,12 +88,16 @@ def entmax_conjugate(z: Array, alpha: float = 1.5, axis: int = -1) -> Array:
       Hessian the Jacobian of ``entmax``, both exact.
 
     Raises:
-      TypeError: if alpha is traced.
+      TypeError: if alpha is traced or no number, or ``z`` no array of real numbers.
       ValueError: if alpha is below 1, or if ``z`` has no such axis or nothing along it.
 
     Example:
-      >>> [round(float(entmax_conjugate(jnp.array([-2.0, 0.0, 0.5]), alpha)), 3) for alpha in (1.0, 1.5, 2.0)]
-      [-0.075, 0.121, 0.229]
+      >>> scores = jnp.array([-2.0, 0.0, 0.5])
+      >>> for alpha in (1.0, 1.5, 2.0):
+      ...     print(np.round(np.asarray(entmax_conjugate(scores, alpha)), 3))
+      -0.075
+      0.121
+      0.229
 
     Reference:
       Blondel, Martins & Niculae 2020, Learning with Fenchel-Young losses (arXiv:1901.02324), section 4.
@@ -118,31 +125,41 @@ def uniform_negentropy(count: Array | float, alpha: float = 1.5) -> Array:
       ValueError: if alpha is below 1 or the count is not positive.
 
     Example:
-      >>> float(uniform_negentropy(2, alpha=2.0))
+      >>> print(uniform_negentropy(2, alpha=2.0))
       -0.25
     """
-    alpha = _checked_alpha(alpha)
+    alpha = checked_alpha(alpha)
+    checks.array("count", count)
     checks.positive("count", count)
+    if not checks.is_traced(count) and np.any(np.asarray(count) < 1):
+        raise ValueError(f"count={count!r}: count must be at least 1.")
     return _deformed_log(-jnp.log(jnp.asarray(count, jnp.result_type(count, float))), alpha) / alpha
 
 
-def _checked_alpha(alpha: float) -> float:
+def checked_alpha(alpha: float) -> float:
+    """Returns alpha as a plain number of at least 1, or raises."""
     if checks.is_traced(alpha):
         raise TypeError(
             f"alpha={alpha!r} is traced: alpha chooses the program, so it must be a plain number (give it to "
             f"jax.jit as static, or close over it)."
         )
-    if np.ndim(alpha) != 0 or not (math.isfinite(alpha) and alpha >= 1):
+    checks.array("alpha", alpha)
+    checks.one_number("alpha", alpha)
+    if not (math.isfinite(alpha) and alpha >= 1):
         raise ValueError(f"alpha={alpha!r}: alpha must be a finite number of at least 1.")
     return float(alpha)
 
 
 def _checked(z: Array, alpha: float, axis: int) -> tuple[Array, float]:
-    alpha = _checked_alpha(alpha)
+    alpha = checked_alpha(alpha)
+    checks.array("z", z)
+    z = jnp.asarray(z)
     z = jnp.asarray(z, jnp.result_type(z, float))
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        raise TypeError(f"axis={axis!r}: axis must be an integer.")
     if not -z.ndim <= axis < z.ndim or z.shape[axis] == 0:
         raise ValueError(
-            f"axis={axis} of an array of shape {z.shape}: an axis with at least one entry is needed."
+            f"axis={axis} of an array of shape {z.shape}: an axis with at least one entry is needed in z."
         )
     return z, alpha
 
