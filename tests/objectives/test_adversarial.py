@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxebm.objectives import adversarial_examples
@@ -78,3 +79,20 @@ def test_refuses(change, error, message):
     x, labels = given.pop("x"), given.pop("labels")
     with pytest.raises(error, match=message):
         adversarial_examples(jax.random.key(0), linear, WEIGHTS, x, labels, **given)
+
+
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 1], [5, 5]])
+def test_a_class_that_does_not_exist_is_refused_or_nan(labels):
+    """Clamped to the nearest class, the attack would have moved the example away from another one."""
+
+    def attack(labels):
+        return adversarial_examples(
+            jax.random.key(0), lambda params, x: params @ x, jnp.eye(3), jnp.ones((2, 3)), labels, radius=0.5
+        )
+
+    with pytest.raises(ValueError, match=r"labels spans .*0\.\.2"):
+        attack(jnp.array(labels))
+    moved = jax.jit(attack)(jnp.array(labels))
+    outside = np.array([label not in (0, 1, 2) for label in labels])
+    np.testing.assert_array_equal(np.isnan(moved).all(axis=1), outside)
+    assert np.isfinite(moved[~outside]).all()

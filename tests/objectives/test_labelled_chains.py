@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxebm.energies import joint_energy
 from jaxebm.objectives import contrastive_divergence, last_step_loss, persistent, short_run
 from jaxebm.objectives.labelled_chains import bind_target, run_labelled_chains
 from jaxebm.samplers import UniformInitial, sgld
@@ -103,3 +104,37 @@ def test_every_sampler_binds_so(make):
     negatives = draw(X)
     minima = np.asarray(negatives.labels, np.float32)[:, None]
     np.testing.assert_allclose(negatives.positions, np.broadcast_to(minima, (3, 2)), atol=1e-6)
+
+
+class TestClasses:
+    """Of three classes 0, 1, 2 the chain of another would move by its noise alone, were it not refused."""
+
+    logits = staticmethod(lambda params, x: params @ x)
+    params, start = jnp.ones((3, 2)), jnp.zeros((2, 2))
+    kernel = partial(sgld, step_size=0.1)
+
+    @pytest.mark.parametrize("labels", [[0, 3], [-1, 0], [0, 100]])
+    def test_a_class_that_does_not_exist_is_refused(self, labels):
+        energy = joint_energy(self.logits)
+        with pytest.raises(ValueError, match=r"labels spans .*0\.\.2 for 3 classes"):
+            run_labelled_chains(
+                jax.random.key(0), self.kernel, energy, self.params, self.start, jnp.array(labels), 1
+            )
+
+    def test_traced_it_gives_nan_and_leaves_the_others(self):
+        energy = joint_energy(self.logits)
+
+        @jax.jit
+        def run(labels):
+            return run_labelled_chains(
+                jax.random.key(0), self.kernel, energy, self.params, self.start, labels, 1
+            )
+
+        found, whole = run(jnp.array([1, 3])), run(jnp.array([1, 2]))
+        assert np.isnan(found[1]).all()
+        np.testing.assert_array_equal(found[0], whole[0])
+
+    def test_fractions_are_no_classes(self):
+        energy, key = joint_energy(self.logits), jax.random.key(0)
+        with pytest.raises(TypeError, match="labels has dtype float32: integer class labels"):
+            run_labelled_chains(key, self.kernel, energy, self.params, self.start, jnp.ones(2), 1)

@@ -11,7 +11,7 @@ import pytest
 from jaxebm.data import Examples
 from jaxebm.objectives import Objective, contrastive_divergence, ignore_label, likelihood
 from jaxebm.samplers import sgld
-from jaxebm.training import Sharpness, compile_steps, learner, make_placement
+from jaxebm.training import compile_steps, learner, make_placement
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -165,11 +165,11 @@ def test_bad_number_of_steps_is_refused(num_steps):
         ({"batch_size": 0}, ValueError, "batch_size=0"),
         ({"batch_size": 2.0}, ValueError, "batch_size=2.0"),
         ({"noise": -0.1}, ValueError, "noise=-0.1"),
-        ({"augment": 3}, TypeError, "augment=3: a function"),
-        ({"augment_x_data": "other"}, TypeError, "augment_x_data='other': a function"),
-        ({"rescale": 255.0}, TypeError, "rescale=255.0: a function"),
-        ({"refresh": True}, TypeError, "refresh=True: a function"),
-        ({"sharpness": Sharpness(0.0)}, ValueError, "sharpness.rho=0.0"),
+        ({"augment": 3}, TypeError, "augment must be a function"),
+        ({"augment_x_data": "other"}, TypeError, "augment_x_data must be a function"),
+        ({"rescale": 255.0}, TypeError, "rescale must be a function"),
+        ({"refresh": True}, TypeError, "refresh must be a function"),
+        ({"sharpness": 0.05}, TypeError, r"sharpness .*Sharpness\(rho\)"),
         (
             {"batch_size": 9, "placement": make_placement(1, num_strata=2)},
             ValueError,

@@ -1,6 +1,5 @@
 """Divergence is found in its own update, in healthy noise nothing is, and what is found is named."""
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -87,8 +86,7 @@ def test_sampler_states_of_other_kinds_are_looked_over(state):
 
 def test_where_chains_start_is_no_part_of_them(state):
     """Unbounded starts have infinite clamps, and no update changes them: only the buffer is inspected."""
-    initial = state.sampler_state.initial
-    unbounded = state.sampler_state._replace(initial=dataclasses.replace(initial, high=jnp.array(jnp.inf)))
+    unbounded = state.sampler_state._replace(initial={"state_clamp": jnp.array([-jnp.inf, jnp.inf])})
     check_state(state._replace(sampler_state=unbounded))
     assert int(jax.jit(inspect)(state._replace(sampler_state=unbounded))) == 0
 
@@ -148,9 +146,9 @@ class TestBands:
         norm[600] = 50.0
         assert judge(Monitor(), {"update_norm": norm}) == {"update_norm": 600}
 
-    def test_nothing_is_judged_before_the_warm_up(self):
+    def test_bands_are_not_used_before_the_warm_up(self):
         gap = self.noise[:200].copy()
-        gap[50] = 1e4
+        gap[50] = 500.0
         assert judge(Monitor(), {"energy_gap": gap}) == {}
         assert judge(Monitor(warmup=20), {"energy_gap": gap}) == {"energy_gap": 50}
 
@@ -171,7 +169,7 @@ class TestChains:
 
     def test_measures(self):
         x = jax.random.uniform(jax.random.key(0), (1000, 4), minval=-1.0, maxval=1.0)
-        found = measure_chains(x, 0.5 * x, jnp.array([0.0, 0.1]))
+        found = measure_chains(x, 0.5 * x, jnp.array([0.0, 0.1] * 500))
         assert float(found["frozen_chains"]) == 0.5
         assert abs(float(found["chain_spread"]) - 0.5) < 1e-6
         clamped = jnp.clip(10.0 * x, -1.0, 1.0)  # a tenth of the entries stays inside
@@ -180,6 +178,18 @@ class TestChains:
         # Binary data sit at the ends themselves, and chains that do so, too, are none the worse.
         assert float(measure_chains(jnp.sign(x), jnp.sign(x), None)["saturated_chains"]) == 0.0
         assert measure_chains(None, x, None) == {}
+
+    def test_grain_and_reach(self):
+        """White noise of sd s on data constant over space has differences of sd s sqrt(2)."""
+        key_data, key_noise = jax.random.split(jax.random.key(0))
+        rows = jax.random.normal(key_data, (500, 8, 1, 1)) * jnp.ones((500, 8, 8, 3))
+        grain = np.sqrt(np.mean(np.square(np.diff(rows, axis=1))) / 2)  # no differences along axis 2
+        noisy = rows + 0.5 * jax.random.normal(key_noise, rows.shape)
+        found = measure_chains(rows, noisy, None)
+        wanted = np.sqrt((grain**2 + 2 * 0.5**2) / grain**2)
+        assert abs(float(found["sample_grain"]) / wanted - 1) < 0.02
+        assert float(found["largest_chain"]) == float(jnp.max(jnp.abs(noisy)))
+        assert "sample_grain" not in measure_chains(rows[:, :, 0, 0], rows[:, :, 0, 0], None)
 
 
 def test_faults_have_names_and_sentences():
@@ -203,7 +213,97 @@ def test_inspection_reads_every_number(state, part):
     assert name_faults(int(jax.jit(inspect)(sick))) == [name]
 
 
-@pytest.mark.parametrize("name", ["deviations", "smallest_deviation", "window", "warmup", "patience"])
-def test_bad_thresholds_are_refused(name):
-    with pytest.raises(ValueError, match=name):
-        Monitor(**{name: 0}).check()
+class TestLimitsWithoutBands:
+    """What no band can see: chains beyond the data at once, and numbers beyond all bounds in the warm-up."""
+
+    def test_chains_far_beyond_the_data_are_found_in_their_own_update(self):
+        data = np.linspace(0.5, 3.0, 40)  # the greatest so far counts: 3 at the end
+        chains = 2.0 * np.ones(40)
+        assert judge(Monitor(), {"largest_chain": chains, "largest_data": data}) == {}
+        for step, far in ((0, 101.0), (39, 301.0)):
+            escaped = chains.copy()
+            escaped[step] = far
+            for monitor in (Monitor(), Monitor(bands=False)):
+                found = judge(monitor, {"largest_chain": escaped, "largest_data": data})
+                assert found == {"escaped": step}
+            assert judge(Monitor(reach=np.inf), {"largest_chain": escaped, "largest_data": data}) == {}
+        escaped[39] = 299.0
+        assert judge(Monitor(), {"largest_chain": escaped, "largest_data": data}) == {}
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_a_batch_that_is_not_finite_has_a_fault_of_its_own(self, value):
+        reach = np.ones(20)
+        reach[7] = value
+        assert judge(Monitor(bands=False), {"largest_data": reach})["data"] == 7
+
+    def test_the_gap_has_a_floor_in_the_first_updates(self):
+        gap, energy = np.zeros(150), 10.0 * np.ones(150)
+        gap[0] = 12_000.0
+        assert judge(Monitor(), {"energy_gap": gap, "energy_data": energy}) == {"runaway": 0}
+        gap[0] = 10_000.0
+        assert judge(Monitor(), {"energy_gap": gap, "energy_data": energy}) == {}
+        # Energies of pixels in 0..255 are large from the beginning.
+        assert judge(Monitor(), {"energy_gap": 1e6 * gap, "energy_data": 1e6 * energy}) == {}
+        later = np.zeros(150)
+        later[60] = 1e4
+        assert judge(Monitor(), {"energy_gap": later}) == {"runaway": 60}
+
+    def test_norms_have_one_too(self):
+        norm = np.geomspace(1e-9, 1.0, 90)  # a symmetry that breaks: no fault
+        assert judge(Monitor(), {"gradient_norm": norm}) == {}
+        norm[50] = 1e7
+        assert judge(Monitor(), {"gradient_norm": norm}) == {"runaway": 50}
+
+    def test_the_metrics_that_show_it_are_named(self):
+        metrics = {"largest_chain": 7e6, "largest_data": 1.5, "loss": 0.0}
+        said = "step 1: the chains have left the range of the data (largest_chain=7e+06, largest_data=1.5)"
+        assert describe_faults(1, ["escaped"], metrics) == said
+
+
+def test_a_scalar_of_infinity_in_an_optimizer_is_no_fault(state):
+    """``reduce_on_plateau`` keeps the least loss so far, and begins with infinity; an array may not."""
+    best = state._replace(optimizer_state=(jnp.array(jnp.inf), jnp.ones(3)))
+    assert int(jax.jit(inspect)(best)) == 0
+    assert judge_once(best) == []
+    for sick in ((jnp.array(jnp.nan), jnp.ones(3)), (jnp.ones(()), jnp.full(3, jnp.inf))):
+        assert name_faults(int(jax.jit(inspect)(state._replace(optimizer_state=sick)))) == ["optimizer_state"]
+        assert judge_once(state._replace(optimizer_state=sick)) == ["optimizer_state"]
+
+
+def judge_once(state):
+    return name_faults(int(diagnose(Monitor(bands=False), state, {"loss": jnp.ones(())})[1]))
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "1", None, np.ones(2), float("nan"), object()])
+@pytest.mark.parametrize(
+    "name", ["deviations", "smallest_deviation", "window", "warmup", "patience", "reach"]
+)
+def test_bad_thresholds_are_refused(name, value):
+    with pytest.raises((TypeError, ValueError), match=name):
+        Monitor(**{name: value})
+
+
+def test_other_arguments_are_named(state):
+    x = jnp.ones((3, 2))
+    for call, named in (
+        (lambda: Monitor(bands="yes"), "bands"),
+        (lambda: Monitor(floor=np.inf), "floor"),
+        (lambda: diagnose(None, state, {"loss": 1.0}), "monitor"),
+        (lambda: diagnose(Monitor(), None, {"loss": 1.0}), "state"),
+        (lambda: diagnose(Monitor(), state, {}), "metrics is empty"),
+        (lambda: diagnose(Monitor(), state, None), "metrics"),
+        (lambda: diagnose(Monitor(), state, {"loss": jnp.ones(2)}), r"metrics\['loss'\] has shape \(2,\)"),
+        (lambda: diagnose(Monitor(), state, {"loss": 1j}), r"metrics\['loss'\]"),
+        (lambda: name_faults(1.5), "faults"),
+        (lambda: name_faults(-1), "faults"),
+        (lambda: name_faults(1 << len(FAULTS)), "faults"),
+        (lambda: check_metrics(-1, {"loss": 1.0}), "step"),
+        (lambda: check_metrics(1, {"loss": "low"}), "metrics"),
+        (lambda: check_state(None), "state"),
+        (lambda: measure_chains(x, jnp.ones((3, 4)), None), "x_model"),
+        (lambda: measure_chains(x, x, jnp.ones(4)), "displacement"),
+        (lambda: measure_chains("x", x, None), "x_data"),
+        (lambda: measure_chains(x, 1j * x, None), "x_model"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=named):
+            call()

@@ -144,7 +144,7 @@ def test_accumulated_gradients_are_no_fault_of_the_optimiser():
 
 
 def test_a_bound_kernel_is_refused():
-    with pytest.raises(TypeError, match="make_kernel is a Kernel"):
+    with pytest.raises(TypeError, match="make_kernel is a kernel that is bound"):
         persistent(sgld(lambda x: jnp.sum(x**2), step_size=0.1), num_steps=1, num_chains=2)
 
 

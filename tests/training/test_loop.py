@@ -19,6 +19,7 @@ import pytest
 from jaxebm.objectives import contrastive_divergence, likelihood
 from jaxebm.samplers import sgld
 from jaxebm.training import (
+    DEFAULT_RECOVERY,
     Checkpointing,
     CheckpointMismatchError,
     Checkpoints,
@@ -187,7 +188,7 @@ class TestNumbers:
     @pytest.mark.parametrize(
         ("options", "kind", "named"),
         [
-            ({"rng_key": 0}, TypeError, r"rng_key=0: a key is needed, such as jax\.random\.key"),
+            ({"rng_key": 0}, TypeError, r"rng_key=0: .*jax\.random\.key"),
             ({"learn": quadratic}, TypeError, "learner is a function: a Learner is needed"),
             ({"recovery": 3}, TypeError, "recovery is a int"),
             (
@@ -195,10 +196,10 @@ class TestNumbers:
                 TypeError,
                 r"checkpointing is a RunFolder: Checkpointing\(",
             ),
-            ({"observe": 3}, TypeError, "observe=3: a function"),
-            ({"on_metrics": []}, TypeError, r"on_metrics=\[\]: a function"),
-            ({"checkpointing": Checkpointing(RunFolder(Path("run")), every=0)}, ValueError, "every=0"),
-            ({"checkpointing": Checkpointing("run")}, ValueError, "run='run': .*open_run"),  # type: ignore
+            ({"observe": 3}, TypeError, r"observe must be a function, called as observe\(state\)"),
+            ({"observe": lambda state, other: {}}, TypeError, "observe"),
+            ({"on_metrics": []}, TypeError, r"on_metrics must be a function, called as on_metrics\(record\)"),
+            ({"progress": "bar"}, TypeError, "progress='bar'"),
             (
                 {"checkpointing": Checkpointing(RunFolder(Path("run")), best_metric="fid")},
                 ValueError,
@@ -209,6 +210,21 @@ class TestNumbers:
     def test_bad_arguments_are_refused_before_anything_is_made(self, options, kind, named):
         with pytest.raises(kind, match=named):
             train(**({"learn": NEVER} | options))
+
+    @pytest.mark.parametrize(
+        ("settings", "named"),
+        [
+            ({"every": 0}, "every=0"),
+            ({"run": "run"}, "run .*open_run"),
+            ({"resume_step": -1}, "resume_step=-1"),
+            ({"best_metric": 3}, "best_metric"),
+            ({"best_mode": "least"}, "best_mode='least'"),
+            ({"fingerprint": b"1"}, "fingerprint"),
+        ],
+    )
+    def test_checkpointing_is_checked_where_it_is_made(self, settings, named):
+        with pytest.raises((TypeError, ValueError), match=named):
+            Checkpointing(**({"run": RunFolder(Path("run"))} | settings))
 
     def test_the_history_and_the_callback_have_a_record_a_dispatch(self):
         heard = []
@@ -398,19 +414,47 @@ class TestSignals:
         assert int(done[0].state.step) == 4
 
 
+def broken(state, value, leaf):
+    """The leaf, not finite in update 23 alone."""
+    return jnp.where(state.step == 22, value, 1.0) * leaf
+
+
 class TestDivergence:
-    @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
-    def test_is_named_and_keeps_the_last_good_checkpoint(self, tmp_path, bits, value):
-        """The 23rd batch is bad, the third update of its dispatch; the checkpoint is of step 20."""
+    @pytest.mark.parametrize("recovery", [None, DEFAULT_RECOVERY])
+    def test_a_batch_that_is_not_finite_is_not_blamed_on_the_rate(self, recovery):
+        """No recovery can mend the data, and none is tried."""
 
         def breaking(state, data):
-            return QUADRATIC.step(state, data._replace(x=jnp.where(state.step == 22, value, 1.0) * data.x))
+            return QUADRATIC.step(state, data._replace(x=broken(state, jnp.nan, data.x)))
+
+        with pytest.raises(
+            ValueError, match="step 23: the batch holds entries that are not finite"
+        ) as caught:
+            train(QUADRATIC._replace(step=breaking), num_steps=40, recovery=recovery)
+        assert "rate" not in str(caught.value)
+        assert "No checkpoint was written, because checkpointing is None." in str(caught.value)
+
+    def test_it_says_so_where_there_is_no_checkpoint_yet(self, tmp_path):
+        def breaking(state, data):
+            return QUADRATIC.step(state._replace(params=broken(state, jnp.nan, state.params)), data)
+
+        kept = Checkpointing(open_run(tmp_path, {}), every=1000)
+        with pytest.raises(DivergenceError, match=r"No checkpoint had been written before\.$"):
+            train(QUADRATIC._replace(step=breaking), num_steps=40, checkpointing=kept, recovery=None)
+
+    @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+    def test_is_named_and_keeps_the_last_good_checkpoint(self, tmp_path, bits, value):
+        """Update 23 is bad, the third of its dispatch; the checkpoint is of step 20."""
+
+        def breaking(state, data):
+            return QUADRATIC.step(state._replace(params=broken(state, value, state.params)), data)
 
         learn = QUADRATIC._replace(step=breaking)
         run = open_run(tmp_path, {})
         before = signal.getsignal(signal.SIGINT)
-        with pytest.raises(DivergenceError, match=r"step 23: .*loss=nan.*Lower the learning rate"):
+        with pytest.raises(DivergenceError, match=r"step 23: .*loss=nan.*Lower the learning rate") as caught:
             train(learn, num_steps=40, checkpointing=Checkpointing(run, every=10), recovery=None)
+        assert "The checkpoint of step 20 is kept. That of step 12 lies further" in str(caught.value)
         assert signal.getsignal(signal.SIGINT) is before
         assert [record["step"] for record in run.read_metrics()] == [4, 8, 12, 16, 20]
         with Checkpoints(run.checkpoints) as checkpoints:

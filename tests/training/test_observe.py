@@ -131,8 +131,25 @@ def test_a_failing_observer_loses_no_checkpoint(train, bits, unobserved, tmp_pat
 
     with pytest.raises(RuntimeError, match="out of memory"):
         train(run, observe=fail, observe_every=4)
-    assert run.read_metrics()[-1]["step"] == 20
-    assert bits(train(run).state) == unobserved[0]
+    assert run.read_metrics()[-1]["step"] == 24  # of the state that was saved, so that none is missing
+    result = train(run)
+    assert bits(result.state) == unobserved[0]
+    assert [record["step"] for record in result.history] == [record["step"] for record in unobserved[1]]
+
+
+@pytest.mark.parametrize(
+    ("returned", "named"),
+    [
+        (None, "what observe returns"),
+        (jnp.ones(()), "what observe returns"),
+        ({"a": jnp.ones(2)}, r"what observe returns\['a'\] has shape \(2,\)"),
+        ({"a": "low"}, r"what observe returns\['a'\]"),
+        ({"a": 1j}, r"what observe returns\['a'\]"),
+    ],
+)
+def test_what_is_no_scalar_by_name_is_refused(train, returned, named):
+    with pytest.raises((TypeError, ValueError), match=named):
+        train(num_steps=4, observe=lambda state: returned)
 
 
 @pytest.mark.parametrize("value", [0, -5, 2.5, True])

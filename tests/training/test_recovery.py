@@ -371,17 +371,27 @@ class TestRuns:
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("make", "settings", "named"),
     [
-        ({"snapshot_every": 0}, "snapshot_every"),
-        ({"num_snapshots": 1.5}, "num_snapshots"),
-        ({"probation": 0}, "probation"),
-        ({"lookback": -1}, "lookback"),
-        ({"keep_on": "disk"}, "keep_on"),
-        ({"monitor": Monitor(deviations=0.0)}, "deviations"),
-        ({"remedies": (Remedy("none", learning_rate_factor=0.0),)}, "learning_rate_factor"),
+        (Recovery, {"snapshot_every": 0}, "snapshot_every"),
+        (Recovery, {"num_snapshots": 1.5}, "num_snapshots"),
+        (Recovery, {"probation": 0}, "probation"),
+        (Recovery, {"lookback": -1}, "lookback"),
+        (Recovery, {"lookback": 0.5}, "lookback"),
+        (Recovery, {"keep_on": "disk"}, "keep_on"),
+        (Recovery, {"keep_on": ["device"]}, "keep_on"),
+        (Recovery, {"monitor": None}, "monitor"),
+        (Recovery, {"remake": lambda: None}, "remake"),
+        (Recovery, {"remedies": Remedy("one")}, "remedies"),
+        (Recovery, {"remedies": ("smaller rate",)}, r"remedies\[0\]"),
+        (Recovery, {"remedies": (Remedy("none", learning_rate_factor=0.0),)}, "learning_rate_factor"),
+        (Recovery, {"remedies": (Remedy("none", sampler_steps_factor=1.5),)}, "sampler_steps_factor"),  # type: ignore[arg-type]
+        (Recovery, {"remedies": (Remedy("none", energy_l2=np.ones(2)),)}, "energy_l2"),  # type: ignore[arg-type]
+        (Recovery, {"remedies": (Remedy(None),)}, "name"),  # type: ignore[arg-type]
+        (remedies_in_force, {"remedies": REMEDIES, "count": 9}, "count"),
+        (Snapshots, {"recovery": None}, "recovery"),
     ],
 )
-def test_bad_settings_are_refused_before_anything_runs(settings, named):
-    with pytest.raises(ValueError, match=named):
-        train(recovery=Recovery(**settings))
+def test_bad_settings_are_refused_where_they_are_made(make, settings, named):
+    with pytest.raises((TypeError, ValueError), match=named):
+        make(**settings)

@@ -234,8 +234,13 @@ def test_without_it_the_step_is_as_it_was():
 
 
 def test_a_bad_radius_is_refused_at_once():
-    with pytest.raises(ValueError, match=r"sharpness\.rho=-0.1"):
-        learner_of(lambda *_: (jnp.zeros(()), {}), optax.sgd(0.1), Sharpness(-0.1, adaptive=True))
+    for bad in (-0.1, 0.0, float("nan"), jnp.ones(2), "small", None):
+        with pytest.raises((TypeError, ValueError), match=r"sharpness\.rho"):
+            Sharpness(bad, adaptive=True)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="adaptive"):
+        Sharpness(0.1, adaptive="yes")  # type: ignore[arg-type]
+    with pytest.raises((TypeError, ValueError), match="gradient"):
+        ascend(jnp.ones(2), jnp.ones(3), 0.1)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

@@ -13,17 +13,19 @@ import numpy as np
 import optax
 import pytest
 
-from jaxebm.energies import ConvNet, refresh_statistics, trainable, training_apply
+from jaxebm.energies import MLP, ConvNet, joint_energy, refresh_statistics, trainable, training_apply
 from jaxebm.objectives import (
     Objective,
     batch_energy,
     contrastive_divergence,
     ignore_label,
+    jem,
     likelihood,
     persistent,
+    short_run,
 )
 from jaxebm.samplers import ClassGaussianInitial, sgld
-from jaxebm.training import Sharpness, compile_steps, fit, learner
+from jaxebm.training import REMEDIES, DivergenceError, Recovery, Sharpness, compile_steps, fit, learner
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -275,3 +277,168 @@ def test_every_update_and_every_consumer_has_its_own_key():
         key_batch = jax.random.split(jax.random.fold_in(rng_key, step), 3)[0]
         np.testing.assert_allclose(metrics["batch"], sampler(key_batch, 3)[0, 0], rtol=1e-6)
     assert len(set(numbers)) == 12
+
+
+# --- optimisers that take more than the gradient ---
+
+
+def flat(params, rng_key, batch, negatives):
+    """A loss of 1 whose gradient is 1 in every parameter: it never improves."""
+    total = jnp.sum(params)
+    return 1.0 + total - jax.lax.stop_gradient(total), {}
+
+
+def test_an_optimizer_that_watches_the_loss_is_given_it():
+    """Two losses make a value; the second value is no better, and halves the rate from update 4 on."""
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, accumulation_size=2)
+    learn = learner(objective_of(flat), optimizer=optax.chain(optax.sgd(0.1), plateau), batch_size=3)
+    result = fit(KEY, learn, jnp.zeros(2), DATA, num_steps=5, steps_per_dispatch=5)
+    assert result.recoveries == ()
+    np.testing.assert_allclose(result.state.params, -0.1 * (1 + 1 + 1 + 0.5 + 0.5), rtol=1e-6)
+
+
+def test_a_line_search_is_given_the_loss_as_a_function():
+    """|t - m|^2 / 2 from t_0 along its gradient with rate 8: halved three times, the step ends at m."""
+
+    def loss(params, rng_key, batch, negatives):
+        return 0.5 * jnp.sum((params - jnp.asarray(MEAN)) ** 2), {}
+
+    search = optax.scale_by_backtracking_linesearch(8, slope_rtol=0.5, decrease_factor=0.5)
+    learn = learner(objective_of(loss), optimizer=optax.chain(optax.sgd(8.0), search), batch_size=3)
+    result = fit(KEY, learn, jnp.asarray(START, jnp.float32), DATA, num_steps=1)
+    np.testing.assert_allclose(result.state.params, MEAN, rtol=1e-6)
+
+
+# --- what is refused before the first update ---
+
+
+def not_finite(value):
+    return DATA.at[1, 1].set(value)
+
+
+@pytest.mark.parametrize(
+    ("data", "params", "named"),
+    [
+        (not_finite(jnp.nan), START, "data holds 1 non-finite entries"),
+        (not_finite(-jnp.inf), START, "data holds 1 non-finite entries"),
+        (DATA * 1j, START, "data has dtype complex64"),
+        (np.array([["a"], ["b"], ["c"]]), START, "data"),
+        (DATA, np.array([0.0, np.nan]), "params holds 1 non-finite entries .* before the first update"),
+        (DATA, {"w": START, "b": np.array(np.inf)}, r"params\['b'\] holds 1 non-finite"),
+        (DATA, {"w": "text"}, r"params\['w'\]"),
+        (DATA, lambda rng_key, x: jnp.full(2, jnp.nan), "params holds 2 non-finite"),
+        (DATA, lambda: START, "params"),
+        (DATA, np.ones((3, 4)), "objective.energy fails with these params"),
+        (lambda rng_key, n: not_finite(jnp.nan), START, "the first batch that data draws holds 1"),
+        (
+            lambda rng_key, n: DATA[:2],
+            START,
+            "the batch that data draws has a leading axis of 2: 3 is needed",
+        ),
+        (lambda rng_key, n: (DATA, jnp.arange(2)), START, "the batch that data draws"),
+        (lambda rng_key: DATA, START, "data"),
+    ],
+)
+def test_bad_data_and_parameters_are_named(data, params, named):
+    with pytest.raises((TypeError, ValueError), match=named):
+        QUADRATIC.init(KEY, params, data)
+
+
+@pytest.mark.parametrize(
+    "rng_key", [0, None, np.zeros(2, np.uint32), jax.random.PRNGKey(0), jax.random.split(KEY)]
+)
+def test_one_rule_for_keys(rng_key):
+    chains = persistent(partial(sgld, step_size=H), num_steps=1, num_chains=2, capacity=2)
+    calls = (
+        lambda: QUADRATIC.init(rng_key, START, DATA),
+        lambda: fit(rng_key, QUADRATIC, START, DATA, num_steps=1),
+        lambda: chains.init(rng_key, DATA[0]),
+        lambda: CHAINS.draw(rng_key, ignore_label(energy), START, DATA, None, None),
+    )
+    for call in calls:
+        with pytest.raises((TypeError, ValueError), match="rng_key"):
+            call()
+
+
+def test_rescale_must_keep_every_example():
+    with pytest.raises(ValueError, match="what rescale returns has a leading axis of 2: 3 is needed"):
+        state_of(quadratic(rescale=lambda x: x[1:]))
+
+
+THREE = jem(lambda params, x: params @ x, p_xy_weight=1.0)
+
+
+def test_chains_of_classes_that_the_logits_do_not_have_are_refused():
+    """Their energy would be that of the nearest class, or no force at all."""
+    params, data = jnp.ones((3, 2)), (DATA, np.arange(3))
+    for objective in (THREE, likelihood(energy)._replace(energy=joint_energy(THREE.logits))):
+        for num_classes, labels in ((5, data), (3, (DATA, np.array([0, 1, 3]))), (3, drawn_labels)):
+            chains = persistent(
+                partial(sgld, step_size=H), num_steps=1, num_chains=15, capacity=15, num_classes=num_classes
+            )
+            learn = learner(objective, optimizer=optax.sgd(RATE), negatives=chains, batch_size=3)
+            with pytest.raises(ValueError, match="3 classes" if labels is drawn_labels else "3 logits"):
+                learn.init(KEY, params, labels)
+
+
+def drawn_labels(rng_key, batch_size):
+    return DATA, jnp.full(batch_size, 3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("noise", np.ones(3)),
+        ("noise", "much"),
+        ("ema_decay", np.full(3, 0.9)),
+        ("sharpness", 5),
+        ("placement", "cpu"),
+        ("augment", lambda: None),
+        ("augment_x_data", "other"),
+        ("rescale", lambda a, b: a),
+        ("refresh", 3),
+        ("batch_size", 2.0),
+    ],
+)
+def test_options_of_other_kinds_are_named(option, value):
+    with pytest.raises((TypeError, ValueError), match=option):
+        quadratic(**{option: value})
+
+
+# --- chains that leave at once, and x64 ---
+
+
+@pytest.mark.filterwarnings("ignore:step:RuntimeWarning")
+def test_chains_that_leave_at_once_end_the_run():
+    """A step of 1e6 on E = t.x moves every chain by 1e6: no band could have known."""
+    chains = contrastive_divergence(partial(sgld, step_size=1e6), num_steps=1)
+    learn = quadratic(likelihood(lambda params, x: params @ x), negatives=chains)
+    said = r"step 1: the chains have left the range of the data.*largest_chain=1.*largest_data=10"
+    for recovery in (None, Recovery(remedies=REMEDIES[1:2])):
+        with pytest.raises(DivergenceError, match=said):
+            fit(KEY, learn, jnp.ones(2), DATA, num_steps=3, steps_per_dispatch=3, recovery=recovery)
+
+
+@pytest.mark.parametrize("kind", ["contrastive_divergence", "persistent", "short_run", "jem"])
+def test_float32_is_trained_in_x64(kind):
+    """Data, parameters, chains and moments keep their dtype, and all numbers are finite."""
+    kernel = partial(sgld, step_size=0.1)
+    with jax.enable_x64(True):
+        chains = {
+            "contrastive_divergence": contrastive_divergence(kernel, num_steps=2),
+            "short_run": short_run(kernel, num_steps=2, num_chains=6),
+        }.get(kind, persistent(kernel, num_steps=2, num_chains=6, capacity=12, num_classes=3))
+        key, data = jax.random.key(0), np.asarray(DATA, np.float32)
+        params = MLP(3 if kind == "jem" else None, widths=(4,)).init(key, data[0])
+        apply = MLP(3 if kind == "jem" else None, widths=(4,)).apply
+        objective = jem(apply, p_xy_weight=0.5) if kind == "jem" else likelihood(apply)
+        learn = learner(objective, optimizer=optax.adam(1e-2), negatives=chains, batch_size=3)
+        given = (data, np.arange(3)) if kind == "jem" else data
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+        result = fit(key, learn, params, given, num_steps=2, steps_per_dispatch=2)
+        moments = [leaf for leaf in jax.tree.leaves(result.state.optimizer_state) if leaf.ndim]
+        for leaf in (*jax.tree.leaves((result.state.params, result.params)), *moments):
+            assert leaf.dtype == jnp.float32
+            assert np.isfinite(leaf).all()
+        assert result.recoveries == ()
+        assert np.isfinite(list(result.history[-1].values())).all()

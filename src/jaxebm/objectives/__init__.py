@@ -7,6 +7,7 @@ from jaxebm.objectives.contrastive import (
     binary_energy_loss,
     contrastive_loss,
 )
+from jaxebm.objectives.extensions import with_adversarial_examples, with_last_step
 from jaxebm.objectives.joint import classification_loss, joint_loss
 from jaxebm.objectives.labelled_chains import run_labelled_chains
 from jaxebm.objectives.last_step import last_step_loss, nearest_neighbour_entropy
@@ -29,8 +30,6 @@ from jaxebm.objectives.objective import (
     ignore_label,
     jem,
     likelihood,
-    with_adversarial_examples,
-    with_last_step,
 )
 
 __all__ = [

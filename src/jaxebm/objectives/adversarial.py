@@ -1,12 +1,15 @@
 """Adversarial examples for training: the images near the data with the highest loss, found by PGD."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.energies.classifier import log_class_probability
+from jaxebm.energies.classifier import log_class_probability, only_of_class
+from jaxebm.objectives.contrastive import noted
 from jaxebm.samplers.descent import DescentNorm, projected_gradient_descent
-from jaxebm.types import Array, LogitsFn, Params
+from jaxebm.types import BATCH_AXIS, Array, LogitsFn, Params
 
 __all__ = ["adversarial_examples"]
 
@@ -47,8 +50,9 @@ def adversarial_examples(
       The adversarial examples, with the shape and dtype of ``x``; no gradient flows through them.
 
     Raises:
-      ValueError: if ``radius`` is negative, ``num_steps`` not an integer of at least 1, or lengths differ.
-      TypeError: if ``x`` is not floating-point.
+      TypeError: if an argument has the wrong type, ``x`` is not floating-point or ``labels`` not integer.
+      ValueError: if a number is out of range, lengths differ, or ``labels`` lie outside 0..K-1. The example
+        of a traced label that is out of range becomes NaN, because it cannot be checked.
 
     Example:
       >>> logits = lambda params, x: params @ x
@@ -62,13 +66,28 @@ def adversarial_examples(
       Madry et al. 2018 (arXiv 1706.06083), equations 2.1 and 2.2; in an energy-based model, Yin et al. 2025
       (arXiv 2510.13872), section 3.2.
     """
-    checks.non_negative("radius", radius)
+    checks.rng_key("rng_key", rng_key)
+    checks.function("logits", logits, "params", "x")
+    checks.non_negative_number("radius", radius)
+    checks.array("x", x)
     checks.floating("x", x)
     checks.positive_integer("num_steps", num_steps)
-    if jnp.shape(labels) != jnp.shape(x)[:1]:
+    checks.one_of("norm", norm, get_args(DescentNorm))
+    if step_size is not None:
+        checks.positive_number("step_size", step_size)
+    if state_clamp is not None:
+        checks.interval("state_clamp", state_clamp)
+    num_examples = checks.batch_length("x", x)
+    checks.array("labels", labels, (num_examples,), f"({num_examples},), one for each x,")
+    x, labels = jnp.asarray(x), jnp.asarray(labels)
+    with noted("logits", params=params, x=x):
+        batched = jax.vmap(logits, (None, 0), axis_name=BATCH_AXIS)
+        shape = jax.eval_shape(batched, params, x).shape
+    if len(shape) != 2:
         raise ValueError(
-            f"labels has shape {jnp.shape(labels)}: {jnp.shape(x)[:1]} is needed, one for each x."
+            f"logits returned shape {shape[1:]} for one example: (K,), one per class, is needed."
         )
+    checks.integer_labels("labels", labels, shape[1])
     # A radius of 0 would make steps of length 0, which are refused; the projection undoes any step.
     length = jnp.maximum(2.0 * radius / num_steps, 1e-12) if step_size is None else step_size
     params = jax.lax.stop_gradient(params)
@@ -78,7 +97,8 @@ def adversarial_examples(
         key_start, key_chain = jax.random.split(key)
 
         def target(position: Array) -> Array:  # descending log p(y|x) ascends the loss
-            return log_probability(params, position)[label]
+            values = only_of_class(log_probability(params, position), label, "labels")
+            return values.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
         noise = radius * jax.random.uniform(key_start, center.shape, center.dtype, -1.0, 1.0)
         return projected_gradient_descent(

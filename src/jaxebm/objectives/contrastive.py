@@ -5,10 +5,13 @@ d log p(x) / d theta = -dE(x)/d theta + E_{x'~p}[dE(x')/d theta], so descending
 model. `jaxebm.objectives.negatives` defines where those samples come from (data, noise, a buffer).
 """
 
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxebm import checks
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, Metrics, Params, Position
@@ -31,6 +34,7 @@ def batch_energy(energy: EnergyFn, params: Params, xs: Position) -> Array:
       The energies, shape ``(n,)``.
 
     Raises:
+      TypeError: if ``energy`` is not a function of two arguments, or the energy of an example no real number.
       ValueError: if ``xs`` is not a batch of at least one example, or the energy of one example not a scalar.
 
     Example:
@@ -38,14 +42,37 @@ def batch_energy(energy: EnergyFn, params: Params, xs: Position) -> Array:
       >>> batch_energy(lambda params, x: params * jnp.sum(x**2), 0.5, jnp.ones((3, 2))).tolist()
       [1.0, 1.0, 1.0]
     """
+    return _energies("energy", energy, params, xs)
+
+
+def _energies(name: str, energy: EnergyFn, params: Params, xs: Position) -> Array:
+    """Energies of a batch; errors name the caller's argument."""
+    checks.function(name, energy, "params", "x")
     checks.batch_length("xs", xs)
-    energies = jax.vmap(energy, (None, 0), axis_name=BATCH_AXIS)(params, xs)
-    if energies.ndim != 1:
-        raise ValueError(
-            f"energy returned shape {energies.shape[1:]} for one example: an energy returns one scalar, "
-            "shape (). For class logits use jaxebm.energies.marginal_energy(logits)."
-        )
-    return energies
+
+    def one(params: Params, x: Position) -> Array:
+        value = energy(params, x)
+        if np.ndim(value):
+            raise ValueError(
+                f"{name} returned shape {np.shape(value)} for one example: an energy returns one scalar, "
+                "shape (). For class logits use jaxebm.energies.marginal_energy(logits)."
+            )
+        checks.scalar_energy(name, value)
+        return value
+
+    with noted(name, params=params, xs=xs):
+        return jax.vmap(one, (None, 0), axis_name=BATCH_AXIS)(params, xs)
+
+
+@contextmanager
+def noted(name: str, **arguments: Any) -> Iterator[None]:
+    """Adds to an error of a user's function which argument it is, and on what shapes it was called."""
+    try:
+        with checks.shapes_noted(**arguments):
+            yield
+    except Exception as error:
+        error.add_note(f"It was raised where {name}({', '.join(arguments)}) was called.")
+        raise
 
 
 def check_same_example_shape(name_a: str, a: Position, name_b: str, b: Position) -> None:
@@ -61,19 +88,21 @@ def check_same_example_shape(name_a: str, a: Position, name_b: str, b: Position)
 
 
 def energies_of_both(
-    energy: EnergyFn, params: Params, x_data: Position, x_model: Position
+    energy: EnergyFn, params: Params, x_data: Position, x_model: Position, name: str = "energy"
 ) -> tuple[Array, Array]:
     """Energies of data ``(n,)`` and of samples ``(m,)``, through which no gradient flows to the samples."""
-    checks.floating("x_data", x_data)
-    checks.floating("x_model", x_model)
+    for batch, x in (("x_data", x_data), ("x_model", x_model)):
+        checks.real_arrays(batch, x)
+        checks.floating(batch, x)
     check_same_example_shape("x_data", x_data, "x_model", x_model)
-    return batch_energy(energy, params, x_data), batch_energy(energy, params, jax.lax.stop_gradient(x_model))
+    both = (x_data, jax.lax.stop_gradient(x_model))
+    energy_data, energy_model = (_energies(name, energy, params, x) for x in both)
+    return energy_data, energy_model
 
 
 def check_contrast(contrast: Contrast) -> None:
     """Raises ``ValueError`` unless it is one of `Contrast`."""
-    if contrast not in get_args(Contrast):
-        raise ValueError(f"contrast={contrast!r}: contrast must be one of {get_args(Contrast)}.")
+    checks.one_of("contrast", contrast, get_args(Contrast))
 
 
 def compare(energy_data: Array, energy_model: Array, contrast: Contrast) -> tuple[Array, Metrics]:
@@ -119,7 +148,7 @@ def contrastive_loss(
       model).
 
     Raises:
-      TypeError: if ``x_data`` or ``x_model`` is not floating-point.
+      TypeError: if ``x_data`` or ``x_model`` is not floating-point, or ``energy`` no function of real values.
       ValueError: if either holds no example, their examples differ in shape, ``energy`` is not scalar or
         ``energy_l2`` is negative.
 
@@ -134,7 +163,7 @@ def contrastive_loss(
       Hinton 2002, "Training products of experts by minimizing contrastive divergence"; Du & Mordatch 2019
       (arXiv 1903.08689), equation 2 and, for the energy-L2 term, section 4.
     """
-    return _energy_loss(energy, params, x_data, x_model, energy_l2, "likelihood")
+    return energy_loss(energy, params, x_data, x_model, energy_l2, "likelihood")
 
 
 def binary_energy_loss(
@@ -168,7 +197,7 @@ def binary_energy_loss(
       nats, which is 2 log 2 = 1.386 where all energies are 0.
 
     Raises:
-      TypeError: if ``x_data`` or ``x_model`` is not floating-point.
+      TypeError: if ``x_data`` or ``x_model`` is not floating-point, or ``energy`` no function of real values.
       ValueError: if either holds no example, their examples differ in shape, ``energy`` is not scalar or
         ``energy_l2`` is negative.
 
@@ -183,18 +212,20 @@ def binary_energy_loss(
       Yin, Li & Rohde 2022 (arXiv 2012.06568), "Learning energy-based models with adversarial training"; for a
       classifier's energy, Yin et al. 2025 (arXiv 2510.13872), dual adversarial training.
     """
-    return _energy_loss(energy, params, x_data, x_model, energy_l2, "binary")
+    return energy_loss(energy, params, x_data, x_model, energy_l2, "binary")
 
 
-def _energy_loss(
+def energy_loss(
     energy: EnergyFn,
     params: Params,
     x_data: Position,
     x_model: Position,
     energy_l2: float | Array,
     contrast: Contrast,
+    name: str = "energy",
 ) -> tuple[Array, Metrics]:
-    checks.non_negative("energy_l2", energy_l2)
-    both = energies_of_both(energy, params, x_data, x_model)
+    """The loss of a comparison; ``name`` is the caller's argument with the energy, for messages."""
+    checks.non_negative_number("energy_l2", energy_l2)
+    both = energies_of_both(energy, params, x_data, x_model, name)
     loss, metrics = compare(*both, contrast)
     return loss + energy_l2 * mean_squares(*both), metrics

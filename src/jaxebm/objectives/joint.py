@@ -16,6 +16,7 @@ from jaxebm.objectives.contrastive import (
     compare,
     energies_of_both,
     mean_squares,
+    noted,
 )
 from jaxebm.types import BATCH_AXIS, Array, LogitsFn, Metrics, Params, Position
 
@@ -23,7 +24,10 @@ __all__ = ["classification_loss", "joint_loss"]
 
 
 def _batch_logits(logits: LogitsFn, params: Params, x: Position) -> Array:
-    values = jax.vmap(logits, (None, 0), axis_name=BATCH_AXIS)(params, x)
+    with noted("logits", params=params, x=x):
+        values = jax.vmap(logits, (None, 0), axis_name=BATCH_AXIS)(params, x)
+    checks.instance("what logits returns", values, jax.Array)
+    checks.array("what logits returns", values)
     if values.ndim != 2:
         raise ValueError(
             f"logits returned shape {values.shape[1:]} for one example: shape (K,), one per class, is needed."
@@ -32,6 +36,7 @@ def _batch_logits(logits: LogitsFn, params: Params, x: Position) -> Array:
 
 
 def _check_labels_shape(name: str, labels: Array, num_examples: int, examples: str) -> None:
+    checks.array(name, labels)
     if jnp.shape(labels) != (num_examples,):
         raise ValueError(
             f"{name} has shape {jnp.shape(labels)}: ({num_examples},) is needed, one label for each example "
@@ -92,8 +97,11 @@ def classification_loss(
       >>> round(float(loss), 4), float(metrics["train_accuracy"])
       (0.3133, 1.0)
     """
+    checks.function("logits", logits, "params", "x")
+    checks.real_arrays("x", x)
     checks.floating("x", x)
     checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    checks.one_number("label_smoothing", label_smoothing)
     _check_labels_shape("labels", labels, checks.batch_length("x", x), "x")
     return _cross_entropy(_batch_logits(logits, params, x), labels, label_smoothing)
 
@@ -166,9 +174,10 @@ def joint_loss(
       2510.13872) for ``"binary"``.
     """
     check_contrast(contrast)
+    checks.function("logits", logits, "params", "x")
     weights = {"p_y_given_x_weight": p_y_given_x_weight, "p_x_weight": p_x_weight, "p_xy_weight": p_xy_weight}
     for name, weight in weights.items():
-        checks.non_negative(name, weight)
+        checks.non_negative_number(name, weight)
     if checks.is_traced(p_xy_weight):
         raise TypeError("p_xy_weight is traced: it must be a number known before tracing, such as 1.0.")
     if not may_learn(*weights.values()):
@@ -176,8 +185,10 @@ def joint_loss(
     with_joint = float(p_xy_weight) != 0
     if with_joint and labels_model is None:
         raise ValueError("labels_model is None: p_xy_weight needs the classes of the samples in x_model.")
-    checks.non_negative("energy_l2", energy_l2)
+    checks.non_negative_number("energy_l2", energy_l2)
     checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    checks.one_number("label_smoothing", label_smoothing)
+    checks.real_arrays("x_labelled", x_labelled)
     checks.floating("x_labelled", x_labelled)
     check_same_example_shape("x_labelled", x_labelled, "x_data", x_data)
     _check_labels_shape("labels", labels, checks.batch_length("x_labelled", x_labelled), "x_labelled")
@@ -192,14 +203,17 @@ def joint_loss(
     values = _batch_logits(logits, learns(p_y_given_x_weight, p_xy_weight), x_labelled)
     classes = values if may_learn(p_y_given_x_weight) else jax.lax.stop_gradient(values)
     cross_entropy, metrics = _cross_entropy(classes, labels, label_smoothing)
-    both = energies_of_both(marginal_energy(logits), learns(p_x_weight, marginal_l2), x_data, x_model)
+    both = energies_of_both(
+        marginal_energy(logits), learns(p_x_weight, marginal_l2), x_data, x_model, "logits"
+    )
+    if labels_model is not None:  # checked also where no weight needs them
+        _check_labels_shape("labels_model", labels_model, checks.batch_length("x_model", x_model), "x_model")
     p_x_loss, energy_metrics = compare(*both, contrast)
     loss = p_y_given_x_weight * cross_entropy + p_x_weight * p_x_loss
     if bounds_marginal:
         loss += energy_l2 * mean_squares(*both)
     metrics |= energy_metrics
     if with_joint and labels_model is not None:
-        _check_labels_shape("labels_model", labels_model, checks.batch_length("x_model", x_model), "x_model")
         values_model = _batch_logits(logits, params, jax.lax.stop_gradient(x_model))
         both = (
             -_of_labels(values, "labels", labels),

@@ -11,10 +11,36 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jaxebm import checks
+from jaxebm.energies.classifier import JointEnergy
+from jaxebm.objectives.contrastive import noted
 from jaxebm.samplers.chains import run_chain
-from jaxebm.types import BATCH_AXIS, Array, JointEnergyFn, MakeKernel, Params, Position, Target
+from jaxebm.types import BATCH_AXIS, Array, JointEnergyFn, LogitsFn, MakeKernel, Params, Position, Target
 
 __all__ = ["run_labelled_chains"]
+
+SHARDING = "It is jaxebm.training.Placement.split."
+
+
+def class_logits(energy: Any) -> LogitsFn | None:
+    """Returns the logits of a joint energy of this package; None where the classes are not known."""
+    if isinstance(energy, JointEnergy):
+        return energy.logits
+    return energy.module.apply if getattr(energy, "kind", None) == "joint" else None
+
+
+def check_labels(energy: Any, params: Params, positions: Position, labels: Array) -> None:
+    """Raises unless labels are integers, and classes of the energy as far as both are known."""
+    num_chains = checks.batch_length("positions", positions)
+    checks.array("labels", labels, (num_chains,), f"({num_chains},), one class for each of the positions,")
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise TypeError(f"labels has dtype {jnp.result_type(labels)}: integer class labels are needed.")
+    logits = class_logits(energy)
+    if logits is None or checks.is_traced(labels):
+        return
+    batched = jax.vmap(logits, (None, 0), axis_name=BATCH_AXIS)
+    with noted("energy", params=params, positions=positions):
+        num_classes = jax.eval_shape(batched, params, positions).shape[-1]
+    checks.integer_labels("labels", labels, num_classes)
 
 
 def bind_target(energy: JointEnergyFn, params: Params, label: Array) -> Target:
@@ -34,11 +60,10 @@ def map_chains(
     sharding: NamedSharding | None,
 ) -> Any:
     """Maps ``(rng_key, position, label) -> pytree`` over chains, one key per chain, split over devices."""
+    checks.rng_key("rng_key", rng_key)
+    checks.instance("sharding", sharding, (NamedSharding, type(None)), SHARDING)
     num_chains = checks.batch_length("positions", positions)
-    if jnp.shape(labels) != (num_chains,):
-        raise ValueError(
-            f"labels has shape {jnp.shape(labels)}: ({num_chains},) is needed, one class for each position."
-        )
+    checks.array("labels", labels, (num_chains,), f"({num_chains},), one class for each of the positions,")
     keys = jax.random.split(rng_key, num_chains)
     if sharding is not None:
         if num_chains % sharding.mesh.size:
@@ -77,8 +102,11 @@ def run_labelled_chains(
       The final positions of the chains, in the structure of ``positions``.
 
     Raises:
-      ValueError: if ``positions`` hold no chain, ``labels`` are not one per chain, or the number of devices
-        of the sharding does not divide that of the chains.
+      TypeError: if an argument has the wrong type, a function takes other arguments, or ``labels`` are not
+        integers.
+      ValueError: if ``positions`` hold no chain, ``labels`` are not one per chain or out of range for the
+        classes of a `jaxebm.energies.joint_energy`, or the number of devices of the sharding does not divide
+        that of the chains. Where labels are traced, chains of a class that does not exist are NaN.
 
     Example:
       >>> from functools import partial
@@ -92,8 +120,15 @@ def run_labelled_chains(
       [0.0, 3.0]
     """
 
+    checks.kernel_constructor("make_kernel", make_kernel)
+    checks.function("energy", energy, "params", "x", "label")
+    checks.real_arrays("positions", positions)
+    checks.positive_integer("num_steps", num_steps)
+    check_labels(energy, params, positions, labels)
+
     def one_chain(key: Array, position: Position, label: Array) -> Position:
         kernel = make_kernel(bind_target(energy, params, label))
         return run_chain(key, kernel, position, num_steps)[0].position
 
-    return map_chains(one_chain, rng_key, positions, labels, sharding)
+    with noted("energy", params=params, positions=positions):
+        return map_chains(one_chain, rng_key, positions, labels, sharding)

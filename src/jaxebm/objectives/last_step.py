@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jaxebm import checks
-from jaxebm.objectives.contrastive import check_same_example_shape
-from jaxebm.objectives.labelled_chains import bind_target, map_chains
+from jaxebm.objectives.contrastive import check_same_example_shape, noted
+from jaxebm.objectives.labelled_chains import bind_target, check_labels, map_chains
 from jaxebm.types import Array, JointEnergyFn, MakeKernel, Metrics, Params, Position
 
 __all__ = ["last_step_loss", "nearest_neighbour_entropy"]
@@ -54,6 +54,7 @@ def nearest_neighbour_entropy(xs: Position, references: Position | None = None) 
       Kozachenko & Leonenko 1987, "Sample estimate of the entropy of a random vector"; Du et al. 2021 (arXiv
       2012.01316), whose released code takes 100 slots of the buffer as references.
     """
+    checks.real_arrays("xs", xs)
     checks.floating("xs", xs)
     points = _flatten(xs, checks.batch_length("xs", xs))
     if references is None:
@@ -64,6 +65,7 @@ def nearest_neighbour_entropy(xs: Position, references: Position | None = None) 
             )
         others = points
     else:
+        checks.real_arrays("references", references)
         checks.floating("references", references)
         check_same_example_shape("xs", xs, "references", references)
         others = jax.lax.stop_gradient(_flatten(references, checks.batch_length("references", references)))
@@ -137,9 +139,9 @@ def last_step_loss(
       ``(loss, metrics)`` with ``last_step_energy`` and ``neighbour_entropy``, the two averages of L.
 
     Raises:
-      TypeError: if ``positions`` or ``references`` is not floating-point.
-      ValueError: if ``entropy_weight`` is negative, ``labels`` are not one per chain, or as
-        `nearest_neighbour_entropy`.
+      TypeError: if an argument has the wrong type, or ``positions`` or ``references`` is not floating-point.
+      ValueError: if ``entropy_weight`` is not one number of at least 0, ``labels`` are not one per chain or
+        out of range, or as `nearest_neighbour_entropy`.
 
     Example:
       One noiseless step on E(x) = k x^2 / 2 leads to (1 - 0.1 k) x, and a larger k leads closer to 0:
@@ -158,8 +160,12 @@ def last_step_loss(
       Du, Li, Tenenbaum & Mordatch 2021 (arXiv 2012.01316), "Improved contrastive divergence training of
       energy-based models": the loss L_KL.
     """
-    checks.non_negative("entropy_weight", entropy_weight)
+    checks.kernel_constructor("make_kernel", make_kernel)
+    checks.function("energy", energy, "params", "x", "label")
+    checks.non_negative_number("entropy_weight", entropy_weight)
+    checks.real_arrays("positions", positions)
     checks.floating("positions", positions)
+    check_labels(energy, params, positions, labels)
 
     def last_step(key: Array, position: Position, label: Array) -> tuple[Position, Array]:
         kernel = make_kernel(bind_target(energy, params, label))
@@ -167,7 +173,8 @@ def last_step_loss(
         state, _ = kernel.step(key_step, kernel.init(position, rng_key=key_init))
         return state.position, energy(jax.lax.stop_gradient(params), state.position, label)
 
-    moved, energies = map_chains(last_step, rng_key, jax.lax.stop_gradient(positions), labels, sharding)
+    with noted("energy", params=params, positions=positions):
+        moved, energies = map_chains(last_step, rng_key, jax.lax.stop_gradient(positions), labels, sharding)
     mean_energy, entropy = jnp.mean(energies), nearest_neighbour_entropy(moved, references)
     metrics = {"last_step_energy": mean_energy, "neighbour_entropy": entropy}
     return mean_energy - entropy_weight * entropy, metrics

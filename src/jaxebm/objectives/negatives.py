@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jaxebm import checks
-from jaxebm.objectives.labelled_chains import map_chains, run_labelled_chains
+from jaxebm.objectives.labelled_chains import SHARDING, map_chains, run_labelled_chains
 from jaxebm.samplers.initial import Initial, uniform_like
 from jaxebm.samplers.replay import BufferDraw, ReplayBuffer, check_strata, draw, init_buffer, write
-from jaxebm.types import Array, JointEnergyFn, Kernel, MakeKernel, Params, Position
+from jaxebm.types import Array, JointEnergyFn, MakeKernel, Params, Position
 
 __all__ = [
     "Augment",
@@ -101,12 +101,13 @@ def _starts(initial: Initial | None, example: Position) -> Initial:
     return jax.tree.map(jnp.asarray, initial)
 
 
-def _check_make_kernel(make_kernel: Any) -> None:
-    if isinstance(make_kernel, Kernel) or not callable(make_kernel):
-        raise TypeError(
-            f"make_kernel is a {type(make_kernel).__name__}: a function that binds a kernel to a target is "
-            "needed, such as functools.partial(jaxebm.sgld, step_size=0.1)."
-        )
+def _check_initial(initial: Any) -> None:
+    if initial is not None:
+        checks.function("initial", initial, "rng_key", "label")
+
+
+def _check_sharding(sharding: Any) -> None:
+    checks.instance("sharding", sharding, (NamedSharding, type(None)), SHARDING)
 
 
 def _displacement(start: Position, end: Position) -> Array:
@@ -146,6 +147,7 @@ def contrastive_divergence(
       A sampler with one negative per example of the batch.
 
     Raises:
+      TypeError: if ``make_kernel`` binds no kernel, or ``sharding`` has the wrong type.
       ValueError: if ``num_steps`` is not an integer of at least 1; from ``draw``, if ``x_data`` is None.
 
     Example:
@@ -162,8 +164,9 @@ def contrastive_divergence(
     Reference:
       Hinton 2002, "Training products of experts by minimizing contrastive divergence".
     """
-    _check_make_kernel(make_kernel)
+    checks.kernel_constructor("make_kernel", make_kernel)
     checks.positive_integer("num_steps", num_steps)
+    _check_sharding(sharding)
 
     def sample(
         rng_key: Array,
@@ -173,6 +176,7 @@ def contrastive_divergence(
         labels: Array | None,
         sampler_state: Any,
     ) -> tuple[Negatives, Any]:
+        checks.rng_key("rng_key", rng_key)
         if x_data is None:
             raise ValueError(
                 "x_data is None: contrastive divergence starts its chains at the data of the batch."
@@ -211,6 +215,7 @@ def short_run(
       A sampler of ``num_chains`` negatives.
 
     Raises:
+      TypeError: if ``make_kernel``, ``initial`` or ``sharding`` has the wrong type.
       ValueError: if a count is not an integer of at least 1.
 
     Example:
@@ -227,7 +232,9 @@ def short_run(
     Reference:
       Nijkamp et al. 2019 (arXiv 1904.09770), "Learning non-convergent non-persistent short-run MCMC".
     """
-    _check_make_kernel(make_kernel)
+    checks.kernel_constructor("make_kernel", make_kernel)
+    _check_initial(initial)
+    _check_sharding(sharding)
     for name, value in (("num_steps", num_steps), ("num_chains", num_chains), ("num_classes", num_classes)):
         checks.positive_integer(name, value)
 
@@ -240,6 +247,7 @@ def short_run(
         sampler_state: Any,
     ) -> tuple[Negatives, Any]:
         del x_data, labels
+        checks.rng_key("rng_key", rng_key)
         key_start, key_chain = jax.random.split(rng_key)
         chain_labels = jnp.arange(num_chains, dtype=jnp.int32) % num_classes
         start = jax.vmap(sampler_state.initial)(jax.random.split(key_start, num_chains), chain_labels)
@@ -292,6 +300,7 @@ def persistent(
       A sampler whose state is a `SamplerState` with a `ReplayBuffer`.
 
     Raises:
+      TypeError: if ``make_kernel``, ``initial``, ``augment`` or ``sharding`` has the wrong type.
       ValueError: if a count is not an integer of at least 1, the buffer is smaller than ``num_chains``,
         ``num_strata`` does not divide ``capacity`` and ``num_chains``, the sharding's devices do not divide
         ``num_strata``, or ``restart_probability`` lies outside [0, 1]; from ``init``, if ``capacity`` is not
@@ -313,7 +322,11 @@ def persistent(
       with restarts, Du & Mordatch 2019 (arXiv 1903.08689), algorithm 1; with augmentation, Du et al. 2021
       (arXiv 2012.01316, "data augmentation transitions").
     """
-    _check_make_kernel(make_kernel)
+    checks.kernel_constructor("make_kernel", make_kernel)
+    _check_initial(initial)
+    _check_sharding(sharding)
+    if augment is not None:
+        checks.function("augment", augment, "rng_key", "position")
     counts = {
         "num_steps": num_steps,
         "num_chains": num_chains,
@@ -323,6 +336,7 @@ def persistent(
     for name, value in counts.items():
         checks.positive_integer(name, value)
     checks.in_range("restart_probability", restart_probability, 0.0, 1.0)
+    checks.one_number("restart_probability", restart_probability)
     if capacity < num_chains:
         raise ValueError(
             f"capacity={capacity} is smaller than num_chains={num_chains}: a draw takes unique slots, so the "
@@ -339,6 +353,7 @@ def persistent(
         sampler_state: Any,
     ) -> tuple[Negatives, Any]:
         del x_data, labels
+        checks.rng_key("rng_key", rng_key)
         # Splitting off another key would change the results of runs that do not augment.
         keys = jax.random.split(rng_key) if augment is None else jax.random.split(rng_key, 3)
         key_draw, key_chain = keys[0], keys[1]
@@ -361,6 +376,7 @@ def persistent(
         return samples, sampler_state._replace(buffer=buffer)
 
     def init(rng_key: Array, example: Position) -> SamplerState:
+        checks.rng_key("rng_key", rng_key)
         starts = _starts(initial, example)
         buffer = _init_buffer(
             rng_key, starts, capacity=capacity, num_classes=num_classes, num_strata=num_strata

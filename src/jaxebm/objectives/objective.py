@@ -6,20 +6,17 @@ objectives from an energy or from a classifier's logits; `with_adversarial_examp
 extend an objective; a pair of your own functions is an objective, too.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import jax
-
 from jaxebm import checks
 from jaxebm.energies.classifier import JointEnergy, joint_energy, marginal_energy
-from jaxebm.objectives.adversarial import adversarial_examples
-from jaxebm.objectives.contrastive import Contrast, binary_energy_loss, check_contrast, contrastive_loss
+from jaxebm.objectives.contrastive import Contrast, check_contrast, energy_loss
 from jaxebm.objectives.joint import classification_loss, joint_loss, may_learn
-from jaxebm.objectives.last_step import last_step_loss
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.types import Array, EnergyFn, JointEnergyFn, LogitsFn, MakeKernel, Metrics, Params, Position
+from jaxebm.types import Array, EnergyFn, JointEnergyFn, LogitsFn, Metrics, Params, Position
 
 __all__ = [
     "Batch",
@@ -29,8 +26,6 @@ __all__ = [
     "ignore_label",
     "jem",
     "likelihood",
-    "with_adversarial_examples",
-    "with_last_step",
 ]
 
 
@@ -66,7 +61,7 @@ class Objective(NamedTuple):
     Example:
       A custom objective, which keeps E at the data close to 1 and needs no chains:
 
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> def energy(params, x):
       ...     return params * jnp.sum(x**2)
       >>> def loss(params, rng_key, batch, negatives):
@@ -88,7 +83,11 @@ class _IgnoreLabel:
 
     def __call__(self, params: Params, x: Position, y: Array, /) -> Array:
         del y
-        return self.energy(params, x)
+        value = self.energy(params, x)
+        if shape := getattr(value, "shape", ()):
+            raise ValueError(f"energy has shape {shape} for one example: a scalar () is needed.")
+        checks.scalar_energy("energy", value)
+        return value
 
 
 def is_conditional(energy: Any) -> bool:
@@ -106,11 +105,21 @@ def ignore_label(energy: EnergyFn) -> JointEnergyFn:
       ``energy(params, x, label) -> ()``; the energy itself where it has a method ``bind``, which makes its
       own targets (`jaxebm.energies.split_energy`).
 
+    Raises:
+      TypeError: if ``energy`` is not a function of two arguments; from the energy, if it returns something
+        else than one real scalar.
+      ValueError: from the energy, if what it returns is no scalar.
+
     Example:
-      >>> ignore_label(len) == ignore_label(len)
-      True
+      >>> import jax.numpy as jnp
+      >>> energy = ignore_label(lambda params, x: params * jnp.sum(x**2))
+      >>> float(energy(0.5, jnp.ones(2), 3))
+      1.0
     """
-    return energy if hasattr(energy, "bind") else _IgnoreLabel(energy)  # type: ignore[return-value]
+    if hasattr(energy, "bind"):
+        return energy  # type: ignore[return-value]
+    checks.function("energy", energy, "params", "x")
+    return _IgnoreLabel(energy)  # type: ignore[return-value]
 
 
 def likelihood(
@@ -140,10 +149,11 @@ def likelihood(
       An objective for data with or without labels.
 
     Raises:
-      ValueError: if ``energy_l2`` or ``weight`` is negative, or ``contrast`` unknown.
+      TypeError: if an energy is not a function of two arguments.
+      ValueError: if ``energy_l2`` or ``weight`` is not one number of at least 0, or ``contrast`` unknown.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> objective = likelihood(lambda params, x: 0.5 * params * jnp.sum(x**2))
       >>> batch = Batch(None, None, jnp.ones((4, 2)))
       >>> samples = Negatives(2.0 * jnp.ones((8, 2)), None)
@@ -154,16 +164,20 @@ def likelihood(
       Hinton 2002, "Training products of experts by minimizing contrastive divergence".
     """
     check_contrast(contrast)
-    _check_function("energy", energy)
-    checks.non_negative("energy_l2", energy_l2)
-    checks.non_negative("weight", weight)
-    learnt = energy if training_energy is None else training_energy
-    compare = binary_energy_loss if contrast == "binary" else contrastive_loss
+    # One that makes its own targets may want the label, too.
+    check_function("energy", energy, "params", "x", *(["label"] if _needs_label(energy) else []))
+    name, learnt = "energy", energy
+    if training_energy is not None:
+        check_function("training_energy", training_energy, "params", "x")
+        name, learnt = "training_energy", training_energy
+    checks.non_negative_number("energy_l2", energy_l2)
+    checks.non_negative_number("weight", weight)
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         del rng_key
-        _check_negatives(negatives, "likelihood")
-        value, metrics = compare(learnt, params, batch.x_data, negatives.positions, energy_l2=energy_l2)
+        check_negatives(negatives, "likelihood")
+        samples = negatives.positions
+        value, metrics = energy_loss(learnt, params, batch.x_data, samples, energy_l2, contrast, name)
         return weight * value, metrics
 
     return Objective(ignore_label(energy), loss)
@@ -207,11 +221,13 @@ def jem(
       An objective for labelled data, with or without additional unlabelled data.
 
     Raises:
-      ValueError: if a weight is negative, all weights are zero, ``label_smoothing`` is out of range,
-        ``chains`` or ``contrast`` is unknown, or ``p_xy_weight`` is above 0 with marginal chains.
+      TypeError: if logits or ``chain_energy`` are not functions of these arguments.
+      ValueError: if a weight is not one number of at least 0, all weights are zero, ``label_smoothing`` is
+        out of range, ``chains`` or ``contrast`` is unknown, or ``p_xy_weight`` is above 0 with marginal
+        chains.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> objective = jem(lambda params, x: params @ x, p_x_weight=0.5)
       >>> batch = Batch(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2))
       >>> loss, metrics = objective.loss(jnp.eye(2), None, batch, Negatives(0.5 * jnp.eye(2), None))
@@ -222,21 +238,25 @@ def jem(
       Grathwohl et al. 2020 (arXiv 1912.03263), equations 5 to 7 and algorithm 1.
     """
     check_contrast(contrast)
-    _check_function("logits", logits)
+    check_function("logits", logits, "params", "x")
+    if training_logits is not None:
+        check_function("training_logits", training_logits, "params", "x")
+    if chain_energy is not None:
+        check_function("chain_energy", chain_energy, "params", "x", "label")
     for name, weight in (
         ("p_y_given_x_weight", p_y_given_x_weight),
         ("p_x_weight", p_x_weight),
         ("p_xy_weight", p_xy_weight),
         ("energy_l2", energy_l2),
     ):
-        checks.non_negative(name, weight)
+        checks.non_negative_number(name, weight)
     checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    checks.one_number("label_smoothing", label_smoothing)
     if not may_learn(p_y_given_x_weight, p_x_weight, p_xy_weight):
         raise ValueError("p_y_given_x_weight, p_x_weight and p_xy_weight are all 0: nothing would be learnt.")
     if chains is None:
         chains = "conditional" if p_xy_weight > 0 else "marginal"
-    if chains not in ("marginal", "conditional"):
-        raise ValueError(f"chains={chains!r}: chains must be 'marginal' or 'conditional'.")
+    checks.one_of("chains", chains, ("marginal", "conditional"))
     if p_xy_weight > 0 and chains == "marginal":
         raise ValueError("chains='marginal': p_xy_weight needs samples of p(x, y), chains='conditional'.")
     if chain_energy is None:
@@ -246,8 +266,8 @@ def jem(
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         del rng_key
-        x, labels = _labelled(batch, "jem")
-        _check_negatives(negatives, "jem")
+        x, labels = labelled(batch, "jem")
+        check_negatives(negatives, "jem")
         return joint_loss(
             learnt,
             params,
@@ -283,159 +303,51 @@ def classifier(
       An objective for labelled data.
 
     Raises:
+      TypeError: if logits are not functions of two arguments.
       ValueError: if ``label_smoothing`` is out of range.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> objective = classifier(lambda params, x: params @ x)
       >>> batch = Batch(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2))
       >>> round(float(objective.loss(jnp.eye(2), None, batch, Negatives(None, None))[0]), 4)
       0.3133
     """
-    _check_function("logits", logits)
+    check_function("logits", logits, "params", "x")
+    if training_logits is not None:
+        check_function("training_logits", training_logits, "params", "x")
     checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    checks.one_number("label_smoothing", label_smoothing)
     learnt = logits if training_logits is None else training_logits
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         del rng_key, negatives
-        x, labels = _labelled(batch, "classifier")
+        x, labels = labelled(batch, "classifier")
         return classification_loss(learnt, params, x, labels, label_smoothing=label_smoothing)
 
     return Objective(ignore_label(marginal_energy(logits)), loss, logits)
 
 
-def with_adversarial_examples(
-    objective: Objective,
-    logits: LogitsFn,
-    *,
-    radius: float | Array,
-    num_steps: int = 10,
-    state_clamp: tuple[float, float] | None = (-1.0, 1.0),
-) -> Objective:
-    """Adversarial training: the labelled examples of each batch are moved to where their class is unlikely.
-
-    x* = argmax over the L2 ball of this radius of -log p(y | x) (`jaxebm.objectives.adversarial_examples`).
-
-    Args:
-      objective: the objective that is then minimised at x*.
-      logits: the classifier that is attacked, f(params, x) of one example.
-      radius: radius of the ball, at least 0, in units of x.
-      num_steps: steps of the attack, each of length ``2 radius / num_steps``.
-      state_clamp: ``(low, high)`` that every entry stays in, or None.
-
-    Returns:
-      An objective with the same energy.
-
-    Raises:
-      ValueError: if ``radius`` is negative or ``num_steps`` is not an integer of at least 1.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> logits = lambda params, x: params @ x
-      >>> plain = classifier(logits)
-      >>> robust = with_adversarial_examples(plain, logits, radius=0.5)
-      >>> batch, none = Batch(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2)), Negatives(None, None)
-      >>> key = jax.random.key(0)
-      >>> bool(robust.loss(jnp.eye(2), key, batch, none)[0] > plain.loss(jnp.eye(2), key, batch, none)[0])
-      True
-
-    Reference:
-      Madry et al. 2018 (arXiv 1706.06083), equation 2.1.
-    """
-    checks.non_negative("radius", radius)
-    checks.positive_integer("num_steps", num_steps)
-
-    def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
-        key_attack, key_loss = jax.random.split(rng_key)
-        x, labels = _labelled(batch, "with_adversarial_examples")
-        moved = adversarial_examples(
-            key_attack,
-            logits,
-            params,
-            x,
-            labels,
-            radius=radius,
-            num_steps=num_steps,
-            state_clamp=state_clamp,
-        )
-        return objective.loss(params, key_loss, batch._replace(x_labelled=moved), negatives)
-
-    return objective._replace(loss=loss)
-
-
-def with_last_step(
-    objective: Objective,
-    make_kernel: MakeKernel,
-    *,
-    weight: float | Array = 1.0,
-    entropy_weight: float | Array = 0.3,
-    energy: JointEnergyFn | None = None,
-) -> Objective:
-    """Improved contrastive divergence: adds the sampler's KL term, through one more step of each chain.
-
-    loss + w [mean E(step(x_model)) - w_H H] (`jaxebm.objectives.last_step_loss`), H the nearest-neighbour
-    entropy of the positions after the steps.
-
-    Args:
-      objective: the objective to which the term is added.
-      make_kernel: binds the kernel of the step, which must be differentiable, as `jaxebm.samplers.sgld` is.
-      weight: w >= 0.
-      entropy_weight: w_H >= 0.
-      energy: the energy on which the step is taken; that of the objective by default.
-
-    Returns:
-      An objective with the same energy.
-
-    Raises:
-      ValueError: if a weight is negative.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from functools import partial
-      >>> from jaxebm.samplers import sgld
-      >>> plain = likelihood(lambda params, x: 0.5 * params * jnp.sum(x**2))
-      >>> improved = with_last_step(plain, partial(sgld, step_size=0.1, noise_scale=0.0))
-      >>> batch = Batch(None, None, jnp.ones((4, 1)))
-      >>> samples = Negatives(jnp.array([[1.0], [3.0]]), jnp.zeros(2, int))
-      >>> sorted(improved.loss(1.0, jax.random.key(0), batch, samples)[1])[-2:]
-      ['last_step_energy', 'neighbour_entropy']
-
-    Reference:
-      Du, Li, Tenenbaum & Mordatch 2021 (arXiv 2012.01316), equations 4 to 9.
-    """
-    checks.non_negative("weight", weight)
-    checks.non_negative("entropy_weight", entropy_weight)
-    stepped = objective.energy if energy is None else energy
-
-    def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
-        key_loss, key_step = jax.random.split(rng_key)
-        _check_negatives(negatives, "with_last_step")
-        value, metrics = objective.loss(params, key_loss, batch, negatives)
-        more, found = last_step_loss(
-            key_step,
-            make_kernel,
-            stepped,
-            params,
-            negatives.positions,
-            negatives.labels,  # pyright: ignore[reportArgumentType]
-            entropy_weight=entropy_weight,
-        )
-        return value + weight * more, metrics | found
-
-    return objective._replace(loss=loss)
-
-
-def _check_function(name: str, function: Any) -> None:
+def check_function(name: str, function: Any, *arguments: str) -> None:
+    """Raises ``TypeError`` unless it is a function of these arguments, and no module."""
     if hasattr(function, "apply") and hasattr(function, "init"):
         raise TypeError(
             f"{name} is the module {type(function).__name__}: give its function of one example, module.apply "
             "(or jaxebm.unbatched(module.apply) for a module that takes a batch)."
         )
-    if not callable(function):
-        raise TypeError(f"{name} is a {type(function).__name__}: a function {name}(params, x) is needed.")
+    checks.function(name, function, *arguments)
 
 
-def _labelled(batch: Batch, name: str) -> tuple[Any, Array]:
+def _needs_label(energy: Any) -> bool:
+    """Whether an energy that makes its own targets takes a label that has no default."""
+    if not hasattr(energy, "bind"):
+        return False
+    required = [each for each in inspect.signature(energy).parameters.values() if each.default is each.empty]
+    return len(required) > 2
+
+
+def labelled(batch: Batch, name: str) -> tuple[Any, Array]:
+    """Returns the labelled examples and their labels, or raises; ``name`` is the objective's."""
     if batch.x_labelled is None or batch.labels is None:
         raise ValueError(
             f"{name} needs labels, and the data have none: give data=(x, labels), one integer for each "
@@ -444,7 +356,8 @@ def _labelled(batch: Batch, name: str) -> tuple[Any, Array]:
     return batch.x_labelled, batch.labels
 
 
-def _check_negatives(negatives: Negatives, name: str) -> None:
+def check_negatives(negatives: Negatives, name: str) -> None:
+    """Raises ``ValueError`` if there are no samples; ``name`` is the objective's."""
     if negatives.positions is None:
         raise ValueError(
             f"{name} compares data with samples of the model: give the learner negatives=, such as "

@@ -1,7 +1,9 @@
 """Training: the learner, its state, and a loop that detects divergence, recovers, and can be resumed."""
 
 from jaxebm.training.batches import AugmentExample, Streams
+from jaxebm.training.chain_measures import measure_chains
 from jaxebm.training.checkpoint import Checkpoints, CheckpointWriteError
+from jaxebm.training.collapse import SLOW_COLLAPSE, Finding, measure_collapse, slow_collapse
 from jaxebm.training.dispatch import (
     DeviceMemory,
     Dispatch,
@@ -17,7 +19,6 @@ from jaxebm.training.health import (
     check_metrics,
     check_state,
     diagnose,
-    measure_chains,
     name_faults,
 )
 from jaxebm.training.loop import fit
@@ -60,6 +61,7 @@ __all__ = [
     "FAULTS",
     "REMEDIES",
     "SHARDS",
+    "SLOW_COLLAPSE",
     "SMALLEST_SPLIT",
     "AugmentExample",
     "CheckpointCorruptError",
@@ -70,6 +72,7 @@ __all__ = [
     "DeviceMemory",
     "Dispatch",
     "DivergenceError",
+    "Finding",
     "FitResult",
     "Health",
     "InitParams",
@@ -109,11 +112,13 @@ __all__ = [
     "make_placement",
     "make_progress",
     "measure_chains",
+    "measure_collapse",
     "name_faults",
     "open_run",
     "read_params",
     "read_run",
     "remedies_in_force",
     "roll_back",
+    "slow_collapse",
     "write_atomically",
 ]

@@ -1,6 +1,7 @@
 """Batches for the model: drawn inside the compiled update, rescaled, augmented and with noise added."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -40,8 +41,9 @@ class Preparation(NamedTuple):
     rescale: Callable[[Position], Position] | None
 
     def check(self, examples: Examples) -> None:
-        """Raises ``ValueError`` unless the data hold at least one batch and fit the options."""
+        """Raises unless the data are finite real numbers, hold at least one batch and fit the options."""
         if examples.is_sampler:
+            checks.function("data", examples.x, "rng_key", "batch_size")
             if self.noise or any((self.augment, self.augment_x_data, self.rescale)):
                 raise ValueError(
                     "data is a function that draws examples: noise, augment and rescale are only for arrays; "
@@ -57,6 +59,7 @@ class Preparation(NamedTuple):
             if part is None:
                 continue
             length = checks.batch_length(name, part)
+            _check_numbers(name, part)
             if self.batch_size > length:
                 raise ValueError(
                     f"batch_size={self.batch_size} exceeds the {length} examples of {name}: use at most "
@@ -66,20 +69,23 @@ class Preparation(NamedTuple):
     def example(self, examples: Examples) -> Position:
         """One example with the shape and dtype that the model gets, all zeros."""
         if examples.is_sampler:
-            drawn = jax.eval_shape(lambda key: examples.x(key, self.batch_size), jax.random.key(0))
-            shapes = split_labels(drawn)[0]
+            shapes = jax.eval_shape(self._drawn, examples, jax.random.key(0))[0]
         else:
-            shapes = jax.eval_shape(
-                self._rescaled,
-                jax.tree.map(_abstract, examples.x),
-            )
+            shapes = jax.eval_shape(self._rescaled, jax.tree.map(_abstract, examples.x))
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes)
+
+    def check_first(self, rng_key: Array, examples: Examples, num_classes: int | None) -> None:
+        """Raises ``ValueError`` if the first batch of a function that draws examples is not usable."""
+        x, labels = _first(self, examples, rng_key)
+        checks.finite("the first batch that data draws", x)
+        if labels is not None and num_classes is not None:
+            checks.integer_labels("the labels that data draws", labels, num_classes)
 
     def __call__(self, rng_key: Array, data: Any, streams: Any) -> tuple[Batch, Any]:
         """Returns the next batch, and the new positions in the data."""
         examples = as_examples(data)
         if examples.is_sampler:
-            x, labels = split_labels(examples.x(rng_key, self.batch_size))
+            x, labels = self._drawn(examples, rng_key)
             return Batch(None if labels is None else x, labels, x), streams
         keys = jax.random.split(rng_key, 6)
         x_labelled = labels = labelled = None
@@ -96,8 +102,20 @@ class Preparation(NamedTuple):
         x_data = self._noisy(keys[4], self._augmented(keys[5], augment, self._rescaled(x_data)))
         return Batch(x_labelled, labels, x_data), Streams(labelled, rest)
 
+    def _drawn(self, examples: Examples, rng_key: Array) -> tuple[Position, Array | None]:
+        x, labels = split_labels(examples.x(rng_key, self.batch_size))
+        reason = f"because batch_size is {self.batch_size}"
+        checks.batch_of("the batch that data draws", (x, labels), self.batch_size, reason)
+        checks.real_arrays("the batch that data draws", x)
+        return x, labels
+
     def _rescaled(self, x: Position) -> Position:
-        return x if self.rescale is None else self.rescale(x)
+        if self.rescale is None:
+            return x
+        length = checks.batch_length("data", x)
+        rescaled = self.rescale(x)
+        checks.batch_of("what rescale returns", rescaled, length, "as many examples as it was given")
+        return rescaled
 
     def _augmented(self, rng_key: Array, augment: AugmentExample | None, x: Position) -> Position:
         if augment is None:
@@ -116,6 +134,19 @@ class Preparation(NamedTuple):
         if not self.noise:
             return x
         return jax.tree.unflatten(structure, [noisy(*pair) for pair in zip(keys, leaves, strict=True)])
+
+
+def _check_numbers(name: str, tree: Any) -> None:
+    """Raises unless all leaves are finite real numbers; of arrays on several hosts only the dtype is read."""
+    checks.real_arrays(name, tree)
+    checks.finite(
+        name, [leaf for leaf in jax.tree.leaves(tree) if getattr(leaf, "is_fully_addressable", True)]
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _first(prepare: "Preparation", examples: Examples, rng_key: Array) -> tuple[Position, Array | None]:
+    return prepare._drawn(examples, rng_key)
 
 
 _init_stream = jax.jit(init_stream, static_argnames=("num_examples", "num_strata"))

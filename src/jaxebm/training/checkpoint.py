@@ -23,8 +23,8 @@ from jax.experimental import multihost_utils
 
 from jaxebm import checks
 from jaxebm.training import manifest as manifests
-from jaxebm.training.health import check_state
-from jaxebm.training.manifest import CheckpointCorruptError, CheckpointMismatchError
+from jaxebm.training.health import DivergenceError, check_state
+from jaxebm.training.manifest import CheckpointCorruptError, CheckpointMismatchError, check_names
 from jaxebm.training.state import TrainState
 from jaxebm.training.write_errors import advise, check_space, error_number, explain
 
@@ -59,6 +59,7 @@ class Checkpoints:
         name of a group includes all its settings.
 
     Raises:
+      TypeError: if an argument has the wrong type.
       ValueError: if ``max_to_keep`` is not an integer of at least 1, ``best_mode`` is unknown, or
         ``manifest`` holds a NaN or an infinity.
 
@@ -79,9 +80,13 @@ class Checkpoints:
         manifest: Mapping[str, Any] | None = None,
         uncompared: Collection[str] = (),
     ) -> None:
+        checks.instance("directory", directory, (str, os.PathLike))
         checks.positive_integer("max_to_keep", max_to_keep)
-        if best_mode not in ("min", "max"):
-            raise ValueError(f"best_mode={best_mode!r}: best_mode must be 'min' or 'max'.")
+        if best_metric is not None:
+            checks.text("best_metric", best_metric)
+        checks.one_of("best_mode", best_mode, ("min", "max"))
+        checks.instance("manifest", manifest, (Mapping, type(None)))
+        check_names("uncompared", uncompared)
         # As it will be read back: tuples become lists.
         self._run: dict[str, Any] = json.loads(json.dumps(dict(manifest or {}), allow_nan=False))
         self._uncompared = frozenset(uncompared)
@@ -155,7 +160,8 @@ class Checkpoints:
                 f"the state of step {step} cannot be saved before the checkpoint of step {newest} in "
                 f"{self.directory}: remove the later checkpoints with discard_after({step})."
             )
-        check_state(jax.tree.map(manifests.finite_if_all, state))
+        with self._name_newest(newest):
+            check_state(jax.tree.map(manifests.finite_if_all, state))
         arrays = manifests.to_arrays(state)
         self._writing = manifests.make_manifest(step, self._run, metrics or {}, manifests.describe(arrays))
         with self._clear_errors("written", step):
@@ -354,6 +360,16 @@ class Checkpoints:
             raise CheckpointCorruptError(
                 f"the checkpoint of step {step} in {self.directory} is damaged: {error}. {way_out}"
             ) from error.__cause__
+
+    @contextmanager
+    def _name_newest(self, newest: int | None) -> Iterator[None]:
+        try:
+            yield
+        except DivergenceError as error:
+            kept = "No checkpoint had been written before."
+            if newest is not None:
+                kept = f"The checkpoint of step {newest} is kept."
+            raise DivergenceError(f"{error} {kept}") from None
 
     @contextmanager
     def _clear_errors(self, done: str, step: int | None = None) -> Iterator[None]:

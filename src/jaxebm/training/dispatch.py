@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.training.health import Monitor, diagnose, inspect
+from jaxebm.training.health import Monitor, check_scalars, diagnose, inspect
 from jaxebm.training.state import TrainState, TrainStep
 from jaxebm.types import Array, Metrics
 
@@ -49,6 +49,11 @@ def compile_monitored_steps(train_step: TrainStep, monitor: Monitor | None = Non
       of at most ``num_steps`` updates. The state passed in is donated: use the one that is returned. After a
       fault it is the state after the faulty update.
 
+    Raises:
+      TypeError: if ``train_step`` is not a function of two arguments, or ``monitor`` no `Monitor`; from
+        ``steps``, if the step returns something else than a state and scalars by name.
+      ValueError: from ``steps``, if it returns no metric, or one that is no scalar.
+
     Example:
       >>> from jaxebm.training import TrainState, init_health, name_faults
       >>> def explode(state, data):
@@ -59,14 +64,18 @@ def compile_monitored_steps(train_step: TrainStep, monitor: Monitor | None = Non
       >>> int(report.updates), name_faults(int(report.faults))
       (39, ['metrics', 'parameters'])
     """
+    checks.function("train_step", train_step, "state", "data")
     monitor = Monitor() if monitor is None else monitor
-    monitor.check()
+    checks.instance("monitor", monitor, Monitor)
+
+    def checked_step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        return _checked(train_step(state, data))
 
     @partial(jax.jit, donate_argnums=0)
     def steps(state: TrainState, data: Any, num_steps: Array) -> tuple[TrainState, Report]:
         def update(carry: tuple[TrainState, Report]) -> tuple[TrainState, Report]:
             state, report = carry
-            state, metrics = train_step(state, data)
+            state, metrics = checked_step(state, data)
             health, faults = diagnose(monitor, state, metrics)
             sums = jax.tree.map(
                 lambda total, value: jnp.where(faults == 0, total + value, total), report.metrics, metrics
@@ -76,7 +85,7 @@ def compile_monitored_steps(train_step: TrainStep, monitor: Monitor | None = Non
         def unfinished(carry: tuple[TrainState, Report]) -> Array:
             return (carry[1].updates < num_steps) & (carry[1].faults == 0)
 
-        shapes = jax.eval_shape(train_step, state, data)[1]
+        shapes = jax.eval_shape(checked_step, state, data)[1]
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         zero = jnp.zeros((), jnp.int32)
         state, report = jax.lax.while_loop(unfinished, update, (state, Report(nothing, zero, zero, nothing)))
@@ -85,6 +94,17 @@ def compile_monitored_steps(train_step: TrainStep, monitor: Monitor | None = Non
         return state, report._replace(metrics=means, faults=report.faults | inspect(state))
 
     return steps
+
+
+def _checked(returned: Any) -> tuple[TrainState, Metrics]:
+    """What a train step returned, or an error that says what it must return."""
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], TrainState)):
+        raise TypeError(
+            f"train_step returned a {type(returned).__name__}: it must return (state, metrics), the new "
+            f"TrainState and a dictionary of scalars."
+        )
+    check_scalars("metrics", returned[1], "the step of a learner must return at least its loss")
+    return returned
 
 
 class DeviceMemory(NamedTuple):
@@ -148,11 +168,19 @@ def compile_steps(train_step: TrainStep, num_steps: int) -> TrainStep:
       donated: use the one that is returned.
 
     Raises:
+      TypeError: if ``train_step`` is not a function of two arguments.
       ValueError: if ``num_steps`` is not an integer of at least 1.
 
     Example:
-      See `jaxebm.training.learner`.
+      >>> from jaxebm.training import TrainState, init_health
+      >>> def halve(state, data):
+      ...     return state._replace(params=0.5 * state.params), {"loss": state.params}
+      >>> state = TrainState(jnp.zeros((), jnp.int32), jnp.ones(()), *[()] * 5, health=init_health())
+      >>> state, metrics = compile_steps(halve, 3)(state, None)
+      >>> float(state.params), round(float(metrics["loss"]), 4)
+      (0.125, 0.5833)
     """
+    checks.function("train_step", train_step, "state", "data")
     checks.positive_integer("num_steps", num_steps)
 
     @partial(jax.jit, donate_argnums=0)

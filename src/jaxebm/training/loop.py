@@ -11,7 +11,14 @@ import jax
 from jaxebm import checks
 from jaxebm.training.checkpoint import Checkpoints
 from jaxebm.training.dispatch import Dispatch
-from jaxebm.training.health import ADVICE, DivergenceError, Monitor, describe_faults, name_faults
+from jaxebm.training.health import (
+    ADVICE,
+    DivergenceError,
+    Monitor,
+    check_scalars,
+    describe_faults,
+    name_faults,
+)
 from jaxebm.training.manifest import fingerprint
 from jaxebm.training.progress import Progress, make_progress
 from jaxebm.training.recovery import (
@@ -86,11 +93,13 @@ def fit(
       A `FitResult`; ``result.params`` are the averaged parameters.
 
     Raises:
-      DivergenceError: if the updates diverge and there is no recovery, or no remedy helps; the last good
-        checkpoint stays.
+      DivergenceError: if the updates diverge and there is no recovery, or no remedy helps; the message names
+        the newest checkpoint, if there is one.
       TrainingInterrupted: after a clean stop.
-      TypeError: if the key, the learner, ``recovery``, ``checkpointing`` or a function has the wrong type.
-      ValueError: if a count is not an integer of at least 1, or ``best_metric`` is not observed.
+      TypeError: if an argument has the wrong type, or ``observe`` returns something else than scalars.
+      ValueError: if a count is not an integer of at least 1, ``best_metric`` is not observed, or data or
+        initial parameters are not finite or do not fit the learner. Entries that are not finite in a later
+        batch, of a function that draws examples or of ``rescale`` or ``augment``, raise it too.
 
     Example:
       >>> from functools import partial
@@ -98,7 +107,7 @@ def fit(
       >>> from jaxebm.objectives import contrastive_divergence, likelihood
       >>> from jaxebm.samplers import sgld
       >>> from jaxebm.training import learner
-      >>> energy = lambda params, x: 0.5 * jnp.sum((x - params) ** 2)
+      >>> energy = lambda params, x: 0.5 * (x - params) @ (x - params)
       >>> chains = contrastive_divergence(partial(sgld, step_size=0.5), num_steps=4)
       >>> learn = learner(likelihood(energy), negatives=chains, optimizer=optax.sgd(0.1))
       >>> result = fit(jax.random.key(0), learn, jnp.zeros(1), jnp.full((64, 1), 3.0), num_steps=120)
@@ -118,17 +127,13 @@ def fit(
     ):
         if not isinstance(value, kind):
             raise TypeError(f"{name} is a {type(value).__name__}: {_NEEDED[name]}.")
-    if not hasattr(rng_key, "dtype"):
-        raise TypeError(f"rng_key={rng_key!r}: a key is needed, such as jax.random.key(0).")
-    for name, value in (("observe", observe), ("on_metrics", on_metrics)):
-        if value is not None and not callable(value):
-            raise TypeError(f"{name}={value!r}: a function is needed, or None.")
-    if recovery is not None:
-        recovery.check()
-    if checkpointing is not None:
-        checkpointing.check()
-        if checkpointing.best_metric is not None and observe is None:
-            raise ValueError(f"best_metric={checkpointing.best_metric!r} is not observed: observe is None.")
+    checks.rng_key("rng_key", rng_key)
+    checks.boolean("progress", progress)
+    for name, value, argument in (("observe", observe, "state"), ("on_metrics", on_metrics, "record")):
+        if value is not None:
+            checks.function(name, value, argument)
+    if checkpointing is not None and checkpointing.best_metric is not None and observe is None:
+        raise ValueError(f"best_metric={checkpointing.best_metric!r} is not observed: observe is None.")
     settings = _Settings(
         num_steps,
         steps_per_dispatch,
@@ -193,7 +198,7 @@ def _wait(leaves: list[Any]) -> None:
         time.sleep(0.001)
 
 
-def _numbers(metrics: Metrics) -> dict[str, float]:
+def _numbers(metrics: Any) -> dict[str, float]:
     return {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
 
 
@@ -284,10 +289,30 @@ class _Training:
             return self._recover(state, faults, _numbers(report.last_metrics), stop)
         step = before + int(report.updates)
         values = _numbers(report.metrics)
+        rate = {"updates_per_second": int(report.updates) / seconds}
         saves = self.checkpoints is not None and settings.saves(before, step)
         if settings.observes(before, step) or (saves and settings.best_metric is not None):
-            values |= self._observe(state)
-        values["updates_per_second"] = int(report.updates) / seconds
+            try:
+                values |= self._observe(state)
+            except BaseException:
+                # An error of observe must not lose the training so far, nor its record.
+                state, _ = self._recorded(state, step, values | rate)
+                if self.checkpoints is not None and settings.best_metric is None:
+                    self._save(state, {})
+                raise
+        values |= rate
+        state, record = self._recorded(state, step, values)
+        settings.on_metrics(dict(record))  # a copy, because the function may change it
+        if saves or (self.checkpoints is not None and stop.requested):
+            self._save(state, values)
+        bar.update(step, values)
+        return state
+
+    def _recorded(
+        self, state: TrainState, step: int, values: dict[str, float]
+    ) -> tuple[TrainState, MetricsRecord]:
+        """Lifts a remedy if it is time, and appends the record of a dispatch."""
+        settings = self.settings
         if settings.recovery is not None:
             values |= {"recoveries": len(self.recoveries), "remedies": int(state.health.remedies)}
             state, lifted = lift(settings.recovery, state)
@@ -298,11 +323,7 @@ class _Training:
         self.history.append(record)
         if self.folder is not None:
             self.folder.append_metrics(record)
-        settings.on_metrics(dict(record))  # a copy, because the function may change it
-        if saves or (self.checkpoints is not None and stop.requested):
-            self._save(state, values)
-        bar.update(step, values)
-        return state
+        return state, record
 
     def _dispatch_for(self, state: TrainState) -> Dispatch:
         """The program with the remedies in force, compiled when it is first needed."""
@@ -311,6 +332,7 @@ class _Training:
             learner = self.learner
             if recovery is not None and recovery.remake is not None and count:
                 learner = recovery.remake(remedies_in_force(recovery.usable_remedies, count))
+                checks.instance("what remake returns", learner, Learner)
             monitor = Monitor(bands=False) if recovery is None else recovery.monitor
             self.dispatches[count] = Dispatch(learner.step, monitor)
         return self.dispatches[count]
@@ -318,9 +340,18 @@ class _Training:
     def _recover(
         self, sick: TrainState, faults: list[str], metrics: dict[str, float], stop: StopRequest
     ) -> TrainState:
+        if "data" in faults:
+            raise ValueError(
+                f"{describe_faults(int(sick.step), ['data'], {})}: data, rescale or augment gave NaN or "
+                f"infinity. Drop or repair such examples. {self._kept()}"
+            )
         if self.settings.recovery is None or self.snapshots is None:
-            raise DivergenceError(f"{describe_faults(int(sick.step), faults, metrics)}. {ADVICE}")
-        state, record = roll_back(self.settings.recovery, self.snapshots, sick, faults, metrics)
+            said = describe_faults(int(sick.step), faults, metrics)
+            raise DivergenceError(f"{said}. {ADVICE} {self._kept()}")
+        try:
+            state, record = roll_back(self.settings.recovery, self.snapshots, sick, faults, metrics)
+        except DivergenceError as error:
+            raise DivergenceError(f"{error} {self._kept()}") from None
         self.recoveries.append(record)
         self.history = [before for before in self.history if before["step"] <= record["back_to"]]
         if self.folder is not None:
@@ -332,17 +363,26 @@ class _Training:
             self._save(state, {})
         return state
 
+    def _kept(self) -> str:
+        """What is left of a run that ends with an error, in a sentence."""
+        if self.checkpoints is None:
+            return "No checkpoint was written, because checkpointing is None."
+        steps = self.checkpoints.all_steps()
+        if not steps:
+            return "No checkpoint had been written before."
+        kept = f"The checkpoint of step {steps[-1]} is kept."
+        if len(steps) > 1:
+            kept += f" That of step {steps[-2]} lies further from the fault: resume=True with resume_step."
+        return kept
+
     @staticmethod
     def _tell(said: str) -> None:
         warnings.warn(said, RuntimeWarning, stacklevel=6)
 
     def _observe(self, state: TrainState) -> dict[str, float]:
-        try:
-            observed = _numbers(self.settings.observe(state))
-        except BaseException:
-            if self.checkpoints is not None and self.settings.best_metric is None:
-                self._save(state, {})  # an error of observe must not lose the training so far
-            raise
+        found = self.settings.observe(state)
+        check_scalars("what observe returns", found)
+        observed = _numbers(found)
         wanted = self.settings.best_metric
         if wanted is not None and wanted not in observed:
             known = ", ".join(sorted(observed)) or "nothing"

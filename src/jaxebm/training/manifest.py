@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxebm import checks
+
 __all__ = [
     "CheckpointCorruptError",
     "CheckpointMismatchError",
@@ -38,6 +40,14 @@ class CheckpointMismatchError(ValueError):
 
 class CheckpointCorruptError(ValueError):
     """Raised when a checkpoint is damaged: a file is truncated, changed or missing."""
+
+
+def check_names(name: str, value: Any) -> None:
+    """Raises ``TypeError`` unless ``value`` is a collection of strings, and not one string."""
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise TypeError(f"{name}={value!r}: {name} must be a collection of names.")
+    for one in value:
+        checks.instance(f"each of {name}", one, str)
 
 
 def is_key(leaf: Any) -> bool:
@@ -120,7 +130,7 @@ def fingerprint(data: Any) -> str:
                 "the host's own arrays, before they are placed."
             )
         array = np.asarray(leaf)
-        if array.dtype.hasobject:
+        if not (jnp.issubdtype(array.dtype, jnp.number) or jnp.issubdtype(array.dtype, jnp.bool_)):
             raise TypeError(f"data{name} is {type(leaf).__name__}: arrays of numbers are needed.")
         digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
         if array.size:  # as bytes, because the buffer protocol does not support bfloat16

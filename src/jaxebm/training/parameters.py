@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxebm import checks
 from jaxebm.training.checkpoint import Checkpoints
 from jaxebm.training.run_folder import read_run
 from jaxebm.types import Params
@@ -34,6 +35,7 @@ def read_params(path: str | Path, template: Params, *, step: int | None = None) 
       The parameters, of the structure of ``template``.
 
     Raises:
+      TypeError: if an argument has the wrong type.
       FileNotFoundError: if there is no run, or no such checkpoint.
       ValueError: if the checkpoint holds other parameters than ``template``.
       CheckpointCorruptError: if the checkpoint is damaged.
@@ -52,9 +54,24 @@ def read_params(path: str | Path, template: Params, *, step: int | None = None) 
       >>> float(read_params(folder.path, jnp.zeros(()))) == float(result.params)
       True
     """
+    _check_template(template)
+    if step is not None:
+        checks.integer("step", step, 0)
     run = read_run(path)
     with Checkpoints(run.checkpoints) as checkpoints:
         return fill(template, AVERAGE, checkpoints.read(step, prefix=AVERAGE))
+
+
+def _check_template(template: Any) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(template)
+    if not leaves:
+        raise TypeError(f"template={template!r} holds no arrays: parameters, or their shapes, are needed.")
+    for path, leaf in leaves:
+        name = f"template{jax.tree_util.keystr(path)}"
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            leaf = np.empty(0, leaf.dtype)
+        checks.arrays(name, leaf)
+        checks.array(name, leaf)
 
 
 def fill(template: Any, prefix: str, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -77,6 +94,6 @@ def fill(template: Any, prefix: str, arrays: Mapping[str, np.ndarray]) -> Any:
         name, shape = prefix + jax.tree_util.keystr(path), jnp.shape(leaf)
         if name not in arrays or arrays[name].shape != shape:
             there = f"shape {arrays[name].shape}" if name in arrays else "nothing"
-            raise ValueError(f"the checkpoint has {there} at {name}, and shape {shape} is needed.")
+            raise ValueError(f"the checkpoint has {there} at {name}, and template has shape {shape} there.")
         found.append(jnp.asarray(arrays[name]))
     return jax.tree.unflatten(structure, found)

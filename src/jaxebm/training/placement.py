@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxebm import checks
 from jaxebm.objectives.negatives import SamplerState
+from jaxebm.training.manifest import is_key
 from jaxebm.training.state import TrainState
 from jaxebm.types import Array, Params
 
@@ -239,6 +240,7 @@ def make_placement(
       A `Placement`.
 
     Raises:
+      TypeError: if ``devices`` is no sequence of devices, or ``shard_parameters`` not True or False.
       ValueError: if a count is not an integer of at least 1, there are fewer devices, ``num_strata`` is not
         a multiple of their number, or the processes would have unequal numbers of them.
 
@@ -247,6 +249,13 @@ def make_placement(
       >>> placement.num_devices, placement.mesh.axis_names
       (1, ('shards',))
     """
+    checks.boolean("shard_parameters", shard_parameters)
+    if devices is not None:
+        checks.instance("devices", devices, (Sequence, np.ndarray))
+        for index, device in enumerate(devices):
+            checks.instance(f"devices[{index}]", device, jax.Device, "jax.devices() has them.")
+        if len(devices) == 0:
+            raise ValueError("devices is empty: at least one is needed.")
     found = list(jax.devices() if devices is None else devices)
     # A process passes a contiguous block of the data, so its devices must be neighbours.
     found.sort(key=lambda device: (device.process_index, device.id))
@@ -339,10 +348,14 @@ def fetch(tree: Tree) -> Tree:
     Returns:
       The same pytree of complete NumPy arrays (typed keys as JAX arrays of this process).
 
+    Raises:
+      TypeError: if a leaf is no array.
+
     Example:
-      >>> fetch(make_placement(1).place_data(np.arange(3))).tolist()
-      [0, 1, 2]
+      >>> print(fetch(make_placement(1).place_data(np.arange(3))))
+      [0 1 2]
     """
+    checks.arrays("tree", tree)
     return jax.tree.map(lambda leaf: _on_data(_fetch_array, leaf), tree)
 
 
@@ -354,7 +367,7 @@ def _fetch_array(leaf: Any) -> np.ndarray:
 
 def _on_data(function: Callable[[Any], Any], leaf: Any) -> Any:
     """Applies a function of plain arrays; to typed keys, which NumPy does not support, through their bits."""
-    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if not is_key(leaf):
         return function(leaf)
     bits = function(jax.random.key_data(leaf))
     return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))

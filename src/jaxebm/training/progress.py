@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from jaxebm import checks
+
 __all__ = ["Progress", "make_progress"]
 
 SHOWN = ("loss", "energy_gap", "gradient_norm", "updates_per_second")
@@ -85,10 +87,17 @@ def make_progress(shown: bool, *, first: int, total: int) -> Progress:
     Returns:
       A context manager with ``update(step, metrics)``.
 
+    Raises:
+      TypeError: if ``shown`` is not True or False.
+      ValueError: if a number of updates is not an integer of at least 0.
+
     Example:
       >>> with make_progress(False, first=0, total=10) as progress:
       ...     progress.update(5, {"loss": 0.1})
     """
+    checks.boolean("shown", shown)
+    checks.integer("first", first, 0)
+    checks.integer("total", total, 0)
     if not shown:
         return _Silent()
     if not sys.stderr.isatty():

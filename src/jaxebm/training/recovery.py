@@ -44,6 +44,10 @@ class Remedy(NamedTuple):
         curvature of the energy make chains overshoot, and then the energy gap diverges.
       learning_rate_factor: factor of every update.
       energy_l2: lower bound of the weight of E(x)^2 on data and samples.
+
+    Example:
+      >>> Remedy("much smaller rate", learning_rate_factor=0.1).sampler_steps_factor
+      1
     """
 
     name: str
@@ -83,10 +87,11 @@ class Recovery:
       keep_on: "device", or "host": pinned host memory, for states that fill the device.
 
     Raises:
-      ValueError: from `check`, if a number is out of range.
+      TypeError: if a setting has the wrong type.
+      ValueError: if a number is out of range.
 
     Example:
-      >>> [remedy.name for remedy in Recovery().usable_remedies]
+      >>> [remedy.name for remedy in Recovery(snapshot_every=500).usable_remedies]
       ['smaller rate', 'smaller rate', 'smaller rate']
     """
 
@@ -99,18 +104,15 @@ class Recovery:
     probation: int = 300
     keep_on: Literal["device", "host"] = "device"
 
-    def check(self) -> None:
-        """Raises ``ValueError`` naming the first setting that is out of range."""
-        self.monitor.check()
+    def __post_init__(self) -> None:
+        if self.remake is not None:
+            checks.function("remake", self.remake, "remedy")
+        _check_remedies(self.remedies)
+        checks.instance("monitor", self.monitor, Monitor)
         for name in ("snapshot_every", "num_snapshots", "probation"):
             checks.positive_integer(name, getattr(self, name))
-        checks.non_negative("lookback", self.lookback)
-        if self.keep_on not in ("device", "host"):
-            raise ValueError(f"keep_on={self.keep_on!r}: 'device' or 'host' is needed.")
-        for remedy in self.remedies:
-            checks.positive_integer("sampler_steps_factor", remedy.sampler_steps_factor)
-            checks.positive("learning_rate_factor", remedy.learning_rate_factor)
-            checks.non_negative("energy_l2", remedy.energy_l2)
+        checks.integer("lookback", self.lookback, 0)
+        checks.one_of("keep_on", self.keep_on, ("device", "host"))
 
     @property
     def usable_remedies(self) -> tuple[Remedy, ...]:
@@ -120,6 +122,17 @@ class Recovery:
         return tuple(
             remedy for remedy in self.remedies if remedy.sampler_steps_factor == 1 and remedy.energy_l2 == 0
         )
+
+
+def _check_remedies(remedies: Any) -> None:
+    checks.instance("remedies", remedies, Sequence)
+    for index, remedy in enumerate(remedies):
+        name = f"remedies[{index}]"
+        checks.instance(name, remedy, Remedy)
+        checks.instance(f"{name}.name", remedy.name, str)
+        checks.positive_integer(f"{name}.sampler_steps_factor", remedy.sampler_steps_factor)
+        checks.positive_number(f"{name}.learning_rate_factor", remedy.learning_rate_factor)
+        checks.non_negative_number(f"{name}.energy_l2", remedy.energy_l2)
 
 
 DEFAULT_RECOVERY = Recovery()
@@ -136,11 +149,17 @@ def remedies_in_force(remedies: Sequence[Remedy], count: int) -> Remedy:
     Returns:
       Their names joined, their factors multiplied, the greatest energy-L2.
 
+    Raises:
+      TypeError: if ``remedies`` is no sequence of `Remedy`.
+      ValueError: if ``count`` is not an integer from 0 to their number.
+
     Example:
       >>> remedies_in_force(REMEDIES, 2)  # doctest: +NORMALIZE_WHITESPACE
       Remedy(name='more, smaller steps; smaller rate',
              sampler_steps_factor=2, learning_rate_factor=0.5, energy_l2=0.0)
     """
+    _check_remedies(remedies)
+    checks.integer("count", count, 0, len(remedies))
     chosen = remedies[:count]
     return Remedy(
         "; ".join(remedy.name for remedy in chosen),
@@ -171,6 +190,7 @@ class Snapshots:
     """
 
     def __init__(self, recovery: Recovery) -> None:
+        checks.instance("recovery", recovery, Recovery)
         self.recovery = recovery
         self._kept: deque[tuple[int, TrainState]] = deque(maxlen=recovery.num_snapshots)
 
@@ -255,7 +275,7 @@ def roll_back(
         tried = remedies_in_force(remedies, len(remedies)).name
         raise DivergenceError(
             f"{said}. {in_a_row} faults in a row, {count - 1} recoveries in total; tried: fresh noise, "
-            f"{tried}. {ADVICE} An older one may lie further from the fault: resume=True with resume_step."
+            f"{tried}. {ADVICE}"
         )
     back_to, state = snapshots.choose(fault, in_a_row)
     in_force = remedies_in_force(remedies, active)
@@ -295,6 +315,9 @@ def lift(recovery: Recovery, state: TrainState) -> tuple[TrainState, str | None]
     Returns:
       ``(state, name)``: the state with one remedy less in force, and its name; or the same state, and None.
 
+    Raises:
+      TypeError: if ``recovery`` is no `Recovery`, or ``state`` no `TrainState` of JAX arrays.
+
     Example:
       >>> from jaxebm.training.state import init_health
       >>> health = init_health()._replace(remedies=jnp.array(1), learning_rate_factor=jnp.array(0.5))
@@ -303,6 +326,8 @@ def lift(recovery: Recovery, state: TrainState) -> tuple[TrainState, str | None]
       >>> name, float(state.health.learning_rate_factor)
       ('smaller rate', 1.0)
     """
+    checks.instance("recovery", recovery, Recovery)
+    _check_state(state)
     step, active = int(state.step), int(state.health.remedies)
     if not active or step < int(state.health.last_change) + recovery.probation:
         return state, None
@@ -315,6 +340,12 @@ def lift(recovery: Recovery, state: TrainState) -> tuple[TrainState, str | None]
         learning_rate_factor=in_force.learning_rate_factor,
     )
     return changed, recovery.usable_remedies[active - 1].name
+
+
+def _check_state(state: Any) -> None:
+    checks.instance("state", state, TrainState, "The init of a learner makes it.")
+    for name, leaf in (("step", state.step), *state.health._asdict().items()):
+        checks.instance(f"state.{name}", leaf, jax.Array)
 
 
 def _with_health(state: TrainState, **values: float) -> TrainState:

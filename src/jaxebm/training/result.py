@@ -68,10 +68,15 @@ class Checkpointing:
       best_mode: whether its least or its greatest value is best.
       fingerprint: a digest of the data, saved to compare; by default `jaxebm.training.fingerprint` of them.
 
+    Raises:
+      TypeError: if a setting has the wrong type.
+      ValueError: if a number is out of range, or ``best_mode`` unknown.
+
     Example:
       >>> import tempfile
       >>> from jaxebm.training import open_run
-      >>> Checkpointing(open_run(tempfile.mkdtemp(), {"seed": 0}), every=200).check()
+      >>> Checkpointing(open_run(tempfile.mkdtemp(), {"seed": 0}), every=200).best_mode
+      'min'
     """
 
     run: RunFolder
@@ -81,8 +86,12 @@ class Checkpointing:
     best_mode: Literal["min", "max"] = "min"
     fingerprint: str | None = None
 
-    def check(self) -> None:
-        """Raises ``ValueError`` naming the first setting that is out of range."""
+    def __post_init__(self) -> None:
+        checks.instance("run", self.run, RunFolder, "open_run of jaxebm.training makes one.")
         checks.positive_integer("every", self.every)
-        if not isinstance(self.run, RunFolder):
-            raise ValueError(f"run={self.run!r}: a folder from jaxebm.training.open_run is needed.")
+        if self.resume_step is not None:
+            checks.integer("resume_step", self.resume_step, 0)
+        for name in ("best_metric", "fingerprint"):
+            if getattr(self, name) is not None:
+                checks.text(name, getattr(self, name))
+        checks.one_of("best_mode", self.best_mode, ("min", "max"))

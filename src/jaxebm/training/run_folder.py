@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxebm.training.manifest import CheckpointMismatchError, differing_entries
+from jaxebm import checks
+from jaxebm.training.manifest import CheckpointMismatchError, check_names, differing_entries
 from jaxebm.training.write_errors import advise, error_number, explain
 
 __all__ = ["RunFolder", "open_run", "read_run", "write_atomically"]
@@ -41,6 +42,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
       content: text (written as UTF-8) or bytes.
 
     Raises:
+      TypeError: if ``path`` is no path, or ``content`` neither text nor bytes.
       OSError: if it cannot be written; the message names the file and the reason.
 
     Example:
@@ -49,6 +51,8 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
       >>> (folder / "a.txt").read_text()
       'whole'
     """
+    checks.instance("path", path, (str, os.PathLike))
+    checks.instance("content", content, (str, bytes))
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     with _clear_errors(path):
@@ -269,11 +273,14 @@ def read_run(path: str | Path) -> RunFolder:
     Example:
       >>> read_run("nowhere")
       Traceback (most recent call last):
-      FileNotFoundError: nowhere holds no run: a folder with config.json and checkpoints/ is needed.
+      FileNotFoundError: nowhere holds no run: path must be a folder with config.json and checkpoints/.
     """
+    checks.instance("path", path, (str, os.PathLike))
     run = RunFolder(Path(path))
     if not (run.path / CONFIG).is_file():
-        raise FileNotFoundError(f"{path} holds no run: a folder with {CONFIG} and {CHECKPOINTS}/ is needed.")
+        raise FileNotFoundError(
+            f"{path} holds no run: path must be a folder with {CONFIG} and {CHECKPOINTS}/."
+        )
     if not run.checkpoints.is_dir() or not any(entry.name.isdigit() for entry in run.checkpoints.iterdir()):
         raise FileNotFoundError(
             f"{path} holds a run without a checkpoint yet: train it for longer, or choose another folder."
@@ -310,6 +317,7 @@ def open_run(
       The open folder.
 
     Raises:
+      TypeError: if an argument has the wrong type.
       ValueError: if both ``resume`` and ``overwrite`` are given, or a setting is NaN or infinite.
       FileExistsError: if the folder is not empty and neither is given, or holds no run to overwrite.
       CheckpointMismatchError: if the run in the folder has another configuration.
@@ -321,6 +329,11 @@ def open_run(
       >>> folder.read_metrics()
       [{'step': 1, 'loss': 0.5}]
     """
+    checks.instance("output", output, (str, os.PathLike))
+    checks.instance("config", config, Mapping)
+    for name, value in (("resume", resume), ("overwrite", overwrite), ("resumable", resumable)):
+        checks.boolean(name, value)
+    check_names("uncompared", uncompared)
     path = Path(output)
     # As it will be read back (tuples become lists), and refused here, before anything is removed.
     config = json.loads(json.dumps(dict(config), allow_nan=False))

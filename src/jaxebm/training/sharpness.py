@@ -1,7 +1,8 @@
 """Sharpness-aware minimisation: the gradient is taken where the loss is highest within a small ball."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +15,30 @@ from jaxebm.types import Array, Params
 __all__ = ["Sharpness", "ascend"]
 
 
-class Sharpness(NamedTuple):
+@dataclass(frozen=True)
+class Sharpness:
     """Radius and metric of the ascent that `learner` makes before it takes the gradient.
 
     Attributes:
       rho: radius of the ascent, above 0: in units of the parameters, or relative to them where adaptive.
         The papers use about 0.05 plain and 0.5 to 2 adaptive.
       adaptive: whether each parameter's share of the ascent is scaled by its size.
+
+    Raises:
+      TypeError: if ``rho`` is no number, or ``adaptive`` not True or False.
+      ValueError: if ``rho`` is not one finite number above 0.
+
+    Example:
+      >>> Sharpness(0.05)
+      Sharpness(rho=0.05, adaptive=False)
     """
 
     rho: float | Array
     adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        checks.positive_number("sharpness.rho", self.rho)
+        checks.boolean("sharpness.adaptive", self.adaptive)
 
 
 def ascend(
@@ -59,7 +73,9 @@ def ascend(
       The parameters at the ascended point, in their dtypes; where all of g is zero, the parameters.
 
     Raises:
-      ValueError: if ``rho`` is not positive or ``stabiliser`` negative.
+      TypeError: if ``params`` or ``gradient`` hold something else than arrays.
+      ValueError: if ``rho`` is not one positive number, ``stabiliser`` is negative, or the gradient has not
+        the structure and shapes of ``params``.
 
     Example:
       >>> ascend(jnp.array([1.0, 1.0]), jnp.array([3.0, 4.0]), 0.5).tolist()  # 0.5 (0.6, 0.8) further
@@ -73,8 +89,12 @@ def ascend(
       Foret et al. 2021 (arXiv 2010.01412), equation 2; adaptive, Kwon et al. 2021 (arXiv 2102.11600),
       equations 3 and 4.
     """
-    checks.positive("rho", rho)
-    checks.non_negative("stabiliser", stabiliser)
+    checks.positive_number("rho", rho)
+    checks.boolean("adaptive", adaptive)
+    checks.non_negative_number("stabiliser", stabiliser)
+    for name, tree in (("params", params), ("gradient", gradient)):
+        checks.real_arrays(name, tree)
+    checks.same_shapes("gradient", gradient, "params", params)
     params, gradient = jax.tree.map(jnp.asarray, (params, gradient))
     gradient = jax.tree.map(widened, _learnt(gradient))
     if adaptive:

@@ -28,6 +28,7 @@ class Health(NamedTuple):
       in_a_row: consecutive faults, each within the probation of the one before, a scalar.
       remedies: number of remedies in force, a scalar.
       learning_rate_factor: the factor of every update, a scalar.
+      reach: the greatest |x| among the data so far, at least 1, a scalar.
     """
 
     mean: Array
@@ -40,6 +41,7 @@ class Health(NamedTuple):
     in_a_row: Array
     remedies: Array
     learning_rate_factor: Array
+    reach: Array
 
 
 def init_health() -> Health:
@@ -61,6 +63,7 @@ def init_health() -> Health:
         in_a_row=jnp.zeros((), jnp.int32),
         remedies=jnp.zeros((), jnp.int32),
         learning_rate_factor=jnp.ones(()),
+        reach=jnp.ones(()),
     )
 
 

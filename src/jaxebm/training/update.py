@@ -10,10 +10,13 @@ import optax
 
 from jaxebm import checks
 from jaxebm.data.examples import Examples, as_examples
+from jaxebm.objectives.labelled_chains import class_logits
 from jaxebm.objectives.negatives import NegativeSampler, no_negatives
 from jaxebm.objectives.objective import Objective, is_conditional
 from jaxebm.training.batches import AugmentExample, Preparation, start_streams
-from jaxebm.training.health import measure_chains, sample_norm
+from jaxebm.training.chain_measures import measure_chains, reach_of
+from jaxebm.training.health import sample_norm
+from jaxebm.training.manifest import is_key
 from jaxebm.training.placement import Placement
 from jaxebm.training.sharpness import Sharpness, ascend
 from jaxebm.training.state import Learner, TrainState, TrainStep, init_health
@@ -54,7 +57,9 @@ def learner(
 
     Args:
       objective: from `jaxebm.objectives.likelihood`, ``jem``, ``classifier``, or your own.
-      optimizer: an Optax transformation.
+      optimizer: an Optax transformation. One that takes more than the gradient is given ``value``, the loss,
+        ``grad`` and ``value_fn`` (params -> loss of the same batch and negatives), as
+        ``optax.contrib.reduce_on_plateau`` and line searches need.
       negatives: the sampler of the negatives, such as `jaxebm.objectives.persistent`; None for an objective
         that needs none.
       batch_size: examples per update, of each of the two batches.
@@ -73,14 +78,15 @@ def learner(
     Returns:
       A `Learner`. Its metrics are those of the loss, at theta, and ``loss``, ``gradient_norm``,
       ``update_norm``, ``optimizer_norm`` (of some entries of its state before the update) and those of
-      `jaxebm.training.health.measure_chains`. With ``sharpness`` there is also ``sharpness``, the loss at
+      `jaxebm.training.measure_chains`. With ``sharpness`` there is also ``sharpness``, the loss at
       the ascended point minus that at theta, and ``gradient_norm`` is of the gradient there.
 
     Raises:
-      TypeError: if the objective, the optimiser, the negatives or a function has the wrong type.
+      TypeError: if an argument has the wrong type, or a function takes other arguments.
       ValueError: if ``ema_decay`` lies outside [0, 1), ``batch_size`` is not an integer of at least 1 or not
-        a multiple of the placement's strata, ``noise`` is negative or ``sharpness.rho`` is not positive;
-        from ``init``, if the data hold fewer examples than a batch or do not fit the options.
+        a multiple of the placement's strata, or ``noise`` is negative; from ``init``, if data or parameters
+        are not finite, the data hold fewer examples than a batch, or they, the negatives' classes and the
+        options do not fit together.
 
     Example:
       >>> from functools import partial
@@ -108,17 +114,24 @@ def learner(
             f"negatives is {_kind(negatives)}: a NegativeSampler is needed, such as persistent(...) of "
             "jaxebm.objectives, or None."
         )
-    functions = {"augment": augment, "augment_x_data": augment_x_data, "rescale": rescale, "refresh": refresh}
-    for name, function in functions.items():
-        if not (function is None or callable(function) or (name == "augment_x_data" and function == "same")):
-            raise TypeError(f"{name}={function!r}: a function is needed, or None.")
+    for name, function, arguments in (
+        ("augment", augment, ("rng_key", "x")),
+        ("augment_x_data", None if augment_x_data == "same" else augment_x_data, ("rng_key", "x")),
+        ("rescale", rescale, ("x",)),
+        ("refresh", refresh, ("params", "x_data")),
+    ):
+        if function is not None:
+            checks.function(name, function, *arguments)
     checks.positive_integer("batch_size", batch_size)
-    checks.non_negative("noise", noise)
+    checks.non_negative_number("noise", noise)
     checks.in_range("ema_decay", ema_decay, 0.0, 1.0)
+    checks.one_number("ema_decay", ema_decay)
     if ema_decay == 1:
         raise ValueError("ema_decay=1: the average would not change; use a number in [0, 1), such as 0.999.")
-    if sharpness is not None:
-        checks.positive("sharpness.rho", sharpness.rho)
+    hint = "Sharpness(rho) of jaxebm.training makes one."
+    checks.instance("sharpness", sharpness, (Sharpness, type(None)), hint)
+    hint = "make_placement of jaxebm.training makes one."
+    checks.instance("placement", placement, (Placement, type(None)), hint)
     num_strata = 1 if placement is None else placement.num_strata
     if batch_size % num_strata:
         raise ValueError(
@@ -127,20 +140,26 @@ def learner(
         )
     samples = negatives is not None
     negatives = no_negatives() if negatives is None else negatives
+    update = optax.with_extra_args_support(optimizer).update
     prepare = Preparation(
         batch_size, noise, augment, augment if augment_x_data == "same" else augment_x_data, rescale
     )
 
     def init(rng_key: Array, params: Params, data: Any) -> TrainState:
+        checks.rng_key("rng_key", rng_key)
         examples = as_examples(data)
         prepare.check(examples)
-        _check_classes(objective, negatives, examples)
         example = prepare.example(examples)
         keys = jax.random.split(rng_key, 4)
         sampler_key, run_key = jax.random.split(keys[0])
         if _is_function(params):
+            checks.function("params", params, "rng_key", "example")
             params = jax.jit(params)(keys[1], example)
-        _check_functions(objective, params, example, examples, samples=samples)
+        _check_params(params)
+        num_classes = _check_functions(objective, params, example, examples, negatives, samples=samples)
+        _check_classes(objective, negatives, examples)
+        if examples.is_sampler:
+            prepare.check_first(_batch_keys(run_key, 0)[0], examples, num_classes)
         streams = () if examples.is_sampler else start_streams(keys[2], keys[3], examples, num_strata)
         state = _with_copies(
             params,
@@ -161,14 +180,14 @@ def learner(
 
     return Learner(
         init,
-        _make_step(objective, optimizer, negatives, prepare, ema_decay, refresh, sharpness, placement),
+        _make_step(objective, update, negatives, prepare, ema_decay, refresh, sharpness, placement),
         place,
     )
 
 
 def _make_step(
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer_update: Callable[..., tuple[Any, Any]],
     negatives: NegativeSampler,
     prepare: Preparation,
     ema_decay: float,
@@ -179,9 +198,7 @@ def _make_step(
     value_and_gradient = jax.value_and_grad(objective.loss, has_aux=True)
 
     def train_step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
-        key_batch, key_negatives, key_loss = jax.random.split(
-            jax.random.fold_in(state.rng_key, state.step), 3
-        )
+        key_batch, key_negatives, key_loss = _batch_keys(state.rng_key, state.step)
         batch, streams = prepare(key_batch, data, state.streams)
         whole_params = state.params
         if placement is not None:
@@ -199,7 +216,14 @@ def _make_step(
             metrics = metrics | {"sharpness": ascended_value - value}
         if placement is not None:
             gradient = placement.scatter(gradient)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        updates, optimizer_state = optimizer_update(
+            gradient,
+            state.optimizer_state,
+            state.params,
+            value=value,
+            grad=gradient,
+            value_fn=lambda params: objective.loss(params, key_loss, batch, samples)[0],
+        )
         updates = optax.tree.scale(state.health.learning_rate_factor, updates)
         params = optax.apply_updates(state.params, updates)
         if refresh is not None:
@@ -215,6 +239,7 @@ def _make_step(
             "gradient_norm": optax.tree.norm(gradient),
             "update_norm": optax.tree.norm(updates),
             "optimizer_norm": sample_norm(state.optimizer_state),
+            "largest_data": reach_of((batch.x_labelled, batch.x_data)),
         }
         if samples.positions is not None:
             metrics |= measure_chains(x_start, samples.positions, samples.displacement)
@@ -231,6 +256,29 @@ def _make_step(
     return train_step
 
 
+def _batch_keys(rng_key: Array, step: Array | int) -> Array:
+    """The three keys of an update: of its batch, its negatives and its loss."""
+    return jax.random.split(jax.random.fold_in(rng_key, step), 3)
+
+
+def _check_params(params: Params) -> None:
+    """Raises unless all initial parameters are finite numbers; the message names the first that is not."""
+    checks.arrays("params", params)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = f"params{jax.tree_util.keystr(path)}"
+        if is_key(leaf):  # that a module keeps for its dropout
+            continue
+        checks.array(name, leaf)
+        if checks.is_traced(leaf) or not getattr(leaf, "is_fully_addressable", True):
+            continue
+        values = np.asarray(leaf)
+        if bad := int(values.size - np.count_nonzero(np.isfinite(values))):
+            raise ValueError(
+                f"{name} holds {bad} non-finite entries (NaN or infinity) of {values.size} before the first "
+                "update: initialise it with finite numbers."
+            )
+
+
 def _check_classes(objective: Objective, negatives: NegativeSampler, examples: Examples) -> None:
     """Raises ``ValueError`` if chains run on E(x, y) and the sampler has fewer classes than the data."""
     if examples.labels is None or negatives.num_classes is None or not is_conditional(objective.energy):
@@ -244,9 +292,18 @@ def _check_classes(objective: Objective, negatives: NegativeSampler, examples: E
 
 
 def _check_functions(
-    objective: Objective, params: Params, example: Position, examples: Examples, *, samples: bool
-) -> None:
-    """Raises ``ValueError`` where energy or logits do not fit one example; only shapes are computed."""
+    objective: Objective,
+    params: Params,
+    example: Position,
+    examples: Examples,
+    negatives: NegativeSampler,
+    *,
+    samples: bool,
+) -> int | None:
+    """Returns the number of classes, if it is known, or raises where energy or logits do not fit one example.
+
+    Only shapes are computed.
+    """
 
     def shape_of(function: Any, name: str, *label: Any) -> tuple[int, ...]:
         def one(params: Params, x: Position) -> Any:
@@ -259,24 +316,31 @@ def _check_functions(
         except Exception as error:  # whatever the function of a user raises
             shapes = jax.tree.map(jnp.shape, example)
             raise ValueError(
-                f"objective.{name} fails on one example of shape {shapes}: {error}\n"
+                f"objective.{name} fails with these params on one example of shape {shapes}: {error}\n"
                 "A network that takes a batch becomes a function of one example by "
                 "jaxebm.unbatched(module.apply); its parameters are initialised with a batch of one."
             ) from error
 
-    if objective.logits is not None:
-        shape = shape_of(objective.logits, "logits")
+    num_classes = None
+    logits = class_logits(objective.energy) if objective.logits is None else objective.logits
+    if logits is not None:
+        shape = shape_of(logits, "logits")
         if len(shape) != 1:
             raise ValueError(f"objective.logits has shape {shape} for one example: (K,) is needed.")
-        if examples.labels is not None and (most := int(np.max(np.asarray(examples.labels)))) >= shape[0]:
+        num_classes = shape[0]
+        needed = f"class numbers 0..{num_classes - 1} are needed"
+        if examples.labels is not None and (most := int(np.max(np.asarray(examples.labels)))) >= num_classes:
+            raise ValueError(f"data has the label {most}, and there are {num_classes} logits: {needed}.")
+        if (negatives.num_classes or 0) > num_classes:
             raise ValueError(
-                f"data has the label {most}, and there are {shape[0]} logits: class numbers 0.."
-                f"{shape[0] - 1} are needed."
+                f"negatives has num_classes={negatives.num_classes}, and there are {num_classes} logits: "
+                f"chains would belong to classes that do not exist; {needed}."
             )
     if samples:
         shape = shape_of(objective.energy, "energy", jnp.zeros((), jnp.int32))
         if shape != ():
             raise ValueError(f"objective.energy has shape {shape} for one example: a scalar () is needed.")
+    return num_classes
 
 
 def _kind(value: Any) -> str:
