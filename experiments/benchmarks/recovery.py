@@ -10,12 +10,20 @@ from jaxebm.data import load_dataset
 from jaxebm.recipes import Config, build
 from jaxebm.training import TrainState, TrainStep, compile_steps
 from jaxebm.training.dispatch import compile_monitored_steps
-from jaxebm.training.health import CHAINS, name_faults
+from jaxebm.training.health import name_faults
 from jaxebm.training.recovery import DEFAULT_RECOVERY, Snapshots
 from jaxebm.types import Metrics
 
 __all__ = ["PROTECTED", "UNPROTECTED", "Protected", "Unprotected", "digits_workload", "recovery_workload"]
 
+ONLY_FOR_DETECTION = (
+    "frozen_chains",
+    "saturated_chains",
+    "chain_spread",
+    "largest_chain",
+    "sample_grain",
+    "largest_data",
+)
 PROTECTED = "with detection and snapshots"
 UNPROTECTED = "without"
 
@@ -27,7 +35,7 @@ class Unprotected:
         def bare(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
             state, metrics = train_step(state, data)
             # Metrics only for detection; the compiler removes unused ones.
-            kept = {name: value for name, value in metrics.items() if name not in CHAINS}
+            kept = {name: value for name, value in metrics.items() if name not in ONLY_FOR_DETECTION}
             return state, kept
 
         # A copy: the state is donated, and the other contender starts from the same.

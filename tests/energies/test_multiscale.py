@@ -79,7 +79,7 @@ def test_equal_arguments_make_equal_energies():
         (lambda: multiscale_energy(jnp.sum, ()), ValueError, r"scales=\(\)"),
         (lambda: multiscale_energy(jnp.sum, (1, 0.5)), ValueError, r"scales=0\.5"),
         (lambda: multiscale_energy((jnp.sum,), (1, 2)), ValueError, "energies has 1 entries"),
-        (lambda: multiscale_energy((jnp.sum, 1), (1, 2)), TypeError, r"energies\[1\]=1 is not callable"),
+        (lambda: multiscale_energy((jnp.sum, 1), (1, 2)), TypeError, r"energies\[1\] must be a function"),
         (
             lambda: multiscale_energy(jnp.sum)((1.0, 2.0), jnp.ones((4, 4, 1))),
             ValueError,

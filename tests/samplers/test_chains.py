@@ -126,6 +126,54 @@ def test_keys_are_checked():
         run_chains(jax.random.key(0), kernel, starts, 0)
 
 
+@pytest.mark.parametrize("key", [jax.random.PRNGKey(0), 3, None], ids=["legacy", "integer", "None"])
+def test_one_rule_for_keys_in_every_runner(key):
+    kernel = sgld(TARGET, 0.1)
+    for run in (
+        lambda: run_chain(key, kernel, jnp.zeros(2), 2),
+        lambda: run_chains(key, kernel, jnp.zeros((3, 2)), 2),
+        lambda: run_annealed_chain(key, lambda at: kernel, jnp.zeros(2), jnp.zeros(2)),
+        lambda: sample(key, energy, PARAMS, jnp.zeros((3, 2)), 2, step_size=0.1),
+    ):
+        with pytest.raises(TypeError, match=r"rng_key.*typed key, jax\.random\.key\(seed\)"):
+            run()
+
+
+def test_kernels_and_functions_are_told_from_other_things():
+    key, kernel, start = jax.random.key(0), sgld(TARGET, 0.1), jnp.zeros((3, 2))
+    for run in (run_chain, run_chains):
+        with pytest.raises(TypeError, match=r"kernel is the function sgld, not yet bound"):
+            run(key, sgld, start, 2)
+        with pytest.raises(TypeError, match="kernel='sgld'"):
+            run(key, "sgld", start, 2)
+        with pytest.raises(TypeError, match=r"collect.*state, info"):
+            run(key, kernel, start, 2, collect=lambda state: state)
+    with pytest.raises(TypeError, match=r"kernel is a kernel that is bound"):
+        sample(key, energy, PARAMS, start, 2, kernel=kernel)
+    with pytest.raises(TypeError, match=r"kernel=sgld .*unexpected keyword argument 'schedule'"):
+        sample(key, energy, PARAMS, start, 2, step_size=0.1, schedule=3)
+    with pytest.raises(TypeError, match=r"energy=TARGET|energy=energy"):
+        sample(key, TARGET, PARAMS, start, 2, step_size=0.1)
+    with pytest.raises(TypeError, match=r"kernel_at\(schedule_slice\) is the function sgld, not yet bound"):
+        run_annealed_chain(key, lambda at: sgld, jnp.zeros(2), jnp.zeros(2))
+
+
+def test_shapes_that_the_energy_refuses_are_told():
+    with pytest.raises(TypeError) as caught:
+        sample(jax.random.key(0), energy, PARAMS, jnp.zeros((4, 3)), 2, step_size=0.1)
+    notes = " ".join(caught.value.__notes__)
+    assert "positions of (4, 3)" in notes
+    assert "'centre': (2,)" in notes
+    with pytest.raises(TypeError) as caught:
+        run_chain(jax.random.key(0), sgld(TARGET, 0.1), jnp.zeros(3), 2)
+    assert "position of (3,)" in " ".join(caught.value.__notes__)
+
+
+def test_a_schedule_of_steps_belongs_to_an_annealed_chain():
+    with pytest.raises(ValueError, match=r"step_size has shape \(5,\).*run_annealed_chain"):
+        sample(jax.random.key(0), energy, PARAMS, jnp.zeros((5, 2)), 2, step_size=jnp.full(5, 0.1))
+
+
 # --- BlackJAX in both directions ---
 
 

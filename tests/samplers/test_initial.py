@@ -6,14 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxebm.samplers.initial import (
-    ClassGaussianInitial,
-    GaussianInitial,
-    UniformInitial,
-    fit_class_gaussians,
-    fit_gaussian,
-    uniform_like,
-)
+from jaxebm.samplers.gaussian_fits import fit_class_gaussians, fit_gaussian
+from jaxebm.samplers.initial import ClassGaussianInitial, GaussianInitial, UniformInitial, uniform_like
 
 NUM_DRAWS = 20_000
 
@@ -132,8 +126,8 @@ def test_they_are_arguments_of_jit_not_constants(first, second):
 
 
 def test_uniform_in_the_shape_of_an_array_is_the_uniform_of_that_shape():
-    for example in (jnp.zeros((2, 3)), jax.ShapeDtypeStruct((2, 3), jnp.uint8)):
-        assert uniform_like(example, -2.0, 0.5) == UniformInitial(-2.0, 0.5, shape=(2, 3))
+    for example, dtype in ((jnp.zeros((2, 3)), "float32"), (jax.ShapeDtypeStruct((2, 3), jnp.uint8), None)):
+        assert uniform_like(example, -2.0, 0.5) == UniformInitial(-2.0, 0.5, shape=(2, 3), dtype=dtype)
     assert uniform_like(jnp.zeros(())).shape == ()
 
 
@@ -161,9 +155,97 @@ def test_a_gaussian_of_given_mean_and_factor():
     )
 
 
+def _tree_data():
+    """Images as a pytree of two leaves, and the same numbers as one array."""
+    flat = _data().reshape(200, 6).astype(np.float32)
+    return {"a": flat[:, :2], "b": flat[:, 2:].reshape(200, 2, 2)}, flat
+
+
+def test_a_gaussian_of_a_pytree_is_the_gaussian_of_its_numbers():
+    tree, flat = _tree_data()
+    labels = np.arange(200) % 2
+    for fit, arguments in ((fit_gaussian, ()), (fit_class_gaussians, (labels, 2))):
+        of_tree, of_array = (fit(images, *arguments, clamp=(-2.0, 2.0)) for images in (tree, flat))
+        draws = of_tree(jax.random.key(2), jnp.array(1))
+        assert jax.tree.map(jnp.shape, draws) == {"a": (2,), "b": (2, 2)}
+        expected = of_array(jax.random.key(2), jnp.array(1))
+        np.testing.assert_array_equal(np.concatenate([draws["a"], draws["b"].ravel()]), expected)
+
+
+def test_one_number_an_example_is_a_position_in_a_pytree():
+    values = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    draw = fit_gaussian({"mean": values[:, 0], "scale": values[:, 1]})(jax.random.key(0), jnp.array(0))
+    assert jax.tree.map(jnp.shape, draw) == {"mean": (), "scale": ()}
+
+
+@pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
+def test_chains_start_in_the_dtype_of_the_data(x64):
+    with jax.enable_x64(x64):
+        for dtype in ("bfloat16", "float16", "float32", "float64"):
+            data = np.random.default_rng(0).normal(size=(20, 3)).astype(jnp.dtype(dtype))
+            kept = "float32" if dtype == "float64" and not x64 else dtype
+            for initial in (
+                uniform_like(data[0]),
+                uniform_like({"a": data[0], "b": data[0, 0]}),
+                fit_gaussian(data, clamp=(-1.0, 1.0)),
+                fit_class_gaussians(data, np.arange(20) % 2, 2, clamp=(-1.0, 1.0)),
+            ):
+                draws = jax.eval_shape(initial, jax.random.key(0), jnp.array(0))
+                assert {leaf.dtype.name for leaf in jax.tree.leaves(draws)} == {kept}
+        draw = uniform_like(jnp.zeros(500, jnp.bfloat16))(jax.random.key(0), jnp.array(0))
+        # Drawn in float32 and rounded: 500 draws from 128 values would hardly give more than 125.
+        assert len(set(draw.tolist())) > 250
+
+
+def test_a_float32_start_is_the_same_under_x64():
+    plain = uniform_like(jnp.zeros(4, jnp.float32))(jax.random.key(0), jnp.array(0))
+    gaussian = fit_gaussian(_tree_data()[1])
+    draw = gaussian(jax.random.key(0), jnp.array(0))
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(
+            uniform_like(jnp.zeros(4, jnp.float32))(jax.random.key(0), jnp.array(0)), plain
+        )
+        np.testing.assert_array_equal(gaussian(jax.random.key(0), jnp.array(0)), draw)
+
+
+def test_they_are_rebuilt_of_whatever_jax_puts_in_their_place():
+    # in_axes, shardings, shapes and placeholders: checked where a user makes one, not where JAX does.
+    for initial in (
+        UniformInitial(-1.0, 1.0, shape=(3,)),
+        GaussianInitial(jnp.zeros(3), jnp.eye(3), -1.0),
+        ClassGaussianInitial(jnp.zeros((2, 3)), jnp.zeros((2, 3, 3))),
+    ):
+        leaves, structure = jax.tree.flatten(initial)
+        for placeholder in (None, object(), "text"):
+            rebuilt = structure.unflatten([placeholder] * len(leaves))
+            assert type(rebuilt) is type(initial)
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(initial)[0]]
+        assert paths[0] in (".low", ".mean", ".means")
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+    assert UniformInitial(shape, shape, shape=(3,)).low is shape
+    jax.jit(lambda low: UniformInitial(low, 1.0, shape=(3,)))(2.0)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "named"),
     [
+        (lambda: UniformInitial(0.0, np.inf, shape=(2,)), ValueError, "high=inf"),
+        (lambda: UniformInitial("a", 1.0, shape=(2,)), TypeError, "low='a'"),
+        (lambda: UniformInitial(0.0, 1.0, shape=3), TypeError, "shape is"),
+        (lambda: UniformInitial(0.0, 1.0, shape=(2.5,)), ValueError, "shape=2.5"),
+        (lambda: UniformInitial(0.0, 1.0, shape=(2,), dtype="int8"), TypeError, "dtype='int8'"),
+        (lambda: UniformInitial(0.0, 1.0, shape=(2,))(3, jnp.array(0)), TypeError, "rng_key=3"),
+        (
+            lambda: GaussianInitial(jnp.zeros(3), jnp.eye(2)),
+            ValueError,
+            r"factor has shape \(2, 2\): \(3, 3\)",
+        ),
+        (lambda: GaussianInitial(jnp.zeros(2), jnp.eye(2), 1.0, 0.0), ValueError, "low=1.0, high=0.0"),
+        (lambda: GaussianInitial(jnp.zeros(2), jnp.eye(2), np.nan), ValueError, "low=nan"),
+        (lambda: ClassGaussianInitial(jnp.zeros((2, 3)), jnp.eye(3)), ValueError, r"factors.*\(2, 3, 3\)"),
+        (lambda: uniform_like("text"), TypeError, "example='text'"),
+        (lambda: fit_gaussian(np.zeros((3, 2)), clamp=0.5), ValueError, "clamp=0.5"),
+        (lambda: fit_gaussian({"a": np.zeros((3, 2)), "b": np.zeros((2, 2))}), ValueError, "images"),
         (lambda: UniformInitial(1.0, -1.0, shape=(2,)), ValueError, "low"),
         (lambda: uniform_like(jnp.zeros(2), 1.0, 1.0), ValueError, "low=1.0, high=1.0"),
         (lambda: uniform_like({"a": jnp.zeros(2)}, 1.0, 0.0), ValueError, "low=1.0, high=0.0"),

@@ -102,6 +102,8 @@ NOISELESS = {
     "steepest_descent_linf": Case(functools.partial(steepest_descent, norm="linf"), 0.1, 5),
 }
 ALL_CASES = CASES | NOISELESS
+BLACKJAX = ("mala", "hmc", "nuts")
+"""These draw their numbers in BlackJAX, in float64 under x64."""
 all_kernels = pytest.mark.parametrize("name", list(ALL_CASES))
 all_samplers = pytest.mark.parametrize("name", list(CASES))
 
@@ -161,7 +163,7 @@ def test_pytree_in_pytree_out_finite_and_traced_once(runs, name):
     chex.assert_trees_all_equal_shapes_and_dtypes(positions, START)
     chex.assert_tree_all_finite((positions, acceptance))
     assert acceptance.shape == (NUM_CHAINS, ALL_CASES[name].num_steps)
-    if name in ("mala", "hmc", "nuts"):
+    if name in BLACKJAX:
         assert 0.3 < float(acceptance.mean()) < 0.999
 
 
@@ -199,11 +201,63 @@ def test_one_position_without_batch(name):
     assert history is None
 
 
-def test_bfloat16_is_kept_by_sgld():
-    position = {"a": jnp.zeros(3, jnp.bfloat16), "b": jnp.zeros((2, 2), jnp.bfloat16)}
-    state, _ = run_chain(jax.random.key(0), sgld(energy, jnp.float32(0.1)), position, 2)
-    chex.assert_trees_all_equal_shapes_and_dtypes(state.position, position)
-    chex.assert_tree_all_finite(state.position)
+def positions_of(dtype):
+    return {"a": jnp.zeros(3, dtype), "b": jnp.zeros((2, 2), dtype)}
+
+
+@pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
+@all_kernels
+def test_every_floating_dtype_is_kept(name, x64):
+    # Shapes and dtypes are decided by tracing, so that nothing compiles here.
+    case = ALL_CASES[name]
+    with jax.enable_x64(x64):
+        for dtype in ("bfloat16", "float16", "float32", *(("float64",) if x64 else ())):
+            position = positions_of(dtype)
+            for step_size in (case.step_size, jnp.array(case.step_size)):  # float64 under x64
+                kernel = case.make(energy, step_size)
+                state, _ = jax.eval_shape(lambda key: run_chain(key, kernel, position, 2), jax.random.key(0))  # noqa: B023
+                chex.assert_trees_all_equal_shapes_and_dtypes(state.position, position)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_CASES if name not in BLACKJAX])
+def test_a_float32_chain_is_the_same_under_x64(name):
+    case = ALL_CASES[name]
+    found = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            kernel = case.make(energy, jnp.float32(case.step_size))
+            run = jax.jit(lambda key, start: run_chain(key, kernel, start, 3)[0].position)  # noqa: B023
+            found.append(run(jax.random.key(3), positions_of("float32")))
+    chex.assert_trees_all_equal_shapes_and_dtypes(*found)
+    chex.assert_trees_all_close(*found, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
+def test_narrow_chains_run_and_move(x64):
+    # Leaves of every dtype in one position, and one program for the fastest of the kernels.
+    with jax.enable_x64(x64):
+        position = {dtype: jnp.zeros(2, dtype) for dtype in ("bfloat16", "float16", "float32")}
+        step_size = jnp.float32(0.1)
+        for name in ("sgld", "underdamped"):
+            state, _ = run_chain(jax.random.key(0), CASES[name].make(energy, step_size), position, 2)
+            chex.assert_trees_all_equal_shapes_and_dtypes(state.position, position)
+            chex.assert_tree_all_finite(state.position)
+            assert all(np.all(leaf != 0) for leaf in state.position.values())
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in BLACKJAX])
+def test_only_typed_keys_are_taken(name):
+    kernel = CASES[name].make(energy, 0.1)
+    state = jax.eval_shape(kernel.init, positions_of("float32"))
+    for key in (0, jax.random.PRNGKey(0)):
+        with pytest.raises(TypeError, match=r"rng_key.*typed key"):
+            jax.eval_shape(lambda state: kernel.step(key, state), state)  # noqa: B023
+
+
+@all_kernels
+def test_a_schedule_given_as_step_size_is_refused(name):
+    with pytest.raises(ValueError, match=r"step_size has shape \(3,\).*run_annealed_chain"):
+        ALL_CASES[name].make(energy, jnp.full(3, 0.1))
 
 
 @all_samplers

@@ -157,3 +157,27 @@ def test_an_energy_that_is_not_a_scalar_is_refused_by_name():
         run_chain(jax.random.key(0), sgld(elementwise, 0.1), jnp.ones(3), 2)
     with pytest.raises(ValueError, match=r"elementwise.*\(1,\)"):
         scalar_target(jax.tree_util.Partial(elementwise))(jnp.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"step_size": jnp.full(2, 0.1)}, r"step_size has shape \(2,\).*run_annealed_chain"),
+        ({"step_size": 0.1, "noise_scale": np.ones(3)}, r"noise_scale has shape \(3,\).*run_annealed_chain"),
+        ({"step_size": 0.1, "gradient_clip": np.ones(3)}, r"gradient_clip has shape \(3,\)"),
+        (
+            {"step_size": 0.1, "state_clamp": (np.zeros(3), 1.0)},
+            r"state_clamp has shape \(3,\).*box\(low, high\)",
+        ),
+        ({"step_size": 0.1, "state_clamp": (np.nan, 1.0)}, r"state_clamp=\(nan"),
+    ],
+)
+def test_one_number_is_needed_not_several(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        sgld(quadratic, **arguments)
+
+
+def test_several_temperatures_at_once():
+    steps, curvature = np.array([0.1, 1.0]), np.array([15.0, 1.0])
+    found = langevin_temperature(steps, np.sqrt(2 * steps), curvature)  # curvature * step_size = 1.5 and 1
+    np.testing.assert_allclose(found, 1 / (1 - steps * curvature / 2), rtol=1e-6)

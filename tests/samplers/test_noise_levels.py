@@ -118,6 +118,21 @@ def test_pytrees_and_dtypes_are_kept_and_new_numbers_run_the_same_program():
     assert len(traces) == first
 
 
+def test_every_floating_dtype_is_kept_under_x64_and_float32_numbers_are_the_same():
+    def run(dtype, levels):
+        positions = jnp.ones((2, 2), dtype)
+        return annealed_langevin(
+            jax.random.key(0), gaussian_at, (0.0, 1.0), positions, levels, 0.1, 2, denoise=True
+        )
+
+    plain = run("float32", np.array([2.0, 1.0]))
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(run("float32", np.array([2.0, 1.0])), plain, rtol=1e-6)
+        for dtype in ("bfloat16", "float16", "float64"):
+            found = jax.eval_shape(lambda: run(dtype, np.array([2.0, 1.0])))  # noqa: B023
+            assert found.dtype == dtype
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -126,19 +141,27 @@ def test_pytrees_and_dtypes_are_kept_and_new_numbers_run_the_same_program():
         ({"levels": np.array(1.0)}, ValueError, r"levels has shape \(\)"),
         ({"step_size": 0.0}, ValueError, "step_size=0.0"),
         ({"num_steps_per_level": 0}, ValueError, "num_steps_per_level=0"),
+        ({"step_size": jnp.full(2, 0.1)}, ValueError, r"step_size has shape \(2,\)"),
+        ({"energy_at": "gaussian"}, TypeError, "energy_at"),
+        ({"energy_at": lambda x: 0.0}, TypeError, r"energy_at.*params, x, level"),
+        ({"rng_key": jax.random.PRNGKey(0)}, TypeError, "rng_key.*typed key"),
+        ({"denoise": "yes"}, TypeError, "denoise='yes'"),
         ({"positions": jnp.zeros(())}, ValueError, "positions"),
         ({"positions": jnp.zeros((2, 1), int)}, TypeError, "positions has dtype int32"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):
     accepted = {
+        "rng_key": jax.random.key(0),
+        "energy_at": gaussian_at,
+        "params": (0.0, 1.0),
         "positions": jnp.zeros((2, 1)),
         "levels": np.array([2.0, 1.0]),
         "step_size": 0.1,
         "num_steps_per_level": 1,
     }
     with pytest.raises(error, match=message):
-        annealed_langevin(jax.random.key(0), gaussian_at, (0.0, 1.0), **(accepted | arguments))
+        annealed_langevin(**(accepted | arguments))
 
 
 @pytest.mark.parametrize(

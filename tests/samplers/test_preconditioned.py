@@ -174,3 +174,20 @@ def test_bfloat16_positions_average_in_float32():
 def test_bad_parameters_are_named(arguments, named):
     with pytest.raises(ValueError, match=named):
         preconditioned_sgld(jnp.sum, **arguments)
+
+
+def test_the_gradient_through_a_step_is_finite_where_the_energy_is_flat():
+    # At the mode V = 0, and the root of it has the derivative 0: x moves by 1 - step G E'' there.
+    kernel = preconditioned_sgld(lambda x: jnp.sum(x**2) / 2, 0.1, decay=0.0, damping=0.5, noise_scale=0.0)
+
+    def moved(x):
+        return kernel.step(jax.random.key(0), kernel.init(x))[0].position
+
+    np.testing.assert_allclose(jax.jacobian(moved)(jnp.zeros(2)), (1 - 0.1 / 0.5) * np.eye(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["step_size", "decay", "damping", "noise_scale"])
+def test_one_number_is_needed_not_several(name):
+    arguments = {"step_size": 0.1, name: jnp.full(2, 0.3)}
+    with pytest.raises(ValueError, match=rf"{name} has shape \(2,\)"):
+        preconditioned_sgld(jnp.sum, **arguments)

@@ -199,6 +199,11 @@ def test_the_bias_falls_with_the_root_of_the_step():
         (lambda: soft_threshold(-1.0), "strength"),
         (lambda: ridge(-1.0), "strength"),
         (lambda: box(1.0, 1.0), "low"),
+        (lambda: ridge(jnp.ones(2)), r"strength has shape \(2,\)"),
+        (lambda: soft_threshold(jnp.ones(2)), r"strength has shape \(2,\)"),
+        (lambda: proximal_sgld(jnp.sum, ridge(1.0), 0.1, jnp.ones(2)), r"noise_scale has shape \(2,\)"),
+        (lambda: box(jnp.zeros(2), 1.0)(jnp.ones(3), 0.1), r"low has shape \(2,\).*\(3,\)"),
+        (lambda: box(0.0, jnp.ones((1, 3)))(jnp.ones(3), 0.1), r"high has shape \(1, 3\).*\(3,\)"),
     ],
 )
 def test_bad_parameters_are_named(call, named):
@@ -223,3 +228,25 @@ def test_bfloat16_is_mapped_in_float32():
     state, _ = run_chain(jax.random.key(0), kernel, jnp.ones(3, jnp.bfloat16), 2)
     assert state.position.dtype == jnp.bfloat16
     assert set(seen) == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: proximal_sgld(jnp.sum, "ridge", 0.1), "proximal"),
+        (lambda: proximal_sgld(jnp.sum, lambda x: x, 0.1), r"proximal\(position, step_size\)"),
+        (lambda: projected(None), "projection"),
+        (lambda: box(None, 1.0), "low=None"),
+        (lambda: box(0.0, 1j), "high=1j"),
+    ],
+)
+def test_what_is_no_map_or_wall_is_named(call, named):
+    with pytest.raises(TypeError, match=named):
+        call()
+
+
+def test_a_wall_for_each_entry_broadcasts_to_the_position():
+    walls = box(jnp.array([-1.0, 0.0, 1.0]), 2.0)
+    moved = walls({"a": jnp.full((2, 3), -5.0), "b": jnp.full(3, 5.0)}, 0.1)
+    np.testing.assert_array_equal(moved["a"], [[-1.0, 0.0, 1.0]] * 2)
+    np.testing.assert_array_equal(moved["b"], [2.0, 2.0, 2.0])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxebm.samplers.initial import UniformInitial
+from jaxebm.samplers.initial import UniformInitial, uniform_like
 from jaxebm.samplers.replay import BufferDraw, draw, init_buffer, write
 
 CAPACITY, NUM_CHAINS, NUM_CLASSES = 60, 6, 5
@@ -318,7 +318,7 @@ def test_after_many_steps_of_an_exact_kernel_the_buffer_is_the_target():
         (lambda: _class_draw(jnp.zeros(5, int)), r"labels has shape \(5,\)"),
         (lambda: _class_draw(jnp.full(6, 5)), "labels spans 5..5"),
         (lambda: _class_draw(jnp.zeros(13, int), num_chains=13), r"num_chains=13.*12 slots per class.*65"),
-        (lambda: write(BUFFER, _two_chains(), jnp.zeros((2, 1)), 1), r"positions has shapes \(2, 1\)"),
+        (lambda: write(BUFFER, _two_chains(), jnp.zeros((2, 1)), 1), r"positions has shape \(2, 1\)"),
         (lambda: write(BUFFER, _two_chains(), jnp.zeros((2, 2)), -1), "num_steps"),
     ],
 )
@@ -333,3 +333,44 @@ def _class_draw(labels, num_chains=6, num_classes=NUM_CLASSES):
 
 def _two_chains():
     return BufferDraw(jnp.arange(2), jnp.zeros((2, 2)), jnp.zeros(2, jnp.int32), jnp.zeros(2, bool))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_a_buffer_keeps_its_dtypes_under_x64(dtype):
+    def cycle(key):
+        initial = uniform_like(jnp.zeros((2,), dtype))
+        buffer = init_buffer(key, initial, 10, num_classes=5)
+        chains = draw(key, buffer, 2, 0.5, initial, labels=jnp.arange(2), num_classes=5)
+        plain = draw(key, buffer, 2, 0.5, initial)
+        return buffer, chains, plain, write(buffer, chains, chains.positions, 3)
+
+    with jax.enable_x64(True):
+        buffer, chains, plain, written = jax.eval_shape(cycle, jax.random.key(0))
+    assert buffer.positions.dtype == chains.positions.dtype == written.positions.dtype == jnp.dtype(dtype)
+    assert {x.dtype.name for x in (buffer.labels, buffer.ages, written.ages, plain.labels)} == {"int32"}
+    assert {x.dtype.name for x in (chains.slots, plain.slots, chains.labels)} == {"int32"}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "named"),
+    [
+        (lambda: init_buffer(0, INITIAL, 5), TypeError, "rng_key=0"),
+        (lambda: init_buffer(jax.random.PRNGKey(0), INITIAL, 5), TypeError, "rng_key has dtype uint32"),
+        (lambda: init_buffer(KEYS[0], lambda: 0, 5), TypeError, "initial"),
+        (lambda: draw(jax.random.PRNGKey(0), BUFFER, 2, 0.1, INITIAL), TypeError, "rng_key"),
+        (lambda: draw(KEYS[0], BUFFER.positions, 2, 0.1, INITIAL), TypeError, "buffer is .*init_buffer"),
+        (
+            lambda: draw(KEYS[0], BUFFER, 2, jnp.zeros(2), INITIAL),
+            ValueError,
+            "restart_probability has shape",
+        ),
+        (lambda: draw(KEYS[0], BUFFER, 2, 0.1, INITIAL, num_classes="5"), ValueError, "num_classes='5'"),
+        (lambda: draw(KEYS[0], BUFFER, 2, 0.1, INITIAL, sharding=3), TypeError, "sharding"),
+        (lambda: write(BUFFER, BUFFER, jnp.zeros((2, 2)), 1), TypeError, "draw is"),
+        (lambda: write(BUFFER, _two_chains(), jnp.zeros((2, 2)), 1.5), TypeError, "num_steps=1.5"),
+        (lambda: write(BUFFER, _two_chains(), np.full((2, 2), "a"), 1), TypeError, "positions"),
+    ],
+)
+def test_what_is_no_buffer_draw_or_key_is_named(call, error, named):
+    with pytest.raises(error, match=named):
+        call()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from jaxebm.energies.analytic import double_well, gaussian, gaussian_mixture
@@ -165,14 +166,94 @@ def test_walls_of_infinite_energy_are_left():
     assert float(result.particles.max()) < 0.75
 
 
-def test_a_nan_energy_is_not_hidden():
+def test_a_nan_energy_is_counted_and_not_spread():
     def broken(params, x):
-        return jnp.where(x > params, jnp.nan, x)
+        return jnp.where(x == params, jnp.nan, 0.1 * x)
 
-    result = sequential_monte_carlo(
-        jax.random.key(0), broken, jnp.array(0.5), flat, None, jnp.linspace(0.0, 1.0, 20), stay
-    )
+    x = jnp.linspace(0.0, 1.0, 21)
+    result = sequential_monte_carlo(jax.random.key(0), broken, x[7], flat, None, x, stay)
+    assert int(result.non_finite) == 1
+    assert not result.completed
     assert np.isnan(result.log_partition_ratio)
+    assert not np.any(np.asarray(result.particles) == np.asarray(x[7]))
+    assert np.unique(result.particles).size > 15  # of weights between 0.9 and 1
+
+
+@pytest.mark.parametrize(
+    ("value", "completed", "non_finite"), [(-jnp.inf, False, 1), (jnp.inf, True, 0), (1.0, True, 0)]
+)
+def test_infinite_energies_of_one_particle(value, completed, non_finite):
+    # +inf is a density of 0, so the weight is 0; -inf is no density.
+    def spiked(params, x):
+        return jnp.where(x == 0, params, 0.0)
+
+    x = jnp.linspace(0.0, 1.0, 20)
+    result = sequential_monte_carlo(jax.random.key(0), spiked, jnp.array(value), flat, None, x, stay)
+    assert (bool(result.completed), int(result.non_finite)) == (completed, non_finite)
+    if value == jnp.inf:
+        assert float(result.log_partition_ratio) == pytest.approx(np.log(19 / 20), rel=1e-4)
+
+
+@pytest.mark.parametrize(("value", "count"), [(jnp.inf, 0), (jnp.nan, 20)])
+def test_without_a_weight_the_walk_stops(value, count):
+    x = jnp.linspace(0.0, 1.0, 20)
+    result = sequential_monte_carlo(
+        jax.random.key(0), lambda params, x: params + 0 * x, jnp.array(value), flat, None, x, stay
+    )
+    assert not result.completed
+    assert np.isnan(result.log_partition_ratio)
+    assert int(result.num_temperatures) == 1
+    assert float(result.inverse_temperatures[0]) == 0
+    np.testing.assert_array_equal(result.particles, x)
+    assert int(result.non_finite) == 2 * count  # in the weights, and in the energies of the last particles
+
+
+def test_a_draw_to_which_the_reference_gives_no_density_is_counted():
+    x = jnp.linspace(-1.0, 1.0, 20)
+    result = sequential_monte_carlo(
+        jax.random.key(0), flat, None, lambda params, x: jnp.where(x < 0, jnp.inf, 0.0), None, x, stay
+    )
+    assert int(result.non_finite) == 10
+    assert not result.completed
+    assert float(result.particles.min()) > 0
+
+
+def test_half_a_line():
+    # E = (y - 1)^2 / 2 for y > 0: Z_1 / Z_0 = P(N(1, 1) > 0).
+    def half(params, y):
+        return jnp.where(y < 0, jnp.inf, 0.5 * (y - params) ** 2)
+
+    def one_run(rng_key):
+        particles_key, walk_key = jax.random.split(rng_key)
+        particles = jax.random.normal(particles_key, (200,))
+        return sequential_monte_carlo(
+            walk_key, half, jnp.array(1.0), quadratic, jnp.array(1.0), particles,
+            functools.partial(mala, step_size=0.5), max_num_temperatures=10,
+        )  # fmt: skip
+
+    runs = jax.jit(jax.vmap(one_run))(jax.random.split(jax.random.key(1), NUM_RUNS))
+    assert np.all(runs.completed)
+    assert not np.any(runs.non_finite)
+    assert float(runs.particles.min()) >= 0
+    assert within(np.exp(runs.log_partition_ratio), norm.cdf(1.0))
+    assert np.std(runs.log_partition_ratio) < 0.2
+    assert within(np.asarray(runs.particles).mean(axis=1), 1 + norm.pdf(1.0) / norm.cdf(1.0))
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_particles_keep_their_dtype(dtype, x64):
+    with jax.enable_x64(x64):
+        particles = jnp.linspace(-1.0, 1.0, 8, dtype=dtype)
+        result = jax.eval_shape(
+            lambda key: sequential_monte_carlo(
+                key, quadratic, jnp.array(2.0), quadratic, jnp.array(1.0), particles,
+                functools.partial(mala, step_size=0.5), num_steps_per_temperature=2,
+            ),
+            jax.random.key(0),
+        )  # fmt: skip
+        assert result.particles.dtype == particles.dtype
+        assert result.log_partition_ratio.dtype == jnp.result_type(float)
 
 
 # Forty modes
@@ -247,6 +328,11 @@ def test_pytrees_are_kept_and_new_numbers_run_the_same_program():
         ({"max_num_temperatures": 0}, ValueError, "max_num_temperatures=0"),
         ({"particles": jnp.zeros((1, 2))}, ValueError, "particles has a batch of 1"),
         ({"particles": jnp.zeros(())}, ValueError, "particles"),
+        ({"target_effective_fraction": "half"}, TypeError, "target_effective_fraction"),
+        ({"make_kernel": sgld(jnp.sum, 0.1)}, TypeError, "make_kernel is a kernel that is bound"),
+        ({"make_kernel": lambda target, step_size: target}, TypeError, r"make_kernel\(target\)"),
+        ({"parameters_at": 0.1}, TypeError, "parameters_at"),
+        ({"parameters_at": lambda b: b}, TypeError, r"parameters_at\(b\)"),
         ({"particles": jnp.zeros((2, 2), int)}, TypeError, "particles has dtype int32"),
         ({"parameters_at": lambda b: {"step_size": 0.5 - b}}, ValueError, "step_size=.*greater than 0"),
     ],
@@ -260,7 +346,11 @@ def test_bad_arguments_are_named(arguments, error, message):
 
 
 def test_an_energy_that_is_not_a_scalar_is_named():
-    with pytest.raises(ValueError, match=r"\(2,\).*scalar"):
-        sequential_monte_carlo(
-            jax.random.key(0), lambda params, x: x, None, quadratic, jnp.array(1.0), jnp.zeros((4, 2)), stay
-        )
+    def vector(params, x):
+        return x
+
+    problems = {"energy": (vector, None, quadratic, jnp.array(1.0)), "reference": (flat, None, vector, None)}
+    for name, problem in problems.items():
+        with pytest.raises(ValueError, match=r"\(2,\).*scalar") as caught:
+            sequential_monte_carlo(jax.random.key(0), *problem, jnp.zeros((4, 2)), stay)
+        assert any(name in note for note in caught.value.__notes__)

@@ -1,6 +1,7 @@
 """Parallel tempering: swaps by enumeration, rates and round trips in closed form, forty modes."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import chex
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import betainc
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 
 from jaxebm.energies.analytic import gaussian_mixture
+from jaxebm.hopfield.memories import classical
+from jaxebm.hopfield.stochastic import glauber
 from jaxebm.samplers.chains import run_chain, run_chains
 from jaxebm.samplers.langevin import sgld
 from jaxebm.samplers.metropolis import mala
@@ -304,6 +307,73 @@ def test_a_diverged_replica_is_not_passed_on():
     np.testing.assert_array_equal(state.position, [np.nan, 1.0])
 
 
+@pytest.mark.parametrize(
+    ("start", "probability"),
+    [
+        ([1.0, -1.0], 1.0),  # the cold replica is where the density is 0: it leaves
+        ([-1.0, 1.0], 0.0),
+        ([-1.0, -1.0], 0.0),  # inf - inf
+    ],
+)
+def test_replicas_at_infinite_energy(start, probability):
+    kernel = parallel_tempering(lambda x: jnp.where(x < 0, jnp.inf, x), stay, jnp.array([0.5, 1.0]))
+    state, info = jax.jit(kernel.step)(jax.random.key(0), kernel.init(jnp.array(start)))
+    assert float(info.swap_acceptance[0]) == probability
+    np.testing.assert_array_equal(state.position, start[::-1] if probability else start)
+
+
+def test_at_zero_the_hot_end_is_the_reference_wherever_the_energy_is_infinite():
+    # 0 times an infinite energy would be NaN, and the hot replica frozen below 0.
+    def half(x):
+        return jnp.where(x < 0, jnp.inf, 0.5 * (x - 1) ** 2)
+
+    kernel = parallel_tempering(
+        half, lambda target: mala(target, 1.0), jnp.array([0.0, 1.0]), reference=lambda x: 0.5 * x**2
+    )
+    run = jax.jit(jax.vmap(lambda key: run_chain(key, kernel, jnp.full(2, -1.0), 40)[0].position))
+    hot, cold = np.asarray(run(jax.random.split(jax.random.key(0), 2_000)), np.float64).T
+    assert abs(hot.mean()) < 5 / np.sqrt(2_000)
+    assert cold.min() >= 0
+    exact = 1 + norm.pdf(1.0) / norm.cdf(1.0)
+    assert abs(cold.mean() - exact) < 5 * cold.std() / np.sqrt(2_000)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_replicas_keep_their_dtype(dtype, x64):
+    with jax.enable_x64(x64):
+        ladder = jnp.array([0.2, 1.0])
+        kernel = parallel_tempering(quadratic, mala, ladder, kernel_schedule={"step_size": 0.5 / ladder})
+        start = jnp.ones((2, 3), dtype)
+        state, _ = jax.eval_shape(lambda key: run_chain(key, kernel, start, 2), jax.random.key(0))
+        assert state.position.dtype == start.dtype
+
+
+def test_glauber_takes_its_temperature_from_the_schedule():
+    # Two pairs of spins: E = -x^T Xi^T Xi x / 2 of one memory, whose law is a table of 16 states.
+    memory = classical(jnp.ones((1, 4)))
+    ladder = jnp.array([0.3, 1.0])
+    kernel = parallel_tempering(
+        memory.energy,
+        lambda target, temperature: glauber(memory, temperature),
+        ladder,
+        kernel_schedule={"temperature": 1 / ladder},
+    )
+    run = jax.jit(jax.vmap(lambda key: run_chain(key, kernel, jnp.ones((2, 4)), 20)[0].position))
+    total = np.asarray(run(jax.random.split(jax.random.key(0), 4_000))).sum(axis=-1)
+    states = np.array(list(itertools.product([-1.0, 1.0], repeat=4)))
+    energy = np.array([float(memory.energy(jnp.asarray(x))) for x in states])
+    for rung, b in enumerate(np.asarray(ladder)):
+        law = np.exp(-b * energy) / np.exp(-b * energy).sum()
+        for count in (0.0, 4.0):
+            share = law[np.abs(states.sum(axis=1)) == count].sum()
+            found = np.mean(np.abs(total[:, rung]) == count)
+            assert abs(found - share) < 5 * np.sqrt(share * (1 - share) / 4_000)
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        parallel_tempering(memory.energy, glauber, ladder)
+    assert any("lambda target, temperature: glauber" in note for note in caught.value.__notes__)
+
+
 def test_the_moves_acceptance_is_reported(tempered_forty_modes):
     rates = np.asarray(tempered_forty_modes[1][1])
     assert rates.shape == (500, 120, 8)
@@ -346,3 +416,13 @@ def test_bad_arguments_are_named():
         kernel.init(jnp.zeros((3, 4)))
     with pytest.raises(ValueError, match="scalar"):
         run_chain(jax.random.key(0), parallel_tempering(jnp.square, stay, ladder), jnp.zeros((2, 4)), 1)
+    with pytest.raises(TypeError, match="make_kernel is a kernel that is bound"):
+        parallel_tempering(quadratic, kernel, ladder)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"reference is .*float.*must be a function"):
+        parallel_tempering(quadratic, stay, ladder, reference=0.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"kernel_schedule is .*float"):
+        parallel_tempering(quadratic, stay, ladder, kernel_schedule=0.5)  # pyright: ignore[reportArgumentType]
+    pair = parallel_tempering(lambda x: (x, x), stay, ladder)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"returned .*tuple") as caught:
+        run_chain(jax.random.key(0), pair, jnp.zeros(2), 1)
+    assert any("target" in note for note in caught.value.__notes__)

@@ -72,7 +72,7 @@ def _mixture_log_partition(params: GaussianMixtureParams) -> Array:
 def _mixture_sample(rng_key: Array, params: GaussianMixtureParams, num_samples: int) -> Array:
     component_key, normal_key = jax.random.split(rng_key)
     component = jax.random.categorical(component_key, params.log_weights, shape=(num_samples,))
-    normal = jax.random.normal(normal_key, (num_samples, params.means.shape[1]))
+    normal = jax.random.normal(normal_key, (num_samples, params.means.shape[1]), params.means.dtype)
     return params.means[component] + params.scales[component][:, None] * normal
 
 
@@ -81,7 +81,7 @@ def _mixture_moments(params: GaussianMixtureParams) -> tuple[Array, Array]:
     mean = weights @ params.means
     offsets = params.means - mean[None, :]
     between = (weights[:, None] * offsets).T @ offsets
-    return mean, between + jnp.eye(mean.size) * jnp.sum(weights * params.scales**2)
+    return mean, between + jnp.eye(mean.size, dtype=mean.dtype) * jnp.sum(weights * params.scales**2)
 
 
 def gaussian_mixture(weights: Any, means: Any, scales: Any) -> AnalyticTarget:

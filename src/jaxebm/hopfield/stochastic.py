@@ -45,6 +45,12 @@ class GibbsInfo(NamedTuple):
 
 
 def _check(memory: Any, temperature: Any) -> None:
+    if callable(memory) and not isinstance(memory, PatternMemory | PairwiseMemory):
+        raise TypeError(
+            f"memory is the function {checks.function_name(memory)}: a memory is needed, not a target. Where "
+            f"a constructor of a target is wanted, give lambda target, temperature: glauber(memory, "
+            f"temperature)."
+        )
     if not isinstance(memory, PatternMemory | PairwiseMemory) or memory.states == "reals":
         raise ValueError(
             f"memory is a {type(memory).__name__} of real states: spins or bits are needed. Real states are "

@@ -3,18 +3,17 @@
 from jaxebm.samplers.chains import Collect, run_annealed_chain, run_chain, run_chains, sample
 from jaxebm.samplers.conventions import CONVENTIONS, Convention, LangevinNumbers, from_convention
 from jaxebm.samplers.descent import DescentNorm, project_to_ball, projected_gradient_descent, steepest_descent
+from jaxebm.samplers.gaussian_fits import fit_class_gaussians, fit_gaussian
 from jaxebm.samplers.initial import (
     ClassGaussianInitial,
     GaussianInitial,
     Initial,
     UniformInitial,
-    fit_class_gaussians,
-    fit_gaussian,
     uniform_like,
 )
 from jaxebm.samplers.inner_updates import TargetInTwo, first_layer_sgld
 from jaxebm.samplers.langevin import LangevinInfo, LangevinState, langevin_temperature, scalar_target, sgld
-from jaxebm.samplers.metropolis import hmc, mala, nuts, warm_up
+from jaxebm.samplers.metropolis import RoundedState, hmc, mala, nuts
 from jaxebm.samplers.noise_levels import LevelEnergyFn, annealed_langevin, geometric_levels
 from jaxebm.samplers.preconditioned import PreconditionedState, preconditioned_sgld
 from jaxebm.samplers.proximal import Proximal, box, projected, proximal_sgld, ridge, soft_threshold
@@ -24,6 +23,8 @@ from jaxebm.samplers.step_schedules import cyclical_schedule, polynomial_schedul
 from jaxebm.samplers.temperature_ladders import Ladder, tune_ladder
 from jaxebm.samplers.tempering import TemperingInfo, TemperingState, check_ladder, parallel_tempering
 from jaxebm.samplers.underdamped import UnderdampedInfo, UnderdampedState, underdamped
+from jaxebm.samplers.warm_up import WarmUp, warm_up, warm_up_chains
+from jaxebm.samplers.watch import SamplingWarning
 
 __all__ = [
     "CONVENTIONS",
@@ -42,13 +43,16 @@ __all__ = [
     "PreconditionedState",
     "Proximal",
     "ReplayBuffer",
+    "RoundedState",
     "SMCResult",
+    "SamplingWarning",
     "TargetInTwo",
     "TemperingInfo",
     "TemperingState",
     "UnderdampedInfo",
     "UnderdampedState",
     "UniformInitial",
+    "WarmUp",
     "annealed_langevin",
     "box",
     "check_ladder",
@@ -85,5 +89,6 @@ __all__ = [
     "underdamped",
     "uniform_like",
     "warm_up",
+    "warm_up_chains",
     "write",
 ]

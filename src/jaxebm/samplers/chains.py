@@ -16,6 +16,7 @@ import numpy as np
 from jaxebm import checks
 from jaxebm.cpu.noise import fold_in
 from jaxebm.samplers.langevin import sgld
+from jaxebm.samplers.watch import Findings, find, tell, watched
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, Kernel, Params, Position
 
 __all__ = ["Collect", "run_annealed_chain", "run_chain", "run_chains", "sample"]
@@ -47,7 +48,9 @@ def run_chain(
       ``(num_steps, ...)``.
 
     Raises:
-      ValueError: if num_steps is not a positive integer, or the energy is not a scalar.
+      ValueError: if num_steps is not a positive integer, the position empty, or the energy not a scalar.
+      TypeError: if rng_key is not a typed key, the kernel not bound to a target, or collect no function of a
+        state and an info.
 
     Example:
       >>> kernel = sgld(lambda x: 0.5 * jnp.sum(x**2), step_size=0.1)
@@ -56,7 +59,11 @@ def run_chain(
       >>> state.position.shape, energies.shape
       ((2,), (5,))
     """
+    checks.rng_key("rng_key", rng_key)
+    checks.bound_kernel("kernel", kernel)
     checks.positive_integer("num_steps", num_steps)
+    _check_position(position)
+    checks.function("collect", collect, "state", "info")
     init_key, steps_key = jax.random.split(rng_key)
 
     def step(state: Any, index: Array) -> tuple[Any, Any]:
@@ -64,7 +71,8 @@ def run_chain(
         state, info = kernel.step(fold_in(steps_key, index), state)
         return state, collect(state, info)
 
-    return jax.lax.scan(step, kernel.init(position, rng_key=init_key), jnp.arange(num_steps))
+    with checks.shapes_noted(position=position):
+        return jax.lax.scan(step, kernel.init(position, rng_key=init_key), jnp.arange(num_steps))
 
 
 def run_chains(
@@ -89,7 +97,8 @@ def run_chains(
     Raises:
       ValueError: if the leaves of positions disagree about n or n is 0, if the keys are not one per chain, if
         num_steps is not a positive integer, or if the energy is not a scalar.
-      TypeError: if rng_key is not a typed key.
+      TypeError: if rng_key is not a typed key, the kernel not bound to a target, or collect no function of a
+        state and an info.
 
     Example:
       >>> kernel = sgld(lambda x: 0.5 * jnp.sum(x**2), step_size=0.1)
@@ -97,13 +106,16 @@ def run_chains(
       >>> states.position.shape, history
       ((8, 2), None)
     """
+    checks.bound_kernel("kernel", kernel)
     checks.positive_integer("num_steps", num_steps)
+    checks.function("collect", collect, "state", "info")
     rng_keys = checks.rng_keys("rng_key", rng_key, _num_chains(positions), "chains in positions")
 
     def one_chain(chain_key: Array, position: Position) -> tuple[Any, Any]:
         return run_chain(chain_key, kernel, position, num_steps, collect=collect)
 
-    return jax.vmap(one_chain, axis_name=BATCH_AXIS)(rng_keys, positions)
+    with checks.shapes_noted(positions=positions):
+        return jax.vmap(one_chain, axis_name=BATCH_AXIS)(rng_keys, positions)
 
 
 def run_annealed_chain(
@@ -138,8 +150,10 @@ def run_annealed_chain(
       ``(state, history)``: the last state, made by the last kernel, and leaves ``(num_steps, ...)``.
 
     Raises:
-      ValueError: if the leaves of the schedule disagree about num_steps or it is 0, or if the energy is not a
-        scalar.
+      ValueError: if the leaves of the schedule disagree about num_steps or it is 0, if the position is empty,
+        or if the energy is not a scalar.
+      TypeError: if rng_key is not a typed key, kernel_at or collect no such function, or what kernel_at
+        returns is not a kernel.
 
     Example:
       From temperature 10 down to 1, with one kernel per temperature:
@@ -151,20 +165,31 @@ def run_annealed_chain(
       >>> state.position.shape
       (2,)
     """
+    checks.rng_key("rng_key", rng_key)
+    checks.function("kernel_at", kernel_at, "schedule_slice")
     num_steps = checks.batch_length("schedule", schedule, "a schedule of steps")
+    _check_position(position)
+    checks.function("collect", collect, "state", "info")
+    checks.boolean("keep_state", keep_state)
     init_key, steps_key = jax.random.split(rng_key)
+
+    def kernel_of(schedule_slice: Any) -> Kernel:
+        kernel = kernel_at(schedule_slice)
+        checks.bound_kernel("kernel_at(schedule_slice)", kernel)
+        return kernel
 
     def step(state: Any, at: tuple[Array, Any]) -> tuple[Any, Any]:
         index, schedule_slice = at
-        kernel = kernel_at(schedule_slice)
+        kernel = kernel_of(schedule_slice)
         state_key, step_key = jax.random.split(fold_in(steps_key, index))
         if not keep_state:  # the target may have changed, and cached values with it
             state = kernel.init(state.position, rng_key=state_key)
         state, info = kernel.step(step_key, state)
         return state, collect(state, info)
 
-    first = kernel_at(jax.tree.map(lambda leaf: leaf[0], schedule))
-    return jax.lax.scan(step, first.init(position, rng_key=init_key), (jnp.arange(num_steps), schedule))
+    with checks.shapes_noted(schedule=schedule, position=position):
+        first = kernel_of(jax.tree.map(lambda leaf: leaf[0], schedule))
+        return jax.lax.scan(step, first.init(position, rng_key=init_key), (jnp.arange(num_steps), schedule))
 
 
 def sample(
@@ -176,6 +201,7 @@ def sample(
     *,
     kernel: Callable[..., Kernel] = sgld,
     collect: Collect | None = None,
+    check: bool = False,
     **kernel_parameters: Any,
 ) -> Any:
     """Draws samples from exp(-E(x)) with many chains, compiled.
@@ -195,6 +221,11 @@ def sample(
       kernel: ``kernel(target, **kernel_parameters) -> Kernel``: ``sgld``, ``mala``, ``hmc``, ``nuts`` or
         yours.
       collect: ``(state, info) -> pytree`` of one chain and step, to keep a history.
+      check: says afterwards what went wrong. Chains that end at NaN or infinity raise an error; chains that
+        never moved, and transitions that the kernel calls divergent (``info.is_divergent`` of ``hmc`` and
+        ``nuts``), give a ``SamplingWarning`` with their numbers. It compiles a program of its own, which
+        draws the same samples and keeps two numbers a chain; it reads its result, so it waits for the chains
+        and does not run inside of ``jit``.
       **kernel_parameters: arguments of the kernel besides its target.
 
     Returns:
@@ -206,6 +237,7 @@ def sample(
         is not a scalar.
       TypeError: if the positions are not floating-point, if rng_key is not a typed key, or if the kernel does
         not take such parameters.
+      FloatingPointError: with ``check``, if a chain ended at a NaN or infinite position.
 
     Example:
       >>> energy = lambda params, x: 0.5 * jnp.sum((x - params) ** 2)
@@ -213,17 +245,35 @@ def sample(
       >>> positions.shape, bool(jnp.all(jnp.abs(positions.mean(0) - 1) < 0.3))
       ((500, 2), True)
     """
+    checks.function("energy", energy, "params", "x")
     checks.positive_integer("num_steps", num_steps)
+    checks.kernel_constructor("kernel", kernel)
+    if collect is not None:
+        checks.function("collect", collect, "state", "info")
+    checks.boolean("check", check)
     rng_keys = checks.rng_keys("rng_key", rng_key, _num_chains(positions), "chains in positions")
-    kernel(
-        partial(energy, params), **kernel_parameters
-    )  # the kernel's own checks, while the numbers can be seen
+    checks.kernel_parameters("kernel", kernel, kernel_parameters)
+    # The kernel's own checks, while the numbers can be seen.
+    kernel(partial(energy, params), **kernel_parameters)
     leaves, structure = jax.tree.flatten(kernel_parameters)
     traced = [leaf for leaf in leaves if _is_number(leaf)]
     static = tuple(None if _is_number(leaf) else leaf for leaf in leaves)
-    states, history = _sample(
-        rng_keys, energy, params, positions, num_steps, kernel, collect or _nothing, traced, static, structure
-    )
+    with checks.shapes_noted(params=params, positions=positions):
+        states, history, findings = _sample(
+            rng_keys,
+            energy,
+            params,
+            positions,
+            num_steps,
+            kernel,
+            collect or _nothing,
+            check,
+            traced,
+            static,
+            structure,
+        )
+    if findings is not None:
+        tell(findings, len(rng_keys), num_steps, kernel_parameters)
     return states.position if collect is None else (states.position, history)
 
 
@@ -231,7 +281,9 @@ def _is_number(leaf: Any) -> bool:
     return isinstance(leaf, float | np.ndarray | np.generic | jax.Array)
 
 
-@partial(jax.jit, static_argnames=("energy", "num_steps", "kernel", "collect", "static", "structure"))
+@partial(
+    jax.jit, static_argnames=("energy", "num_steps", "kernel", "collect", "check", "static", "structure")
+)
 def _sample(
     rng_keys: Array,
     energy: EnergyFn,
@@ -240,15 +292,33 @@ def _sample(
     num_steps: int,
     kernel: Callable[..., Kernel],
     collect: Collect,
+    check: bool,
     traced: list[Array],
     static: tuple[Any, ...],
     structure: Any,
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Findings | None]:
     remaining = iter(traced)
     leaves = [next(remaining) if leaf is None else leaf for leaf in static]
     kernel_parameters = jax.tree.unflatten(structure, leaves)
-    bound = kernel(partial(energy, params), **kernel_parameters)
-    return run_chains(rng_keys, bound, positions, num_steps, collect=collect)
+    target = partial(energy, params)
+    bound = kernel(target, **kernel_parameters)
+    if not check:
+        return *run_chains(rng_keys, bound, positions, num_steps, collect=collect), None
+    watched_states, history = run_chains(
+        rng_keys,
+        watched(bound),
+        positions,
+        num_steps,
+        collect=lambda state, info: collect(state.state, info),
+    )
+    return watched_states.state, history, find(target, positions, watched_states)
+
+
+def _check_position(position: Position) -> None:
+    checks.arrays("position", position)
+    if not any(np.size(leaf) for leaf in jax.tree.leaves(position)):
+        shapes = jax.tree.map(np.shape, position)
+        raise ValueError(f"position has shape {shapes}: a position of at least one number is needed.")
 
 
 def _num_chains(positions: Position) -> int:

@@ -159,9 +159,9 @@ def from_convention(name: str, step: Any, noise: Any = None) -> LangevinNumbers:
 
     Args:
       name: a key of ``CONVENTIONS``, whose ``source`` has the formula of its step.
-      step: the source's own step > 0, ``()``.
-      noise: the source's own noise >= 0, ``()``; ``None`` means what was published. Most sources tie their
-        noise to their step, and take none.
+      step: the source's own step > 0, ``()``, or a schedule of any shape.
+      noise: the source's own noise >= 0, ``()`` or of the shape of the step; ``None`` means what was
+        published. Most sources tie their noise to their step, and take none.
 
     Returns:
       ``LangevinNumbers(step_size, noise_scale, temperature)``: floats for floats, arrays for arrays, and
@@ -181,8 +181,7 @@ def from_convention(name: str, step: Any, noise: Any = None) -> LangevinNumbers:
       >>> print(CONVENTIONS["jem-released"].source)
       Grathwohl et al.'s code: x - sgld_lr dE + sgld_std n, sgld_lr = 1, sgld_std = 0.01.
     """
-    if name not in CONVENTIONS:
-        raise ValueError(f"name={name!r}: name must be one of {', '.join(sorted(CONVENTIONS))}.")
+    checks.one_of("name", name, sorted(CONVENTIONS))
     convention = CONVENTIONS[name]
     checks.positive("step", step)
     if noise is None:

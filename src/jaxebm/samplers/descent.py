@@ -5,11 +5,10 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxebm import checks
 from jaxebm.samplers.chains import run_annealed_chain
-from jaxebm.samplers.langevin import LangevinInfo, LangevinState, check_clamp, scalar_target
+from jaxebm.samplers.langevin import LangevinInfo, LangevinState, check_clamp, check_numbers, scalar_target
 from jaxebm.trees import euclidean_norm, widened
 from jaxebm.types import Array, Kernel, Position, Target
 
@@ -72,8 +71,8 @@ def steepest_descent(
       Madry et al. 2018, Towards deep learning models resistant to adversarial attacks (arXiv:1706.06083),
       section 2.1; on energies, Yin et al. 2020 (arXiv:2012.06568) and 2025 (arXiv:2510.13872).
     """
-    checks.positive("step_size", step_size)
-    _check_norm(norm)
+    check_numbers(step_size)
+    checks.one_of("norm", norm, get_args(DescentNorm))
     if state_clamp is not None:
         check_clamp(state_clamp)
     if (center is None) != (radius is None):
@@ -83,7 +82,7 @@ def steepest_descent(
         )
     if center is not None:
         checks.floating("center", center)
-        checks.non_negative("radius", radius)
+        checks.non_negative_number("radius", radius)
         center = jax.tree.map(jnp.asarray, center)
         if state_clamp is not None:
             _check_center(center, state_clamp)
@@ -93,7 +92,7 @@ def steepest_descent(
         del rng_key
         checks.floating("position", position)
         if center is not None:
-            _check_alike("center", center, position)
+            checks.same_shapes("center", center, "the position", position)
         return LangevinState(jax.tree.map(jnp.asarray, position))
 
     def step(rng_key: Array, state: LangevinState) -> tuple[LangevinState, LangevinInfo]:
@@ -161,6 +160,14 @@ def projected_gradient_descent(
     Reference:
       Madry et al. 2018 (arXiv:1706.06083), section 2.1.
     """
+    checks.rng_key("rng_key", rng_key)
+    checks.function("target_at", target_at, "schedule_slice")
+    check_numbers(step_size)
+    checks.floating("start", start)
+    checks.floating("center", center)
+    checks.same_shapes("start", start, "center", center)
+    if state_clamp is not None:
+        check_clamp(state_clamp)
     start = project_to_ball(start, center, radius, norm)
     if state_clamp is not None:
         start = _clamped(start, state_clamp)
@@ -199,16 +206,18 @@ def project_to_ball(
       >>> project_to_ball(jnp.array([3.0, 0.5]), jnp.zeros(2), 1.0, "linf").tolist()
       [1.0, 0.5]
     """
-    checks.non_negative("radius", radius)
-    _check_norm(norm)
-    _check_alike("center", center, position)
+    checks.non_negative_number("radius", radius)
+    checks.one_of("norm", norm, get_args(DescentNorm))
+    checks.floating("position", position)
+    checks.floating("center", center)
+    checks.same_shapes("center", center, "position", position)
     position, center = (
         jax.tree.map(lambda leaf: widened(jnp.asarray(leaf)), part) for part in (position, center)
     )
     if norm == "linf":
         return jax.tree.map(lambda x, c: jnp.clip(x, c - radius, c + radius), position, center)
     offset = jax.tree.map(lambda x, c: x - c, position, center)
-    length = optax.tree.norm(offset)
+    length = euclidean_norm(offset)
     # Not minimum(1, radius / length), which is NaN at the center for radius 0.
     shrink = jnp.where(length > radius, radius / jnp.where(length > 0, length, 1.0), 1.0)
     return jax.tree.map(lambda c, o: c + shrink * o, center, offset)
@@ -228,13 +237,8 @@ def _unit(gradient: Any, norm: DescentNorm) -> Any:
     # squares are zero in float32, and the chain would not move.
     largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(gradient)]).max()
     scaled = jax.tree.map(lambda leaf: leaf / jnp.where(largest > 0, largest, 1.0), gradient)
-    length = optax.tree.norm(scaled)
+    length = euclidean_norm(scaled)
     return jax.tree.map(lambda leaf: leaf / jnp.where(length > 0, length, 1.0), scaled)
-
-
-def _check_norm(norm: Any) -> None:
-    if norm not in get_args(DescentNorm):
-        raise ValueError(f"norm={norm!r}: norm must be one of {', '.join(map(repr, get_args(DescentNorm)))}.")
 
 
 def _check_center(center: Position, state_clamp: tuple[Any, Any]) -> None:
@@ -243,9 +247,3 @@ def _check_center(center: Position, state_clamp: tuple[Any, Any]) -> None:
         return
     for leaf in jax.tree.leaves(center):
         checks.in_range("center", leaf, low, high)
-
-
-def _check_alike(name: str, tree: Position, position: Position) -> None:
-    found, expected = (jax.tree.map(jnp.shape, part) for part in (tree, position))
-    if jax.tree.structure(tree) != jax.tree.structure(position) or found != expected:
-        raise ValueError(f"{name} has shapes {found}: those of the position, {expected}, are needed.")

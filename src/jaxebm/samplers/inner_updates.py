@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxebm import checks
 from jaxebm.cpu.noise import fold_in
-from jaxebm.samplers.langevin import LangevinInfo, LangevinState, check_clamp, scalar_target
+from jaxebm.samplers.langevin import LangevinInfo, LangevinState, check_clamp, check_numbers, scalar_target
 from jaxebm.trees import euclidean_norm, normal_like, widened
 from jaxebm.types import Array, Kernel, Position
 
@@ -97,12 +97,12 @@ def first_layer_sgld(
       after Zhang et al. 2019, You only propagate once (arXiv:1905.00877).
     """
     target = _in_two(target)
-    checks.positive("step_size", step_size)
-    checks.non_negative("noise_scale", noise_scale)
+    check_numbers(step_size)
+    checks.non_negative_number("noise_scale", noise_scale)
     checks.positive_integer("num_inner_steps", num_inner_steps)
-    checks.non_negative("full_step_size", full_step_size)
+    checks.non_negative_number("full_step_size", full_step_size)
     if gradient_clip is not None:
-        checks.positive("gradient_clip", gradient_clip)
+        checks.positive_number("gradient_clip", gradient_clip)
     if state_clamp is not None:
         check_clamp(state_clamp)
     without_noise, without_full_step = (

@@ -11,7 +11,7 @@ import numpy as np
 from jaxebm import checks
 from jaxebm.samplers.chains import run_annealed_chain
 from jaxebm.samplers.langevin import scalar_target, sgld
-from jaxebm.trees import widened
+from jaxebm.trees import wide_dtype, widened
 from jaxebm.types import BATCH_AXIS, Array, Kernel, Params, Position
 
 __all__ = ["LevelEnergyFn", "annealed_langevin", "geometric_levels"]
@@ -40,11 +40,9 @@ def geometric_levels(first: float, last: float, num_levels: int) -> Array:
       >>> geometric_levels(8.0, 1.0, 4).tolist()
       [8.0, 4.0, 2.0, 1.0]
     """
-    checks.positive("first", first)
-    checks.positive("last", last)
-    checks.positive_integer("num_levels", num_levels)
-    if num_levels < 2:
-        raise ValueError(f"num_levels={num_levels!r}: num_levels must be an integer of at least 2.")
+    checks.positive_number("first", first)
+    checks.positive_number("last", last)
+    checks.integer("num_levels", num_levels, 2)
     if not last < first:
         raise ValueError(f"last={last!r} is not below first={first!r}: the noise must fall.")
     return jnp.asarray(np.geomspace(first, last, num_levels), dtype=float)
@@ -92,7 +90,8 @@ def annealed_langevin(
     Raises:
       ValueError: if the levels do not fall or a number is not positive, if positions is ragged, or if the
         energy is not a scalar.
-      TypeError: if the positions are not floating-point.
+      TypeError: if the positions are not floating-point, rng_key is not a typed key, or energy_at no function
+        of parameters, a position and a level.
 
     Example:
       Data all at 3, whose energy under noise is known:
@@ -109,26 +108,32 @@ def annealed_langevin(
       Song & Ermon 2019 (arXiv:1907.05600), algorithm 1; Song & Ermon 2020 (arXiv:2006.09011);
       Jolicoeur-Martineau et al. 2020 (arXiv:2009.05475), the last denoising.
     """
+    checks.rng_key("rng_key", rng_key)
+    checks.function("energy_at", energy_at, "params", "x", "level")
     shape = np.shape(levels)
     if len(shape) != 1 or shape[0] < 1:
         raise ValueError(f"levels has shape {shape}: (L,) with at least one level is needed.")
     checks.positive("levels", levels)
     if not checks.is_traced(levels) and not np.all(np.diff(np.asarray(levels)) < 0):
         raise ValueError(f"levels={np.asarray(levels)}: they must fall, from much noise to little.")
-    checks.positive("step_size", step_size)
+    checks.positive_number("step_size", step_size)
     checks.positive_integer("num_steps_per_level", num_steps_per_level)
     checks.batch_length("positions", positions)
     checks.floating("positions", positions)
-    return _annealed_langevin(
-        rng_key,
-        params,
-        jax.tree.map(jnp.asarray, positions),
-        jnp.asarray(levels, dtype=float),
-        jnp.asarray(step_size, dtype=float),
-        energy_at=energy_at,
-        num_steps_per_level=num_steps_per_level,
-        denoise=denoise,
-    )
+    checks.boolean("denoise", denoise)
+    # In the precision of the chains: under x64, float64 levels would widen the energies of float32 positions.
+    wide = jnp.result_type(*map(wide_dtype, jax.tree.leaves(positions)))
+    with checks.shapes_noted(params=params, positions=positions):
+        return _annealed_langevin(
+            rng_key,
+            params,
+            jax.tree.map(jnp.asarray, positions),
+            jnp.asarray(levels, wide),
+            jnp.asarray(step_size, wide),
+            energy_at=energy_at,
+            num_steps_per_level=num_steps_per_level,
+            denoise=denoise,
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("energy_at", "num_steps_per_level", "denoise"))

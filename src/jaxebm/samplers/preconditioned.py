@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.samplers.langevin import LangevinInfo, scalar_target
-from jaxebm.trees import euclidean_norm, normal_like, widened
+from jaxebm.samplers.langevin import LangevinInfo, check_numbers, scalar_target
+from jaxebm.trees import euclidean_norm, normal_like, square_root, widened
 from jaxebm.types import Array, Kernel, Position, Target
 
 __all__ = ["PreconditionedState", "preconditioned_sgld"]
@@ -90,11 +90,10 @@ def preconditioned_sgld(
       Li, Chen, Carlson & Carin 2016, Preconditioned stochastic gradient Langevin dynamics for deep neural
       networks (arXiv:1512.07666), algorithm 1.
     """
-    checks.positive("step_size", step_size)
+    check_numbers(step_size, noise_scale)
     checks.in_range("decay", decay, 0.0, 1.0)
-    checks.positive("damping", damping)
-    if noise_scale is not None:
-        checks.non_negative("noise_scale", noise_scale)
+    checks.one_number("decay", decay)
+    checks.positive_number("damping", damping)
     energy_and_gradient = jax.value_and_grad(scalar_target(target))
     noise = jnp.sqrt(2.0 * step_size) if noise_scale is None else noise_scale
 
@@ -114,7 +113,7 @@ def preconditioned_sgld(
         square_average = jax.tree.map(update, state.square_average, gradient)
 
         def move(x: Array, slope: Array, average: Array, normal: Array) -> Array:
-            preconditioner = 1 / (damping + jnp.sqrt(average))
+            preconditioner = 1 / (damping + square_root(average))
             drift = step_size * preconditioner * widened(slope)
             return (widened(x) - drift + noise * jnp.sqrt(preconditioner) * normal).astype(x.dtype)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.samplers.langevin import LangevinInfo, LangevinState, scalar_target
+from jaxebm.samplers.langevin import LangevinInfo, LangevinState, check_numbers, scalar_target
 from jaxebm.trees import euclidean_norm, normal_like, widened
 from jaxebm.types import Array, Kernel, Position, Target
 
@@ -59,7 +59,7 @@ def proximal_sgld(
     Raises:
       ValueError: if the step is not positive or the noise negative (numbers only: traced values pass), if the
         energy is not a scalar, or if the proximal map does not keep the shapes of the position.
-      TypeError: if the position is not floating-point.
+      TypeError: if the position is not floating-point, or proximal no function of a position and a step.
 
     Example:
       Lasso's posterior; without noise, its mode, the first coordinate of which is exactly zero:
@@ -76,9 +76,8 @@ def proximal_sgld(
       another convex set, Bubeck, Eldan & Lehec 2018, Sampling from a log-concave distribution with projected
       Langevin Monte Carlo (arXiv:1507.02564).
     """
-    checks.positive("step_size", step_size)
-    if noise_scale is not None:
-        checks.non_negative("noise_scale", noise_scale)
+    check_numbers(step_size, noise_scale)
+    checks.function("proximal", proximal, "position", "step_size")
     energy_and_gradient = jax.value_and_grad(scalar_target(target))
     noise = jnp.sqrt(2.0 * step_size) if noise_scale is None else noise_scale
 
@@ -124,7 +123,7 @@ def soft_threshold(strength: Array | float) -> Proximal:
     Reference:
       Parikh & Boyd 2014, Proximal algorithms, section 6.5.2.
     """
-    checks.non_negative("strength", strength)
+    checks.non_negative_number("strength", strength)
 
     def shrink(position: Position, step_size: Array | float) -> Position:
         return jax.tree.map(
@@ -155,7 +154,7 @@ def ridge(strength: Array | float) -> Proximal:
     Reference:
       Parikh & Boyd 2014, Proximal algorithms, section 6.1.1.
     """
-    checks.non_negative("strength", strength)
+    checks.non_negative_number("strength", strength)
 
     def shrink(position: Position, step_size: Array | float) -> Position:
         return jax.tree.map(lambda x: x / (1 + step_size * strength), position)
@@ -169,22 +168,33 @@ def box(low: Array | float, high: Array | float) -> Proximal:
     .. math:: x \mapsto \min(\max(x, \mathrm{low}), \mathrm{high})
 
     Args:
-      low: lower end, ``()``, or of the shape of every leaf; -inf for none.
+      low: lower end, ``()``, or of a shape that broadcasts to that of every leaf; -inf for none.
       high: upper end > low, likewise; inf for none.
 
     Returns:
       ``(position, step_size) -> position``, over any pytree; the step makes no difference.
 
     Raises:
-      ValueError: if low is not below high (numbers only: traced values pass).
+      ValueError: if low is not below high (numbers only: traced values pass), or, where it is applied, if an
+        end has another shape than the leaf.
 
     Example:
       >>> box(-1.0, 2.0)(jnp.array([-3.0, 0.5, 4.0]), 0.1).tolist()
       [-1.0, 0.5, 2.0]
     """
+    checks.array("low", low)
+    checks.array("high", high)
     if not (checks.is_traced(low) or checks.is_traced(high)) and not np.all(np.less(low, high)):
         raise ValueError(f"low={low!r}, high={high!r}: every low must be below its high.")
-    return projected(lambda position: jax.tree.map(lambda x: jnp.clip(x, low, high), position))
+
+    def clip(x: Array) -> Array:
+        ends = []
+        for name, end in (("low", low), ("high", high)):
+            checks.broadcasts(name, end, np.shape(x), "a leaf of the position")
+            ends.append(end if np.ndim(end) == 0 else jnp.broadcast_to(end, np.shape(x)))
+        return jnp.clip(x, *ends)
+
+    return projected(lambda position: jax.tree.map(clip, position))
 
 
 def projected(projection: Callable[[Position], Position]) -> Proximal:
@@ -196,12 +206,16 @@ def projected(projection: Callable[[Position], Position]) -> Proximal:
     Returns:
       ``(position, step_size) -> position``.
 
+    Raises:
+      TypeError: if the projection is not a function of one position.
+
     Example:
       >>> import optax
       >>> onto_simplex = projected(optax.projections.projection_simplex)
       >>> onto_simplex(jnp.array([0.75, 0.75, -1.0]), 0.1).tolist()
       [0.5, 0.5, 0.0]
     """
+    checks.function("projection", projection, "position")
 
     def project(position: Position, step_size: Array | float) -> Position:
         del step_size

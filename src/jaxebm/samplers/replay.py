@@ -75,6 +75,7 @@ def init_buffer(
     Raises:
       ValueError: if capacity, num_classes or num_strata is not a positive integer, or capacity not a multiple
         of num_classes * num_strata.
+      TypeError: if rng_key is not a typed key, or initial no function of a key and a label.
 
     Example:
       >>> from jaxebm.samplers.initial import UniformInitial
@@ -82,6 +83,8 @@ def init_buffer(
       >>> buffer.positions.shape, buffer.labels.tolist()
       ((6, 3), [0, 1, 0, 1, 0, 1])
     """
+    checks.rng_key("rng_key", rng_key)
+    checks.function("initial", initial, "rng_key", "label")
     checks.positive_integer("capacity", capacity)
     checks.positive_integer("num_classes", num_classes)
     checks.positive_integer("num_strata", num_strata)
@@ -138,22 +141,29 @@ def draw(
         without num_classes or in another shape or range, num_classes is not the buffer's, num_strata does
         not divide the slots (with labels, the slots of a class) and num_chains, or the sharding's devices do
         not divide num_strata.
-      TypeError: if labels are not integers.
+      TypeError: if rng_key is not a typed key, the buffer no ``ReplayBuffer``, labels are not integers, or
+        initial is no function of a key and a label.
 
     Example:
       >>> from jaxebm.samplers.initial import UniformInitial
       >>> initial = UniformInitial(-1.0, 1.0, shape=(3,))
-      >>> buffer = init_buffer(jax.random.key(0), initial, 100)
-      >>> chains = draw(jax.random.key(1), buffer, 8, 0.05, initial)
-      >>> chains.positions.shape, len(set(chains.slots.tolist()))
-      ((8, 3), 8)
+      >>> buffer = init_buffer(jax.random.key(0), initial, 100, num_classes=5)
+      >>> chains = draw(
+      ...     jax.random.key(1), buffer, 8, 0.05, initial, labels=jnp.arange(8) % 5, num_classes=5)
+      >>> chains.positions.shape, len(set(chains.slots.tolist())), chains.labels.tolist()
+      ((8, 3), 8, [0, 1, 2, 3, 4, 0, 1, 2])
 
     Reference:
       Tieleman 2008 (PCD); Grathwohl et al. 2019 (JEM, arXiv:1912.03263), algorithm 1.
     """
-    capacity = buffer.labels.shape[0]
+    checks.rng_key("rng_key", rng_key)
+    capacity = _checked_capacity(buffer)
     checks.positive_integer("num_chains", num_chains)
     checks.in_range("restart_probability", restart_probability, 0, 1)
+    checks.one_number("restart_probability", restart_probability)
+    checks.function("initial", initial, "rng_key", "label")
+    if num_classes is not None:
+        checks.positive_integer("num_classes", num_classes)
     check_strata(num_strata, capacity, num_chains, sharding)
     slots_key, restart_key, initial_key = jax.random.split(rng_key, 3)
     slots_keys = slots_key[None] if num_strata == 1 else jax.random.split(slots_key, num_strata)
@@ -202,7 +212,9 @@ def write(
       more.
 
     Raises:
-      ValueError: if the positions' shapes are not the draw's, or num_steps is negative.
+      ValueError: if the positions' shapes are not the draw's, the draw's not the buffer's, or num_steps is
+        negative.
+      TypeError: if the buffer is no ``ReplayBuffer``, the draw no ``BufferDraw``, or num_steps no integer.
 
     Example:
       >>> from jaxebm.samplers.initial import UniformInitial
@@ -213,10 +225,14 @@ def write(
       >>> sorted(buffer.ages.tolist())
       [0, 0, 20, 20]
     """
-    checks.non_negative("num_steps", num_steps)
-    given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (positions, draw.positions))
-    if given != wanted:
-        raise ValueError(f"positions has shapes {given}: the chains were drawn with shapes {wanted}.")
+    _checked_capacity(buffer)
+    _check_draw(draw, buffer)
+    checks.real_arrays("positions", positions)
+    checks.same_shapes("positions", positions, "draw.positions", draw.positions)
+    checks.non_negative_number("num_steps", num_steps)
+    if not jnp.issubdtype(jnp.result_type(num_steps), jnp.integer):
+        raise TypeError(f"num_steps={num_steps!r}: num_steps must be an integer of at least 0.")
+    _check_sharding(sharding)
 
     def put(leaf: Array, new: Array) -> Array:
         return _on_each_device(_write_slots, sharding)(leaf, draw.slots, new.astype(leaf.dtype))
@@ -230,6 +246,7 @@ def write(
 def check_strata(num_strata: int, capacity: int, num_chains: int, sharding: NamedSharding | None) -> None:
     """Raises ``ValueError`` unless strata divide slots and chains, and devices divide strata."""
     checks.positive_integer("num_strata", num_strata)
+    _check_sharding(sharding)
     if capacity % num_strata or num_chains % num_strata:
         raise ValueError(
             f"num_strata={num_strata} must divide the buffer's capacity={capacity} and "
@@ -242,10 +259,45 @@ def check_strata(num_strata: int, capacity: int, num_chains: int, sharding: Name
         )
 
 
+def _check_sharding(sharding: Any) -> None:
+    checks.instance("sharding", sharding, (NamedSharding, type(None)))
+
+
+def _checked_capacity(buffer: Any) -> int:
+    """Returns the number of slots, or raises unless it is a buffer, its leaves of one length."""
+    checks.instance("buffer", buffer, ReplayBuffer, "init_buffer makes one.")
+    capacity = checks.batch_length("buffer", buffer, "a ReplayBuffer of init_buffer")
+    checks.real_arrays("buffer.positions", buffer.positions)
+    for name, values in (("buffer.labels", buffer.labels), ("buffer.ages", buffer.ages)):
+        _check_integers(name, values, capacity, "one for each slot")
+    return capacity
+
+
+def _check_draw(draw: Any, buffer: ReplayBuffer) -> None:
+    checks.instance("draw", draw, BufferDraw, "jaxebm.samplers.draw makes one.")
+    num_chains = checks.batch_length("draw", draw, "a BufferDraw of jaxebm.samplers.draw")
+    _check_integers("draw.slots", draw.slots, num_chains, "one for each chain")
+    checks.array("draw.restarted", draw.restarted, (num_chains,))
+    one, another = (
+        jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], tree) for tree in (draw.positions, buffer.positions)
+    )
+    if one != another:
+        raise ValueError(
+            f"draw.positions has chains of shapes {one}: those of the buffer, {another}, are needed."
+        )
+
+
+def _check_integers(name: str, values: Any, length: int, what: str) -> None:
+    checks.array(name, values, (length,), f"({length},), {what},")
+    dtype = jnp.result_type(values)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{name} has dtype {dtype}: integers are needed, {what}.")
+
+
 def _from_first_slots(own: Array, capacity: int) -> Array:
     """Slots ``(n,)`` from places in their stratum ``(num_strata, n / num_strata)``."""
     first_slots = jnp.arange(0, capacity, capacity // len(own), dtype=jnp.int32)
-    return (own + first_slots[:, None]).reshape(own.size)
+    return (own + first_slots[:, None]).reshape(own.size).astype(jnp.int32)  # int64 under x64
 
 
 def _take(leaf: Array, slots: Array, sharding: NamedSharding | None) -> Array:

@@ -16,6 +16,7 @@ from jaxebm import checks
 from jaxebm.samplers.binding import StaticKernel, unbind
 from jaxebm.samplers.chains import run_chains
 from jaxebm.samplers.langevin import scalar_target
+from jaxebm.samplers.tempering import bind_once, check_energies
 from jaxebm.types import Array, EnergyFn, Kernel, Params, Position, Target
 
 __all__ = ["SMCResult", "sequential_monte_carlo"]
@@ -27,13 +28,17 @@ class SMCResult(NamedTuple):
     Attributes:
       particles: equally weighted, leaves ``(n, ...)``.
       log_partition_ratio: the estimate of log Z_1 - log Z_0 in nats, ``()``; NaN unless ``completed``.
-      completed: whether inverse temperature 1 was reached within M steps, ``()``. If not, the
-        particles are those of a hotter model.
+      completed: whether inverse temperature 1 was reached within M steps, by particles whose weights were all
+        known (``non_finite`` is 0), ``()``. If it was not reached, the particles are those of a hotter
+        model; if no particle had a weight above 0, the walk stopped there, with the particles that it had.
       num_temperatures: steps taken, ``()``.
       inverse_temperatures: b, ``(M,)``, after each step; NaN beyond the last.
       effective_fraction: effective sample size over n before each resampling, ``(M,)``; NaN beyond the last.
       acceptance_rate: the mean ``acceptance_rate`` of the moves at each step, ``(M,)``, NaN beyond the last;
         None if the infos of the kernel have none.
+      non_finite: how many weights, of all particles over all steps, were not defined, and how many of the
+        last particles have no energy, ``()``: an energy of NaN or -inf, or a reference energy of +inf at a
+        particle that was drawn from the reference. Such particles have weight 0 and leave no copies.
     """
 
     particles: Position
@@ -43,6 +48,7 @@ class SMCResult(NamedTuple):
     inverse_temperatures: Array
     effective_fraction: Array
     acceptance_rate: Array | None
+    non_finite: Array
 
 
 def sequential_monte_carlo(
@@ -69,7 +75,11 @@ def sequential_monte_carlo(
     there), resamples systematically, and moves every particle by a kernel that leaves exp(-E_b') invariant.
     As b' depends on the particles, the ratio of partition functions is biased by O(1/n); with given
     temperatures it would be unbiased. Particles share ancestors: their n is not that of independent samples,
-    so take error bars from repeated runs. A kernel that is not invariant (``sgld``) biases all of it.
+    so take error bars from repeated runs (and with few of those Student's t). A kernel that is not invariant
+    (``sgld``) biases all of it.
+
+    An energy of +inf is a density of 0: weight 0, where the reference may have mass. Particles keep their
+    dtypes; those of 16 bits are rounded at each temperature (``RoundedState``).
 
     One program is compiled for each pair of energies, kernel and shape; new parameters, kernel numbers and
     rho run it again. Energies, kernels and ``parameters_at`` are recognised by identity: define them once.
@@ -90,7 +100,7 @@ def sequential_monte_carlo(
         as ``lambda b: {"step_size": 1.0 / (1 + 9 * b)}``.
 
     Returns:
-      The result. Check ``completed``.
+      The result. Check ``completed``; if it is False, ``non_finite`` tells whether energies were the reason.
 
     Raises:
       ValueError: if a number is out of its range, the particles are ragged or fewer than two, the kernel
@@ -110,28 +120,35 @@ def sequential_monte_carlo(
       Del Moral, Doucet & Jasra 2006, Sequential Monte Carlo samplers; Jasra et al. 2011 (adaptive steps);
       Beskos et al. 2016, On the convergence of adaptive SMC methods (arXiv:1306.6462); blackjax.smc.
     """
+    checks.rng_key("rng_key", rng_key)
+    checks.function("reference", reference, "reference_params", "x")
+    check_energies(energy, params, reference, reference_params)
     if (found := checks.batch_length("particles", particles)) < 2:
         raise ValueError(f"particles has a batch of {found}: at least 2 are needed to compare their weights.")
     checks.floating("particles", particles)
+    checks.kernel_constructor("make_kernel", make_kernel)
     checks.positive_integer("num_steps_per_temperature", num_steps_per_temperature)
     checks.positive_integer("max_num_temperatures", max_num_temperatures)
-    fraction = target_effective_fraction
-    if not checks.is_traced(fraction) and not 0 < fraction < 1:
-        raise ValueError(f"target_effective_fraction={fraction!r}: it must be strictly between 0 and 1.")
+    checks.fraction("target_effective_fraction", target_effective_fraction)
+    if parameters_at is not None:
+        checks.function("parameters_at", parameters_at, "b")
     for b in (0.0, 1.0):  # the kernel's own checks, while the numbers can be seen
-        make_kernel(functools.partial(energy, params), **_parameters(parameters_at, jnp.asarray(b)))
+        numbers_at = _parameters(parameters_at, jnp.asarray(b))
+        checks.instance("parameters_at(b)", numbers_at, Mapping)
+        bind_once(make_kernel, functools.partial(energy, params), numbers_at)
     kernel, numbers = unbind(make_kernel)
-    return _walk(
-        rng_key,
-        (reference_params, params, numbers),
-        jax.tree.map(jnp.asarray, particles),
-        jnp.asarray(fraction, dtype=float),
-        energies=(reference, energy),
-        kernel=kernel,
-        parameters_at=parameters_at,
-        num_steps=num_steps_per_temperature,
-        max_num_temperatures=max_num_temperatures,
-    )
+    with checks.shapes_noted(params=params, reference_params=reference_params, particles=particles):
+        return _walk(
+            rng_key,
+            (reference_params, params, numbers),
+            jax.tree.map(jnp.asarray, particles),
+            jnp.asarray(target_effective_fraction, dtype=float),
+            energies=(reference, energy),
+            kernel=kernel,
+            parameters_at=parameters_at,
+            num_steps=num_steps_per_temperature,
+            max_num_temperatures=max_num_temperatures,
+        )
 
 
 @functools.partial(
@@ -154,16 +171,19 @@ def _walk(
     from blackjax.smc.solver import dichotomy
 
     reference_params, params, numbers = parameters
-    begin = scalar_target(functools.partial(energies[0], reference_params))
-    end = scalar_target(functools.partial(energies[1], params))
+    begin = scalar_target(functools.partial(energies[0], reference_params), "reference")
+    end = scalar_target(functools.partial(energies[1], params), "energy")
     num_particles = checks.batch_length("particles", particles)
     dtype = fraction.dtype
 
     def path(b: Array) -> Target:
         return lambda x: (1 - b) * jnp.asarray(begin(x), dtype) + b * jnp.asarray(end(x), dtype)
 
-    def difference(x: Position) -> Array:
-        return jnp.asarray(end(x), dtype) - jnp.asarray(begin(x), dtype)
+    def log_density_ratio(x: Position) -> tuple[Array, Array]:
+        """-D(x), -inf where the weight is 0; and whether it is not defined."""
+        ratio = -(jnp.asarray(end(x), dtype) - jnp.asarray(begin(x), dtype))
+        undefined = jnp.isnan(ratio) | jnp.isposinf(ratio)
+        return jnp.where(undefined, -jnp.inf, ratio), undefined
 
     def moved(rng_key: Array, b: Array, particles: Position) -> tuple[Position, Array | None]:
         bound = kernel.bind(path(b), numbers, _parameters(parameters_at, b))
@@ -172,10 +192,11 @@ def _walk(
 
     def one_step(walk: _Walk) -> _Walk:
         resample_key, move_key = jax.random.split(jax.random.fold_in(rng_key, walk.steps_taken))
-        log_density_ratios = -jax.vmap(difference)(walk.particles)
+        log_density_ratios, undefined = jax.vmap(log_density_ratio)(walk.particles)
+        stranded = jnp.all(jnp.isneginf(log_density_ratios))  # weight 0 everywhere: there is nothing to copy
         remaining = 1 - walk.b
         step = ess_solver(lambda _: log_density_ratios, walk.particles, fraction, remaining, dichotomy)
-        b = jnp.where(step >= remaining, 1.0, walk.b + step)
+        b = jnp.where(stranded, walk.b, jnp.where(step >= remaining, 1.0, walk.b + step))
         # 0 * inf is NaN, but a particle of infinite energy has weight 0 for any step.
         log_weights = jnp.where(jnp.isneginf(log_density_ratios), -jnp.inf, step * log_density_ratios)
         log_mean_weight = jax.nn.logsumexp(log_weights) - jnp.log(num_particles)
@@ -183,10 +204,13 @@ def _walk(
         ancestors = systematic(resample_key, weights, num_particles)
         particles = jax.tree.map(lambda leaf: leaf[ancestors], walk.particles)
         particles, rate = moved(move_key, b, particles)
+        particles = jax.tree.map(lambda new, old: jnp.where(stranded, old, new), particles, walk.particles)
         return _Walk(
             steps_taken=walk.steps_taken + 1,
             b=b,
             particles=particles,
+            stranded=stranded,
+            non_finite=walk.non_finite + jnp.sum(undefined),
             log_ratio=walk.log_ratio + log_mean_weight,
             inverse_temperatures=walk.inverse_temperatures.at[walk.steps_taken].set(b),
             effective=walk.effective.at[walk.steps_taken].set(jnp.exp(log_ess(log_weights)) / num_particles),
@@ -196,11 +220,16 @@ def _walk(
     record = jnp.full(max_num_temperatures, jnp.nan, dtype)
     has_rate = jax.eval_shape(moved, rng_key, fraction, particles)[1] is not None
     zero = jnp.zeros((), dtype)
-    start = _Walk(jnp.zeros((), int), zero, particles, zero, record, record, record if has_rate else None)
+    none, false = jnp.zeros((), int), jnp.zeros((), bool)
+    start = _Walk(none, zero, particles, false, none, zero, record, record, record if has_rate else None)
     walk = jax.lax.while_loop(
-        lambda walk: (walk.b < 1) & (walk.steps_taken < max_num_temperatures), one_step, start
+        lambda walk: (walk.b < 1) & (walk.steps_taken < max_num_temperatures) & ~walk.stranded,
+        one_step,
+        start,
     )
-    completed = walk.b >= 1
+    last = jax.vmap(lambda x: jnp.asarray(end(x), dtype))(walk.particles)
+    non_finite = walk.non_finite + jnp.sum(jnp.isnan(last) | jnp.isneginf(last))
+    completed = (walk.b >= 1) & (non_finite == 0)
     return SMCResult(
         particles=walk.particles,
         log_partition_ratio=jnp.where(completed, walk.log_ratio, jnp.nan),
@@ -209,6 +238,7 @@ def _walk(
         inverse_temperatures=walk.inverse_temperatures,
         effective_fraction=walk.effective,
         acceptance_rate=walk.acceptance,
+        non_finite=non_finite,
     )
 
 
@@ -216,6 +246,8 @@ class _Walk(NamedTuple):
     steps_taken: Array
     b: Array
     particles: Position
+    stranded: Array
+    non_finite: Array
     log_ratio: Array
     inverse_temperatures: Array
     effective: Array

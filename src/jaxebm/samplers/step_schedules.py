@@ -58,13 +58,13 @@ def polynomial_schedule(
       (arXiv:1409.0578).
     """
     checks.positive_integer("num_steps", num_steps)
-    checks.positive("first", first)
-    checks.positive("last", last)
+    checks.positive_number("first", first)
+    checks.positive_number("last", last)
     if not (checks.is_traced(first) or checks.is_traced(last)) and last > first:
         raise ValueError(f"last={last!r}: last must be at most first={first!r}.")
-    checks.positive("exponent", exponent)
+    checks.positive_number("exponent", exponent)
     checks.in_range("exponent", exponent, 0.0, 1.0)
-    checks.non_negative("temperature", temperature)
+    checks.non_negative_number("temperature", temperature)
     # a (b + t)^-gamma = first (1 + t / b)^-gamma; 1 / b is finite where last = first, and b is not.
     inverse_offset = ((jnp.asarray(first) / last) ** (1 / exponent) - 1) / max(num_steps - 1, 1)
     step_size = first * (1 + inverse_offset * jnp.arange(num_steps)) ** (-exponent)
@@ -123,9 +123,10 @@ def cyclical_schedule(
     checks.positive_integer("num_cycles", num_cycles)
     if num_cycles > num_steps:
         raise ValueError(f"num_cycles={num_cycles!r}: num_cycles must be at most num_steps={num_steps!r}.")
-    checks.positive("peak", peak)
+    checks.positive_number("peak", peak)
     checks.in_range("exploration_fraction", exploration_fraction, 0.0, 1.0)
-    checks.non_negative("temperature", temperature)
+    checks.one_number("exploration_fraction", exploration_fraction)
+    checks.non_negative_number("temperature", temperature)
     length = -(-num_steps // num_cycles)
     elapsed = (jnp.arange(num_steps) % length) / length
     step_size = 0.5 * peak * (jnp.cos(jnp.pi * elapsed) + 1)

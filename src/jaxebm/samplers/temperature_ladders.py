@@ -11,7 +11,7 @@ import numpy as np
 from jaxebm import checks
 from jaxebm.samplers.binding import StaticKernel, unbind
 from jaxebm.samplers.chains import run_chains
-from jaxebm.samplers.tempering import check_ladder, parallel_tempering
+from jaxebm.samplers.tempering import check_energies, check_ladder, parallel_tempering
 from jaxebm.types import Array, EnergyFn, Kernel, Params, Position, Target
 
 __all__ = ["Ladder", "tune_ladder"]
@@ -87,7 +87,8 @@ def tune_ladder(
       jax.vmap(parameters_at)(ladder.inverse_temperatures))`` from ``ladder.positions``.
 
     Raises:
-      ValueError: if an argument is out of its range, or the replicas diverged.
+      ValueError: if an argument is out of its range, or the replicas diverged (a swap rate is NaN).
+      TypeError: if an argument is of another type.
 
     Example:
       >>> from jaxebm.samplers import sgld
@@ -101,17 +102,19 @@ def tune_ladder(
     Reference:
       Syed et al. 2022 (arXiv:1905.02939), sections 5.1 to 5.3, algorithm 4.
     """
+    checks.rng_key("rng_key", rng_key)
+    check_energies(energy, params, reference, reference_params)
     check_ladder(inverse_temperatures, reference)
     num_chains = checks.batch_length("positions", positions)
-    if not 0 < target_swap_rate < 1:
-        raise ValueError(f"target_swap_rate={target_swap_rate!r}: it must be strictly between 0 and 1.")
-    for name, value in (
-        ("num_rounds", num_rounds), ("num_steps", num_steps), ("num_temperatures", num_temperatures)
-    ):  # fmt: skip
-        if value is not None:
-            checks.positive_integer(name, value)
-            if value < 2:
-                raise ValueError(f"{name}={value!r}: {name} must be an integer of at least 2.")
+    checks.real_arrays("positions", positions)
+    checks.kernel_constructor("make_kernel", make_kernel)
+    checks.fraction("target_swap_rate", target_swap_rate)
+    checks.integer("num_rounds", num_rounds, 2)
+    checks.integer("num_steps", num_steps, 2)
+    if num_temperatures is not None:
+        checks.integer("num_temperatures", num_temperatures, 2)
+    if parameters_at is not None:
+        checks.function("parameters_at", parameters_at, "b")
     first = jnp.asarray(inverse_temperatures, dtype=float)
     parallel_tempering(  # the checks of the rest, while the numbers can be seen
         functools.partial(energy, params),
@@ -124,20 +127,22 @@ def tune_ladder(
     static, numbers = unbind(make_kernel)
 
     def run(index: int, ladder: np.ndarray, replicas: Position) -> tuple[Array, Array, Position]:
-        swap_rates, round_trips, replicas = _pilot(
-            jax.random.split(jax.random.fold_in(rng_key, index), num_chains),
-            (params, reference_params, numbers),
-            jnp.asarray(ladder, dtype=float),
-            replicas,
-            energies=(energy, reference),
-            kernel=static,
-            parameters_at=parameters_at,
-            num_steps=(num_steps, num_steps_per_swap),
-        )
+        with checks.shapes_noted(params=params, reference_params=reference_params, positions=positions):
+            swap_rates, round_trips, replicas = _pilot(
+                jax.random.split(jax.random.fold_in(rng_key, index), num_chains),
+                (params, reference_params, numbers),
+                jnp.asarray(ladder, dtype=float),
+                replicas,
+                energies=(energy, reference),
+                kernel=static,
+                parameters_at=parameters_at,
+                num_steps=(num_steps, num_steps_per_swap),
+            )
         if not np.all(np.isfinite(swap_rates)):
             raise ValueError(
                 f"The replicas diverged: swap rates {swap_rates} at inverse temperatures {ladder}. A smaller "
-                f"step size, or a reference that confines the hot end, is needed."
+                f"step size, or a reference that confines the hot end, is needed, if the energy itself is "
+                f"nowhere NaN."
             )
         return swap_rates, round_trips, replicas
 
@@ -194,7 +199,11 @@ def _pilot(
 def _parameters_along(
     parameters_at: Callable[[Array], Mapping[str, Any]] | None, ladder: Array
 ) -> Mapping[str, Any] | None:
-    return None if parameters_at is None else jax.vmap(parameters_at)(ladder)
+    if parameters_at is None:
+        return None
+    along = jax.vmap(parameters_at)(ladder)
+    checks.instance("parameters_at(b)", along, Mapping)
+    return along
 
 
 def _respaced(ladder: np.ndarray, rejection: np.ndarray, num_temperatures: int) -> np.ndarray:

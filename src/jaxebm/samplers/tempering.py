@@ -46,7 +46,8 @@ class TemperingInfo(NamedTuple):
 
     Attributes:
       swap_acceptance: ``(R - 1,)``, the probability with which rungs r and r + 1 would exchange, after the
-        moves. It is given for all pairs, tried or not: their mean over steps is the swap rate.
+        moves. It is given for all pairs, tried or not: their mean over steps is the swap rate. NaN where an
+        energy is NaN: such a pair is not exchanged, and the mean over steps is NaN.
       swapped: ``(R - 1,)``, which pairs were exchanged.
       energy: E of the target at the state that each rung *ends* with, ``(R,)``.
       acceptance_rate: the mean ``acceptance_rate`` of the moves on each rung, ``(R,)``; None if the infos of
@@ -78,9 +79,18 @@ def parallel_tempering(
     diffuse. With kernels that leave their own exp(-E_r) invariant (``mala``, ``hmc``, ``nuts``), the last
     rung samples the target exactly; with ``sgld`` each rung has that kernel's bias of the step.
 
+    An energy of +inf is a density of 0: such a state goes to a hotter rung where it can, and two of them do
+    not exchange. Positions keep their dtypes; those of 16 bits are rounded at each step (``RoundedState``).
+
+    Replicas of one ensemble are not independent samples. Standard errors of their means come from independent
+    ensembles, and from few of those they are too small: with 16, use Student's t with 15 degrees of freedom.
+
     Args:
       target: position -> energy ``()``, of one replica.
-      make_kernel: ``make_kernel(target) -> Kernel``, called once for all rungs, b traced (``vmap``).
+      make_kernel: ``make_kernel(target) -> Kernel``, called once for all rungs, b traced (``vmap``). A
+        kernel of something else than a target, as ``hopfield.glauber`` is of a memory, takes its temperature
+        from the schedule: ``lambda target, temperature: glauber(memory, temperature)`` with
+        ``{"temperature": 1 / b}``.
       inverse_temperatures: b, ``(R,)``, R at least 2, rising from b_0 to 1. b_0 must be above 0 without a
         reference and may be 0 with one.
       reference: E_ref, what the hot end tends to, position -> ``()``; None means 0, so that the hot replicas
@@ -97,6 +107,7 @@ def parallel_tempering(
     Raises:
       ValueError: if the ladder does not rise to 1, a shape is another, num_steps_per_swap is not a positive
         integer, the kernel refuses its parameters, or an energy is not a scalar.
+      TypeError: if an argument is of another type.
 
     Example:
       >>> from jaxebm.samplers import mala, sample
@@ -112,14 +123,15 @@ def parallel_tempering(
       Geyer 1991; Syed, Bouchard-Cote, Deligiannidis & Doucet 2022, Non-reversible parallel tempering, JRSS B
       84 (arXiv:1905.02939), algorithm 1.
     """
+    energy_of = scalar_target(target)
+    reference_of = None if reference is None else scalar_target(reference, "reference")
     check_ladder(inverse_temperatures, reference)
+    checks.kernel_constructor("make_kernel", make_kernel)
     checks.positive_integer("num_steps_per_swap", num_steps_per_swap)
     num_rungs = np.shape(inverse_temperatures)[0]
     varying = _check_schedule(kernel_schedule, num_rungs)
     _check_kernel(make_kernel, target, varying, num_rungs)
     ladder = jnp.asarray(inverse_temperatures, dtype=float)
-    energy_of = scalar_target(target)
-    reference_of = None if reference is None else scalar_target(reference)
 
     def ends(x: Position) -> tuple[Array, Array]:
         """E and D = E - E_ref; an energy may be bfloat16, or the constant 0."""
@@ -133,6 +145,7 @@ def parallel_tempering(
             energy = b * jnp.asarray(energy_of(x), b.dtype)
             if reference_of is None:
                 return energy
+            energy = jnp.where(b > 0, energy, 0.0)  # 0 times an infinite energy is no number
             return energy + (1 - b) * jnp.asarray(reference_of(x), b.dtype)
 
         kernel = make_kernel(tempered, **parameters)
@@ -153,7 +166,10 @@ def parallel_tempering(
         position, acceptance_rate = jax.vmap(move)(rng_keys, ladder, varying, state.position)
         energy, difference = jax.vmap(ends)(position)
 
-        probability = jnp.exp(jnp.minimum(0.0, jnp.diff(ladder) * jnp.diff(difference)))
+        gain = jnp.diff(ladder) * jnp.diff(difference)
+        # inf - inf is no number, but two states of density 0 have nothing to exchange.
+        gain = jnp.where(jnp.isposinf(difference[1:]) & jnp.isposinf(difference[:-1]), -jnp.inf, gain)
+        probability = jnp.exp(jnp.minimum(0.0, gain))
         tried = jnp.arange(num_rungs - 1) % 2 == state.parity
         # A probability that is NaN compares as false: no swap, and the NaN shows in the info.
         swapped = tried & (jax.random.uniform(swaps_key, probability.shape) < probability)
@@ -185,15 +201,19 @@ def check_ladder(inverse_temperatures: Any, reference: Any) -> None:
 
     Args:
       inverse_temperatures: ``(R,)``, R at least 2; traced values pass.
-      reference: None, or anything.
+      reference: None, or a function.
 
     Raises:
       ValueError: if not.
+      TypeError: if they are no numbers, or the reference is neither.
 
     Example:
       >>> check_ladder([0.5, 1.0], None)
     """
     name = "inverse_temperatures"
+    checks.array(name, inverse_temperatures)
+    if reference is not None and not callable(reference):
+        raise TypeError(f"reference is a {type(reference).__name__}: reference must be a function or None.")
     shape = np.shape(inverse_temperatures)
     if len(shape) != 1 or shape[0] < 2:
         raise ValueError(f"{name} has shape {shape}: (R,) with at least two temperatures is needed.")
@@ -207,9 +227,36 @@ def check_ladder(inverse_temperatures: Any, reference: Any) -> None:
         raise ValueError(f"{name}={b} begins at 0, where there is no energy at all: give a reference.")
 
 
+def check_energies(energy: Any, params: Any, reference: Any, reference_params: Any) -> None:
+    """Raises ``TypeError`` unless these are energies ``(params, x)`` and parameters; no reference is None."""
+    checks.function("energy", energy, "params", "x")
+    checks.arrays("params", params)
+    if reference is not None:
+        checks.function("reference", reference, "reference_params", "x")
+    checks.arrays("reference_params", reference_params)
+
+
+def bind_once(make_kernel: Callable[..., Kernel], target: Target, numbers: Mapping[str, Any]) -> None:
+    """Binds a kernel outside of any program, for its own checks, while the numbers can be seen."""
+    try:
+        kernel = make_kernel(target, **numbers)
+    except Exception as error:
+        given = ", ".join(["target", *(f"{name}=..." for name in numbers)])
+        error.add_note(
+            f"make_kernel={checks.function_name(make_kernel)} was called as make_kernel({given}), where "
+            f"target is a function of one position. A kernel of something else, as glauber is of a memory, "
+            f"is given by make_kernel=lambda target, temperature: glauber(memory, temperature), with the "
+            f"temperature 1 / b among the arguments that change with b."
+        )
+        raise
+    checks.bound_kernel("make_kernel(target)", kernel)
+
+
 def _check_schedule(kernel_schedule: Mapping[str, Any] | None, num_rungs: int) -> dict[str, Any]:
+    checks.instance("kernel_schedule", kernel_schedule, (Mapping, type(None)))
     varying = dict(kernel_schedule or {})
     for name, value in varying.items():
+        checks.real_arrays(f"kernel_schedule[{name!r}]", value)
         checks.batch_of(f"kernel_schedule[{name!r}]", value, num_rungs, "as in inverse_temperatures")
     return jax.tree.map(jnp.asarray, varying)
 
@@ -222,4 +269,4 @@ def _check_kernel(
         return
     rungs = jax.tree.map(np.asarray, varying)
     for rung in range(num_rungs if varying else 1):
-        make_kernel(target, **jax.tree.map(lambda leaf, rung=rung: leaf[rung], rungs))
+        bind_once(make_kernel, target, jax.tree.map(lambda leaf, rung=rung: leaf[rung], rungs))

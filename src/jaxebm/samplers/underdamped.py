@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.samplers.langevin import scalar_target
+from jaxebm.samplers.langevin import check_numbers, scalar_target
 from jaxebm.trees import euclidean_norm, normal_like, widened
 from jaxebm.types import Array, Kernel, Position, Target
 
@@ -104,9 +104,9 @@ def underdamped(
       sampling (arXiv:1203.5428), BAOAB and section 3; the same, 2013, Robust and efficient configurational
       molecular sampling via Langevin dynamics (arXiv:1304.3269).
     """
-    checks.positive("step_size", step_size)
-    checks.positive("friction", friction)
-    checks.non_negative("temperature", temperature)
+    check_numbers(step_size)
+    checks.positive_number("friction", friction)
+    checks.non_negative_number("temperature", temperature)
     for leaf in jax.tree.leaves(mass):
         checks.positive("mass", leaf)
     energy_and_gradient = jax.value_and_grad(scalar_target(target))
@@ -135,7 +135,7 @@ def underdamped(
             momentum = jax.tree.map(lambda x: jnp.zeros_like(widened(x)), position)
         else:
             momentum = jax.tree.map(
-                lambda n, m: jnp.sqrt(jnp.asarray(m * temperature)) * n,
+                lambda n, m: (jnp.sqrt(jnp.asarray(m * temperature)) * n).astype(n.dtype),
                 normal_like(rng_key, position),
                 masses,
             )
