@@ -24,6 +24,9 @@ lower bound: only the same number of gradients. Run nothing else on the machine;
 Prints tables, writes them as Markdown next to the JSON file, and draws the curves.
 """
 
+import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+
+# isort: split
 import json
 import os
 from collections.abc import Mapping

@@ -11,6 +11,9 @@ minutes on 2 CPU cores for digits. The same as the command ``jaxebm evaluate``, 
 and pictures into RUN/evaluation, or --output.
 """
 
+import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+
+# isort: split
 from jaxebm.recipes.command import evaluate_command
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ Writes card.json, card.md and a picture of every interval to the output folder.
 Reference: Neal 2001, "Annealed importance sampling"; Grosse, Ghahramani & Adams 2015 (arXiv 1511.02543).
 """
 
+import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+
+# isort: split
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -17,6 +17,9 @@ without compilation.
 Writes card.json, card.md and pictures: trajectories, marginals, and a map of all errors.
 """
 
+import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+
+# isort: split
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -14,6 +14,9 @@ card has a row. With --compare they may be of several kinds, such as recipes: a 
 command, and a column its most important figures; --picture draws their chains.
 """
 
+import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+
+# isort: split
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -21,6 +21,9 @@ Writes a folder: config.json, runs.jsonl (one line per run; --resume continues a
 card.md, survival.png.
 """
 
+import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+
+# isort: split
 import json
 import math
 import tempfile

@@ -59,8 +59,8 @@ def test_what_is_missing_has_its_default():
         ({"resume": 1}, "resume=1: bool is needed"),
         ({"architecture": {"widths": 3}}, "architecture.widths=3: a tuple of int is needed"),
         ({"architecture": {"widths": ["a"]}}, "architecture.widths=['a']: a tuple of int is needed"),
-        ({"output": 3}, "output=3: Path is needed"),
-        ([1, 2], "the configuration is not a dictionary"),
+        ({"output": 3}, "output=3: the path of a file or a folder is needed"),
+        ([1, 2], "the configuration (values) is not a dictionary"),
     ],
     ids=str,
 )

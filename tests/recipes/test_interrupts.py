@@ -16,7 +16,20 @@ import jaxebm
 from jaxebm.training import Checkpoints
 
 pytestmark = pytest.mark.slow  # tests/training/test_loop.py kills and interrupts `fit` itself
-COMMAND = [sys.executable, "-c", "from jaxebm.recipes.command import main; main()", "train"]
+COMMAND = [sys.executable, "-c", "from jaxebm_command import main; main()", "train"]
+LIGHT = [
+    "--epochs=3",
+    "--run.no-twin",
+    "--evaluation.samples-per-class=7",
+    "--evaluation.sample-steps=2",
+    "--evaluation.likelihood-steps=0",
+    "--evaluation.no-features",
+    "--evaluation.no-tasks",
+    "--evaluation.attack-images=0",
+    "--evaluation.long-run-factors",
+]
+"""Flags of a run with a card that costs little."""
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TOY_FLAGS = [
     "--run.no-progress",
     "--no-report",
@@ -85,3 +98,42 @@ def test_many_kills_resume_bit_for_bit(tmp_path: Path):
     lines = (1, 3, 9, 17, 40)
     signals = (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)
     killed_and_resumed(tmp_path, "60", list(zip(lines, signals, strict=True)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", [COMMAND, [sys.executable, str(EXPERIMENTS / "density_2d.py")]])
+def test_a_signal_while_packages_are_imported_is_one_line(command: list[str], number: int, tmp_path: Path):
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "run")],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(0.5)  # JAX takes longer
+    process.send_signal(number)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert error == "\ninterrupted before anything was begun.\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sigterm_in_the_card_is_one_line_and_the_card_is_written_later(tmp_path: Path):
+    run, toy = tmp_path / "run", [flag for flag in TOY_FLAGS if "no-" not in flag]
+    command = [*COMMAND, "--output", str(run), *toy, *LIGHT]
+    process = subprocess.Popen(
+        command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("evaluating 6/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    *_, last = process.stderr.read().splitlines()
+    assert process.wait(timeout=120) == 130
+    assert last.startswith(f"interrupted: {run} keeps what was done up to the checkpoint of step 57. Go on: ")
+    assert not (run / "card.json").exists()
+    before = arrays_of(run)
+    subprocess.run([*command, "--resume"], check=True, timeout=300)
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(run), before)
+    assert json.loads((run / "card.json").read_text())["evaluated_update"] == 57

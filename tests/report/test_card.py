@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 from jaxebm import report
-from jaxebm.data import Dataset, Split
 from jaxebm.report import CARD_FILES, QUESTIONS, Question, ReportSettings, Section, Table
 from jaxebm.samplers import sgld
 
@@ -272,19 +271,15 @@ def test_an_energy_is_judged_by_its_density_alone(toy):
     assert len(card["samples"]["unconditional"]["by_steps"]["60"]["class_shares"]) == 3
 
 
-def without_labels(dataset: Dataset) -> Dataset:
-    return replace(dataset, test=Split(dataset.test.image, dataset.test.label[:-1]))
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"dataset": (np.zeros(3), np.zeros(3))}, TypeError, "dataset is a tuple"),
-        ({"settings": {"tasks": False}}, TypeError, "settings is a dict"),
+        ({"dataset": (np.zeros(3), np.zeros(3))}, TypeError, "dataset is of type tuple"),
+        ({"settings": {"tasks": False}}, TypeError, "settings is of type dict"),
         ({"settings": ReportSettings(attack_radii_l2=(1.0, 0.5))}, ValueError, "attack_radii_l2"),
         ({"settings": ReportSettings(ood_sets=("no_such_set",))}, RuntimeError, "no_such_set"),
         ({"num_steps": 0}, ValueError, "num_steps=0"),
-        ({"seed": 0.5}, TypeError, "seed=0.5"),
+        ({"seed": 0.5}, ValueError, "seed=0.5"),
         ({"model": None}, TypeError, "model=None is not a function"),
         (
             {"model": lambda params, x: logits(params, x)[:2]},
@@ -298,7 +293,12 @@ def without_labels(dataset: Dataset) -> Dataset:
             r"one image x of shape \(6, 6, 1\)",
         ),
         ({"twin_params": {}}, ValueError, "fails on one image"),
-        ({"dataset": without_labels}, ValueError, r"dataset\.test\.label has shape"),
+        ({"kernel": sgld(lambda x: x.sum(), 0.1)}, TypeError, "kernel is a kernel that is bound"),
+        ({"initial": lambda rng_key, label: jnp.zeros(3)}, ValueError, r"initial gives .*\(6, 6, 1\)"),
+        ({"records": [{"loss": 1.0}]}, ValueError, "records has .*: each record needs its step"),
+        ({"details": {"mine": object()}}, TypeError, r"details\['mine'\] is of type object"),
+        ({"questions": "classes"}, TypeError, "questions='classes'"),
+        ({"conditional": 1}, TypeError, "conditional=1"),
     ],
 )
 def test_unfit_arguments_are_refused_before_anything_is_compiled(
@@ -306,8 +306,6 @@ def test_unfit_arguments_are_refused_before_anything_is_compiled(
 ):
     monkeypatch.setattr("jax.jit", lambda *arguments, **options: pytest.fail("a program was made"))
     given = {"model": logits, "params": toy.params, "dataset": toy.dataset} | change
-    if callable(given["dataset"]):
-        given["dataset"] = given["dataset"](toy.dataset)
     with pytest.raises(error, match=message):
         report.evaluate(**given, folder=tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
@@ -342,3 +340,21 @@ for name in {modules}:
 """
     subprocess.run([sys.executable, "-c", program], check=True)
     assert all(importlib.util.find_spec(name) for name in hidden)
+
+
+@pytest.mark.parametrize("how", [report.evaluate, report.write_card], ids=["evaluate", "write_card"])
+def test_a_file_in_the_place_of_the_folder_is_named(toy, whole, how, tmp_path: Path):
+    (tmp_path / "file").touch()
+    arguments = (logits, toy.params, toy.dataset) if how is report.evaluate else (tmp_path / "file", whole[1])
+    options = {"folder": tmp_path / "file"} if how is report.evaluate else {}
+    with pytest.raises(FileExistsError, match=f"folder={tmp_path / 'file'} is a file"):
+        how(*arguments, **options)
+
+
+def test_numbers_of_numpy_are_written_as_numbers(whole, tmp_path: Path):
+    mine = {"a": np.float32(0.5), "b": [np.int64(3)], "c": np.arange(2.0), "d": jnp.ones(()), "e": tmp_path}
+    report.write_card(tmp_path, whole[1] | {"mine": mine})
+    written = json.loads((tmp_path / "card.json").read_text())["mine"]
+    assert written == {"a": 0.5, "b": [3], "c": [0.0, 1.0], "d": 1.0, "e": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"card\.mine is nan"):
+        report.write_card(tmp_path, whole[1] | {"mine": np.float32("nan")})

@@ -197,7 +197,7 @@ def test_warm_up_keeps_the_dtype(algorithm, dtype, x64):
 EFFECTS = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = jnp.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 MU, TAU = 4.41, 3.59
-"""Of 16,000 draws by NUTS, and as published for this prior (posteriordb: 4.4 and 3.6)."""
+"""Of 16,000 draws by NUTS."""
 
 
 def schools(x, centred):

@@ -221,6 +221,8 @@ def build(config: Config, dataset: Dataset, params: Params | None = None) -> Tra
       >>> build(Config(), load_dataset("digits")).num_steps
       1900
     """
+    checks.instance("config", config, Config, "jaxebm.recipes.base_config makes one.")
+    checks.instance("dataset", dataset, Dataset, "jaxebm.data.load_dataset gives one.")
     config.check()
     data = make_data(config, dataset)
     batch_size = config.data.batch_size
@@ -230,8 +232,13 @@ def build(config: Config, dataset: Dataset, params: Params | None = None) -> Tra
             f"data.crop_padding={config.data.crop_padding} must be below the side of the images, {smallest}."
         )
     num_steps = config.epochs * (len(dataset.train.image) // batch_size)
+    if num_steps > jnp.iinfo(jnp.int32).max:
+        raise ValueError(f"epochs={config.epochs} are {num_steps} updates: fewer than 2^31 can be counted.")
     network = make_network(config, dataset.num_classes)
-    jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(dataset.image_shape))  # checks the network
+    # Checks the network, too.
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(dataset.image_shape))
+    if params is not None and not callable(params):
+        checks.same_shapes("params", params, "those of the network", shapes)
     placement = place(config.devices, config.parallel)
     strata = 1 if placement is None else placement.num_strata
     for name, size in (

@@ -112,6 +112,7 @@ def evaluate_command(arguments: Sequence[str] | None = None, program: str = "jax
         default=EvaluateFlags(run=NO_RUN),
         small_networks=lambda flags: _is_small(flags.run),
         program=program,
+        folder=lambda flags: flags.run / "evaluation" if flags.output is None else flags.output,
     )
 
 
@@ -195,6 +196,7 @@ def _sample(flags: SampleFlags) -> None:
 
     from jaxebm.recipes.reading import load
     from jaxebm.report.figures import image_grid
+    from jaxebm.report.question import plural
     from jaxebm.training import read_run, write_atomically
 
     _need_run(flags.run)
@@ -216,8 +218,11 @@ def _sample(flags: SampleFlags) -> None:
     low, high = model.space.value_range
     of_class = "p(x)" if flags.label is None else f"class {model.class_names[flags.label]}"
     shown = np.clip((images - low) / (high - low), 0.0, 1.0)
-    image_grid(picture, shown, columns=COLUMNS, title=f"{of_class}, {flags.num_steps} steps from noise")
-    print(f"{len(images)} images of {of_class} after {flags.num_steps} sampler steps: {output}, {picture}")
+    image_grid(
+        picture, shown, columns=COLUMNS, title=f"{of_class}, {plural(flags.num_steps, 'step')} from noise"
+    )
+    drawn = f"{plural(len(images), 'image')} of {of_class} after {plural(flags.num_steps, 'sampler step')}"
+    print(f"{drawn}: {output}, {picture}")
 
 
 def _as_npz(**arrays: object) -> bytes:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxebm import checks
 from jaxebm.recipes.devices import GENERATORS, ParallelConfig
@@ -252,8 +252,19 @@ class Config:
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is out of range or does not fit another."""
         from_json(Config, as_json(self))  # types and choices
-        self.evaluation.check()
+        try:
+            self.evaluation.check()
+        except ValueError as error:
+            raise ValueError(f"evaluation.{error}") from None
         checks.positive_integer("epochs", self.epochs)
+        checks.seed("seed", self.seed)
+        checks.text("dataset", self.dataset)
+        for name in ("architecture.widths", "architecture.channels"):
+            sizes = self._setting(name)
+            if not sizes or min(sizes) < 1:
+                raise ValueError(
+                    f"{name}={sizes}: a positive integer for each of one or more layers is needed."
+                )
         for name in (
             "data.batch_size",
             "sampler.num_chains",
@@ -265,6 +276,15 @@ class Config:
             "run.checkpoint_every",
         ):
             checks.positive_integer(name, self._setting(name))
+        for name in (
+            "devices",
+            "data.labels_per_class",
+            "run.resume_step",
+            "parallel.strata",
+            "parallel.processes",
+        ):
+            if self._setting(name) is not None:
+                checks.positive_integer(name, self._setting(name))
         for name in ("optimizer.learning_rate", "optimizer.decay_factor", "sampler.step_size"):
             checks.positive(name, self._setting(name))
         for name in (
@@ -297,17 +317,26 @@ class Config:
             raise ValueError(
                 f"parallel.generator={self.parallel.generator!r}: choose one of {', '.join(GENERATORS)}."
             )
-        for name in ("optimizer.momentum", "optimizer.adam_b1", "optimizer.learning_rate_floor"):
+        for name in (
+            "optimizer.momentum",
+            "optimizer.adam_b1",
+            "optimizer.learning_rate_floor",
+            "optimizer.ema_decay",
+            "objective.label_smoothing",
+            "sampler.restart_probability",
+        ):
             checks.in_range(name, self._setting(name), 0.0, 1.0)
+        if self.optimizer.adam_b1 == 1.0:  # the first moment is divided by 1 - adam_b1^n
+            raise ValueError("optimizer.adam_b1=1.0: optimizer.adam_b1 must be below 1.")
         if self.run.resume_step is not None and not self.resume:
             raise ValueError("run.resume_step is the checkpoint to go on from: it needs resume=True.")
         self._check_network()
         self._check_task()
         self._check_sampler()
 
-    def _setting(self, name: str) -> object:
-        group, _, setting = name.partition(".")
-        return getattr(getattr(self, group), setting)
+    def _setting(self, name: str) -> Any:
+        group, _, setting = name.rpartition(".")
+        return getattr(getattr(self, group) if group else self, setting)
 
     def _check_network(self) -> None:
         parts = self.architecture
@@ -333,9 +362,13 @@ class Config:
             raise ValueError("optimizer.schedule=steps needs optimizer.decay_epochs, such as 60 90.")
 
     def _check_task(self) -> None:
+        weights = self.objective
+        if not (self.generative or weights.p_y_given_x_weight):
+            raise ValueError(
+                "objective.p_y_given_x_weight, p_x_weight and p_xy_weight are all 0: nothing would be learnt."
+            )
         if self.task != "unconditional":
             return
-        weights = self.objective
         if weights.p_y_given_x_weight or weights.p_xy_weight or weights.p_x_weight == 0:
             raise ValueError(
                 "task=unconditional knows no classes: set objective.p_x_weight=1, p_y_given_x_weight=0 and "

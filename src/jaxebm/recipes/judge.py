@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxebm import checks
 from jaxebm.data import DATASETS, Dataset, load_dataset
 from jaxebm.objectives import SamplerState
 from jaxebm.recipes.build import Training, build
 from jaxebm.recipes.config import UNCOMPARED, Config
 from jaxebm.recipes.devices import choose_generator
+from jaxebm.recipes.lock import only_writer
 from jaxebm.recipes.observe import BEST_METRIC
 from jaxebm.recipes.sampler import make_initial, make_kernel
 from jaxebm.recipes.serialisation import as_json, from_json
@@ -23,7 +26,15 @@ from jaxebm.report import CARD_FILES, ReportSettings, evaluate, find_outliers, s
 from jaxebm.training import Checkpoints, RunFolder, TrainState, fetch, open_run, read_run
 from jaxebm.types import Params
 
-__all__ = ["Evaluate", "evaluate_run", "judge_run", "open_finished", "publish", "selected_step"]
+__all__ = [
+    "Evaluate",
+    "evaluate_run",
+    "judge_run",
+    "load_images",
+    "open_finished",
+    "publish",
+    "selected_step",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,40 +71,47 @@ def evaluate_run(settings: Evaluate, dataset: Dataset | None = None) -> dict[str
       ValueError: for settings that are out of range.
     """
     started = time.monotonic()
-    if settings.select not in (None, "last", "best"):
-        raise ValueError(f"select={settings.select!r}: 'last', 'best' or None is needed.")
+    checks.instance("settings", settings, Evaluate)
+    checks.one_of("select", settings.select, (None, "last", "best"))
+    for name in ("run", "output"):
+        if getattr(settings, name) == "":
+            raise ValueError(f"{name}='': the path of a folder is needed.")
     if settings.evaluation is not None:
-        if not isinstance(settings.evaluation, ReportSettings):
-            raise TypeError(
-                "evaluation is not a jaxebm.report.ReportSettings, such as ReportSettings(tasks=False)."
-            )
+        checks.instance(
+            "evaluation", settings.evaluation, ReportSettings, "Such as ReportSettings(tasks=False)."
+        )
         settings.evaluation.check()
     run, config = open_finished(settings.run)
     looked_at = config.evaluation if settings.evaluation is None else settings.evaluation
     output = run.path / "evaluation" if settings.output is None else Path(settings.output)
     if (output / run.checkpoints.name).exists():
         raise ValueError(f"output={output} holds a run and its checkpoints: choose another folder.")
+    if output.resolve().is_relative_to(run.checkpoints.resolve()):
+        raise ValueError(f"output={output} lies among the checkpoints of the run: choose another folder.")
+    if dataset is not None:
+        checks.instance("dataset", dataset, Dataset, "jaxebm.data.dataset_from_arrays makes one.")
     if dataset is None and settings.dataset is not None:
-        dataset = load_dataset(settings.dataset, exclude_classes=config.data.exclude_classes)
+        dataset = load_images(settings.dataset, config.data.exclude_classes)
     if dataset is None:
-        if not _has_known_name(config):
+        if not _is_known(config.dataset):
             raise ValueError(
                 f"{run.path} was trained on a data set of the user's own, {config.dataset!r}, that no name "
                 "loads. Set dataset=npz:PATH, or give it to "
                 "jaxebm.recipes.evaluate_run(jaxebm.recipes.Evaluate(run=...), dataset)."
             )
-        dataset = load_dataset(config.dataset, exclude_classes=config.data.exclude_classes)
+        dataset = load_images(config.dataset, config.data.exclude_classes)
     find_outliers(looked_at, dataset.image_shape)  # a missing set is reported before compilation
     training = build(config, dataset)
     state = restore(run, training, config.run.select if settings.select is None else settings.select)
     told = as_json(replace(settings, evaluation=looked_at))
-    folder = open_run(output, told, overwrite=settings.overwrite, resumable=False)
-    if settings.output is None:
-        run.claim(output.name)  # after it was opened: what a user put there is not ours
-    twin_params = load_twin(run, state.ema_params)
-    card = judge_run(run, training, dataset, state, twin_params, looked_at, folder=folder)
-    card |= _costs_of_training(run) | {"seconds": time.monotonic() - started}
-    publish(folder, card)
+    with only_writer(output):
+        folder = open_run(output, told, overwrite=settings.overwrite, resumable=False)
+        if settings.output is None:
+            run.claim(output.name)  # after it was opened: what a user put there is not ours
+        twin_params = load_twin(run, state.ema_params)
+        card = judge_run(run, training, dataset, state, twin_params, looked_at, folder=folder)
+        card |= _costs_of_training(run) | {"seconds": time.monotonic() - started}
+        publish(folder, card)
     return card
 
 
@@ -148,7 +166,7 @@ def judge_run(
             "updates": training.num_steps,
             "evaluated_update": int(state.step),
             "config": run.config,
-            **({"command": command_for(config)} if _has_known_name(config) else {}),
+            **({"command": command_for(config)} if _is_known(config.dataset) else {}),
         },
     )
 
@@ -226,9 +244,21 @@ def selected_step(checkpoints: Checkpoints, select: str) -> int | None:
     return step
 
 
-def _has_known_name(config: Config) -> bool:
+def load_images(dataset: str, exclude_classes: Sequence[int]) -> Dataset:
+    """Loads a data set by the setting ``dataset``, which a message about an unknown one names.
+
+    Raises:
+      ValueError: if the name is unknown, or what it names cannot be used.
+    """
+    if not _is_known(dataset):
+        hint = f" Did you mean npz:{dataset}?" if dataset.endswith(".npz") else ""
+        raise ValueError(f"dataset={dataset!r}: choose one of {', '.join(DATASETS)}, or npz:PATH.{hint}")
+    return load_dataset(dataset, exclude_classes=exclude_classes)
+
+
+def _is_known(dataset: str) -> bool:
     """Whether `jaxebm.data.load_dataset` can load the images of a run, which may be arrays of a user."""
-    return config.dataset in DATASETS or config.dataset.startswith("npz:")
+    return dataset in DATASETS or (dataset.startswith("npz:") and dataset != "npz:")
 
 
 def _costs_of_training(run: RunFolder) -> dict[str, Any]:

@@ -13,6 +13,7 @@ gradients by 1/2, and step sizes, which have the unit of position squared per en
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxebm import checks
 from jaxebm.recipes.config import Config
 from jaxebm.recipes.serialisation import replace_settings
 
@@ -382,6 +383,7 @@ def base_config(
     ):
         if value not in known:
             raise ValueError(f"{name}={value!r}: choose among {', '.join(known)}.")
+    checks.text("dataset", dataset)
     settings: dict[str, Any] = {"recipe": recipe, "network": network, "dataset": dataset, "task": task}
     settings |= NETWORKS[network]
     if network == "convnet":

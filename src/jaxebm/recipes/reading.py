@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxebm import checks
 from jaxebm.data import ImageSpace
 from jaxebm.recipes.build import make_network
 from jaxebm.recipes.config import Config
@@ -65,11 +66,13 @@ def load(
       >>> model.sample(jax.random.key(0), 3, label=1, num_steps=2).shape
       (3, 4, 4, 1)
     """
+    checks.instance("path", path, (str, Path), "It is the folder of a run.")
     run, config = open_finished(Path(path))
     space = _read_space(run)
     choice = config.run.select if select is None else select
-    if choice not in ("last", "best"):
-        raise ValueError(f"select={select!r}: 'last', 'best' or None is needed.")
+    checks.one_of("select", choice, ("last", "best"))
+    if step is not None:
+        checks.positive_integer("step", step)
     with Checkpoints(run.checkpoints, best_metric=BEST_METRIC) as checkpoints:
         step = selected_step(checkpoints, choice) if step is None else step
         step = checkpoints.latest_step() if step is None else step
@@ -98,8 +101,10 @@ def _read_log_partition(run: RunFolder, step: int) -> tuple[float, float] | None
             card = json.loads(path.read_text(encoding="utf-8"))
             if card["evaluated_update"] == step:
                 bounds = card["likelihood"]["by_temperature"]["1"]["log_partition"]
-                return float(bounds["low"]), float(bounds["high"])
-        except (OSError, ValueError, KeyError, TypeError):
+                found = float(bounds["low"]), float(bounds["high"])
+                if all(map(math.isfinite, found)):
+                    return found
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             continue  # no card, none of the likelihood, or a file that something else wrote
     return None
 

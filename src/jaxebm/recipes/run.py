@@ -2,21 +2,24 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxebm.data import Dataset, load_dataset
+from jaxebm import checks
+from jaxebm.data import Dataset
 from jaxebm.recipes.build import Training, build
 from jaxebm.recipes.config import UNCOMPARED, Config
 from jaxebm.recipes.devices import choose_generator, join_processes, open_shared_run
-from jaxebm.recipes.judge import judge_run, publish
+from jaxebm.recipes.judge import judge_run, load_images, publish
+from jaxebm.recipes.lock import only_writer
 from jaxebm.recipes.model import DESCRIPTION, Model, describe, model_of
 from jaxebm.recipes.observe import BEST_METRIC
 from jaxebm.recipes.serialisation import as_json, from_json
-from jaxebm.recipes.twin import pretraining_config, save_twin, twin_config
+from jaxebm.recipes.twin import load_twin, pretraining_config, save_twin, twin_config
 from jaxebm.report import find_outliers
 from jaxebm.training import Checkpointing, FitResult, RunFolder, fetch, fit
 from jaxebm.types import Params
@@ -74,11 +77,15 @@ def train(config: Config, dataset: Dataset | None = None) -> TrainedRun:
       (2, True)
     """
     started = time.monotonic()
+    checks.instance("config", config, Config, "jaxebm.recipes.base_config makes one.")
+    checks.instance(
+        "dataset", dataset, (Dataset, type(None)), "jaxebm.data.dataset_from_arrays makes one of arrays."
+    )
     config = from_json(Config, as_json(config))  # converts text to paths and lists to tuples
     config.check()
     join_processes(config.parallel)
     if dataset is None:
-        dataset = load_dataset(config.dataset, exclude_classes=config.data.exclude_classes)
+        dataset = load_images(config.dataset, config.data.exclude_classes)
     else:
         if config.data.exclude_classes:
             raise ValueError("data.exclude_classes is only for data sets that are loaded by name.")
@@ -87,6 +94,11 @@ def train(config: Config, dataset: Dataset | None = None) -> TrainedRun:
         find_outliers(config.evaluation, dataset.image_shape)  # a missing set is reported now, not at the end
     _check_pretraining(config)
     training = build(config, dataset)  # before the folder is made, because it checks the settings
+    with only_writer(config.output) if jax.process_index() == 0 else nullcontext():
+        return _train(config, dataset, training, started)
+
+
+def _train(config: Config, dataset: Dataset, training: Training, started: float) -> TrainedRun:
     begins = config.resume and not (config.output / "config.json").exists()
     run = open_shared_run(
         config.output,
@@ -109,8 +121,9 @@ def train(config: Config, dataset: Dataset | None = None) -> TrainedRun:
         if first and config.run.progress:
             print(f"written to {config.output}")
         return TrainedRun(model, result, None, config.output)
-    twin_params = None
-    if config.run.twin and config.generative:
+    # That of a call that was interrupted in the evaluation is the same, number for number.
+    twin_params = load_twin(run, result.params) if config.resume and config.run.twin else None
+    if config.run.twin and config.generative and twin_params is None:
         if first and config.run.progress:
             print("training the same network by cross-entropy alone, for comparison", file=sys.stderr)
         twin_params = fetch(run_training(build(twin_config(config), dataset)).params)

@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 
+from jaxebm import checks
+
 __all__ = ["as_json", "from_json", "replace_settings"]
 
 Settings = TypeVar("Settings")
@@ -29,7 +31,13 @@ def as_json(settings: Any) -> dict[str, Any]:
       >>> as_json(Config())["sampler"]["step_size"]
       0.2
     """
+    _check_settings(settings)
     return {name: _plain(value) for name, value in dataclasses.asdict(settings).items()}
+
+
+def _check_settings(settings: Any) -> None:
+    if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
+        raise TypeError(f"settings={settings!r}: a configuration, such as Config(), is needed.")
 
 
 def _plain(value: Any) -> Any:
@@ -54,6 +62,7 @@ def from_json(kind: type[Settings], values: Mapping[str, Any], *, where: str = "
       An instance of ``kind``.
 
     Raises:
+      TypeError: if ``kind`` is no dataclass.
       ValueError: for a name that ``kind`` does not have, or a value that its field does not accept.
 
     Example:
@@ -61,13 +70,17 @@ def from_json(kind: type[Settings], values: Mapping[str, Any], *, where: str = "
       >>> from_json(Config, {"seed": 3, "sampler": {"step_size": 0.5}}).sampler.step_size
       0.5
     """
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise TypeError(f"kind={kind!r}: the class of a configuration, such as Config, is needed.")
+    checks.instance("where", where, str)
     return _read(kind, values, where, "")
 
 
 def _read(kind: Any, values: Any, where: str, path: str) -> Any:
     prefix = f"{where}: " if where else ""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix}{path or 'the configuration'} is not a dictionary of settings by name.")
+        said = path or "the configuration (values)"
+        raise ValueError(f"{prefix}{said} is not a dictionary of settings by name.")
     hints = get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -110,7 +123,8 @@ def _value(hint: Any, value: Any) -> Any:
     if hint is type(None):
         return value if value is None else _UNFIT
     if hint is Path:
-        return Path(value) if isinstance(value, str | Path) else _UNFIT
+        # pathlib reads "" as the folder ".", in which nobody means to write.
+        return Path(value) if isinstance(value, str | Path) and value != "" else _UNFIT
     if hint in (int, float):
         kind: Any = numbers.Integral if hint is int else numbers.Real
         fits = isinstance(value, kind) and not isinstance(value, bool)
@@ -126,6 +140,8 @@ def _say(hint: Any) -> str:
         return f"a tuple of {_say(arguments[0])}"
     if origin in (Union, types.UnionType):
         return " or ".join(_say(part) for part in arguments)
+    if hint is Path:
+        return "the path of a file or a folder"
     return "None" if hint is type(None) else hint.__name__
 
 
@@ -140,6 +156,7 @@ def replace_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings
       A new configuration.
 
     Raises:
+      TypeError: if ``settings`` is no configuration, or ``changes`` no dictionary.
       ValueError: for a name that it does not have, or a value that the setting does not accept.
 
     Example:
@@ -147,6 +164,8 @@ def replace_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings
       >>> replace_settings(Config(), {"sampler.step_size": 0.5}).sampler.step_size
       0.5
     """
+    _check_settings(settings)
+    checks.instance("changes", changes, Mapping, "It has values by dotted name.")
     return _replaced(settings, changes, "")
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -73,13 +75,22 @@ def load_twin(run: RunFolder, template: Params) -> Params | None:
     Args:
       run: the folder of the run.
       template: parameters of the same network.
+
+    Raises:
+      ValueError: if its file is damaged.
     """
     if not (run.path / TWIN).is_file():
         return None
-    with np.load(run.path / TWIN, allow_pickle=False) as saved:
-        arrays = dict(saved)
+    try:
+        with np.load(run.path / TWIN, allow_pickle=False) as saved:
+            arrays = dict(saved)
+        of_another_run = str(arrays.pop("config")) != json.dumps(_comparable(run.config))
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{run.path / TWIN}, the same network trained by cross-entropy alone, is damaged ({error}): "
+            "remove it; resume=True trains it again."
+        ) from None
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _by_path(template).items()}
-    of_another_run = str(arrays.pop("config")) != json.dumps(_comparable(run.config))
     if of_another_run or {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()} != expected:
         return None  # from an earlier run in this folder
     return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in expected])

@@ -22,7 +22,7 @@ from jaxebm.report.long_chains import LONG_CHAINS
 from jaxebm.report.markdown import escape_markdown, markdown_table
 from jaxebm.report.out_of_distribution import OUT_OF_DISTRIBUTION, outlier_sets
 from jaxebm.report.page import render_page
-from jaxebm.report.question import Card, Question, Section
+from jaxebm.report.question import Card, Question, Section, plural
 from jaxebm.report.robustness import ROBUSTNESS
 from jaxebm.report.samples import SAMPLES
 from jaxebm.report.settings import ReportSettings
@@ -110,6 +110,7 @@ def evaluate(
     Raises:
       TypeError: If an argument is of the wrong type.
       ValueError: If the model cannot be applied to the images, or a setting is out of range.
+      FileExistsError: If the folder is a file.
       DatasetNotAvailableError: If one of ``settings.ood_sets`` is not available.
 
     Example:
@@ -125,17 +126,38 @@ def evaluate(
       0.9
     """
     settings = ReportSettings() if settings is None else settings
+    checks.sequence("questions", questions, (Question, str), "questions or their names")
     asked = [_named(question) for question in questions]
     _check(dataset, settings, num_steps, seed)
+    for name, value in (("conditional", conditional), ("progress", progress)):
+        checks.boolean(name, value)
+    for name, value in (("records", records), ("recoveries", recoveries)):
+        checks.sequence(name, value, Mapping, "records with a step, such as those of FitResult")
+        missing = [record for record in value if "step" not in record]
+        if missing:
+            raise ValueError(f"{name} has {missing[0]!r}: each record needs its step.")
+    details = {} if details is None else details
+    checks.instance("details", details, Mapping)
+    details = _as_json("details", details)
     logits = as_logits(model, params, dataset)
     if twin_params is not None:
-        as_logits(model, twin_params, dataset)
+        as_logits(model, twin_params, dataset, name="twin_params")
     if kernel is None:
         kernel = DEFAULT_KERNEL
+    checks.kernel_constructor("kernel", kernel)
+    checks.function("kernel", kernel, "target")
     if initial is None:
         initial = UniformInitial(-1.0, 1.0, shape=dataset.image_shape)
+    _check_initial(initial, dataset.image_shape)
+    if buffer is not None:
+        checks.instance("buffer", buffer, ReplayBuffer)
+        if np.shape(buffer.positions)[1:] != dataset.image_shape:
+            raise ValueError(
+                f"buffer has positions of shape {np.shape(buffer.positions)}: (n, *{dataset.image_shape}), "
+                "images of the data set, are needed."
+            )
     subject = ModelUnderTest(logits, params, kernel, num_steps, initial, twin_params, buffer, conditional)
-    folder = None if folder is None else Path(folder)
+    folder = _checked_folder(folder)
     evaluation = Evaluation(subject, dataset, settings, seed, folder, records, recoveries)
     if settings.ood_sets and OUT_OF_DISTRIBUTION in asked:
         evaluation.once(outlier_sets)  # a missing set is reported before compilation
@@ -151,8 +173,8 @@ def evaluate(
     card["parameters"] = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
     card["environment"] = describe_environment()
     names = [entry.name for entry in dataclasses.fields(ReportSettings)]
-    card["evaluation"] = _plain({name: getattr(settings, name) for name in names})
-    return card | dict(details or {})
+    card["evaluation"] = _as_json("settings", {name: getattr(settings, name) for name in names})
+    return card | details
 
 
 def _named(question: Question | str) -> Question:
@@ -164,15 +186,52 @@ def _named(question: Question | str) -> Question:
     return by_name[question]
 
 
+def _checked_folder(folder: Any) -> Path | None:
+    if folder is None:
+        return None
+    checks.instance("folder", folder, (str, Path))
+    if folder == "":
+        raise ValueError("folder='': the path of a folder is needed.")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise FileExistsError(f"folder={folder} is a file: give a folder.")
+    return Path(folder)
+
+
+def _check_initial(initial: Any, image_shape: tuple[int, ...]) -> None:
+    checks.function("initial", initial, "rng_key", "label")
+    found = jax.eval_shape(initial, jax.random.key(0), jax.ShapeDtypeStruct((), np.int32))
+    if not isinstance(found, jax.ShapeDtypeStruct) or found.shape != image_shape:
+        raise ValueError(f"initial gives {found}: one image of shape {image_shape} is needed.")
+
+
+def _as_json(what: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries as JSON's types: numbers and arrays of NumPy and JAX become Python's, paths become text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic | np.ndarray | jax.Array):
+            return np.asarray(value).tolist()
+        if isinstance(value, Path):
+            return str(value)
+        raise TypeError
+
+    found: dict[str, Any] = {}
+    for name, value in entries.items():
+        try:
+            found[name] = json.loads(json.dumps(value, default=plain))
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{what}[{name!r}] is of type {type(value).__name__}: a card holds numbers, text, lists and "
+                "dictionaries with text as keys."
+            ) from None
+    return found
+
+
 def _check(dataset: Any, settings: Any, num_steps: Any, seed: Any) -> None:
-    if not isinstance(dataset, Dataset):
-        raise TypeError(f"dataset is a {type(dataset).__name__}: a jaxebm.data.Dataset is needed.")
-    if not isinstance(settings, ReportSettings):
-        raise TypeError(f"settings is a {type(settings).__name__}: a ReportSettings is needed.")
-    ReportSettings.check(settings)
+    checks.instance("dataset", dataset, Dataset, "jaxebm.data.dataset_from_arrays makes one.")
+    checks.instance("settings", settings, ReportSettings)
+    settings.check()
     checks.positive_integer("num_steps", num_steps)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise TypeError(f"seed={seed!r}: an integer is needed.")
+    checks.seed("seed", seed)
     if len(np.shape(dataset.train.image)) != 4:
         raise ValueError(
             f"dataset.train.image has shape {np.shape(dataset.train.image)}: (n, H, W, C) is needed."
@@ -202,9 +261,15 @@ def write_card(folder: str | Path, card: Card, *, questions: Sequence[Question] 
       The Markdown text of ``card.md``.
 
     Raises:
+      TypeError: If an entry is not of JSON's types, nor a number or an array.
       ValueError: If a number outside ``config`` is not finite.
+      FileExistsError: If the folder is a file.
     """
-    folder = Path(folder)
+    checks.instance("card", card, Mapping, "jaxebm.report.evaluate makes one.")
+    place = _checked_folder(folder)
+    if place is None:
+        raise TypeError("folder is None: the path of a folder is needed.")
+    folder, card = place, _as_json("card", card)
     _check_finite("", {name: value for name, value in card.items() if name != "config"})
     folder.mkdir(parents=True, exist_ok=True)
     text = card_text(card, questions)
@@ -250,8 +315,8 @@ def _lead(card: Card) -> str:
     facts = [f"Seed {card['seed']}"]
     if card.get("updates") is not None:
         evaluated = card.get("evaluated_update", card["updates"])
-        facts.append(f"{evaluated} of {card['updates']} updates")
-    facts.append(f"{card['parameters']:,} parameters")
+        facts.append(f"{evaluated} of {plural(card['updates'], 'update')}")
+    facts.append(plural(f"{card['parameters']:,}", "parameter"))
     return (
         f"{', '.join(facts)}, on {versions['device']} with jaxebm {versions['jaxebm']} and JAX "
         f"{versions['jax']}. All figures are of the test split; all choices were made on the "
@@ -290,8 +355,3 @@ def _check_finite(path: str, value: Any) -> None:
             _check_finite(f"{path}[{index}]", entry)
     elif isinstance(value, float) and not np.isfinite(value):
         raise ValueError(f"card{path} is {value}: a card holds finite numbers only.")
-
-
-def _plain(value: Any) -> Any:
-    """The value as it would be read back from JSON: tuples become lists."""
-    return json.loads(json.dumps(value))

@@ -12,7 +12,7 @@ from jaxebm.report.subject import Evaluation
 from jaxebm.samplers import Initial
 from jaxebm.types import Array, JointEnergyFn, MakeKernel
 
-__all__ = ["Samples", "advance", "finite", "fresh_chains", "start_chains"]
+__all__ = ["Samples", "advance", "finite", "fresh_chains", "is_finite", "start_chains"]
 
 
 class Samples(NamedTuple):
@@ -63,17 +63,13 @@ def fresh_chains(
     return kept
 
 
-def finite(samples: Samples) -> Samples:
-    """Leaves out the chains that diverged, which can happen without a clamp; the card counts them.
+def is_finite(images: np.ndarray) -> np.ndarray:
+    """Returns which images are finite, ``(n,)``."""
+    return np.asarray(np.isfinite(images).all(axis=(1, 2, 3)))
 
-    Raises:
-      RuntimeError: If all chains diverged.
-    """
+
+def finite(samples: Samples) -> Samples:
+    """Leaves out the chains that diverged, which can happen without a clamp; the card counts them."""
     images, labels = samples
-    whole = np.isfinite(images).all(axis=(1, 2, 3))
-    if not whole.any():
-        raise RuntimeError(
-            f"all {len(images)} chains diverged: the samples of this model cannot be evaluated. Give its "
-            "kernel a state_clamp, the range of the images, or a smaller step_size."
-        )
+    whole = is_finite(images)
     return Samples(images[whole], None if labels is None else labels[whole])

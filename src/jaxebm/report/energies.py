@@ -10,7 +10,7 @@ import numpy as np
 from jaxebm.energies import marginal_energy
 from jaxebm.report.figures import FILLED, OUTLINED, PALETTE, drawing, legend_below
 from jaxebm.report.out_of_distribution import log_densities
-from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
+from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, plural, table_row
 from jaxebm.report.samples import longest_samples
 from jaxebm.report.subject import Evaluation, Images, map_batches
 
@@ -21,18 +21,19 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
     """Mean and standard deviation of E(x) on data and fresh samples, plotted with those of other sets."""
     model = evaluation.model
     batch = jax.jit(jax.vmap(partial(marginal_energy(model.logits), model.params)))
-    fresh = f"fresh, {evaluation.settings.sample_steps[-1]} steps"
+    fresh = f"fresh, {plural(evaluation.settings.sample_steps[-1], 'step')}"
     sets = {name: evaluation.images[name] for name in ("train", "test")}
     sets[fresh] = evaluation.once(longest_samples).images
-    energies = {name: map_batches(batch, xs) for name, xs in sets.items()}
+    energies = {name: map_batches(batch, xs) for name, xs in sets.items() if len(xs)}
     if evaluation.folder is not None:
         others = evaluation.once(log_densities)
         outside = {name.replace("_", " "): -values for name, values in others.items() if name != "test"}
         energy_histogram(evaluation.folder / "energies.png", energies | outside)
-    entry = {
+    entry: dict[str, Any] = {
         name.split(",")[0]: {"mean": float(np.mean(values)), "sd": float(np.std(values))}
         for name, values in energies.items()
     }
+    entry.setdefault("fresh", None)  # all chains diverged
     return {"energy": entry}
 
 
@@ -67,7 +68,10 @@ def sections(card: Card) -> list[Section]:
     if "energy" not in card:
         return []
     names = {"train": "training images", "test": "test images", "fresh": "fresh samples"}
-    rows = [table_row(title, *card["energy"][name].values()) for name, title in names.items()]
+    rows = [
+        table_row(title, *(card["energy"][name] or {"mean": None, "sd": None}).values())
+        for name, title in names.items()
+    ]
     section = Section(
         "Energies",
         "E(x) = -logsumexp f(x), low where the model finds an image likely. Training and test images should "

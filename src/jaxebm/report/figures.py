@@ -7,12 +7,15 @@ and all settings are restored. Draw inside `drawing`, which makes a figure in th
         axes[0, 0].plot(losses, color=ACCENT)
 """
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from jaxebm.training import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,9 +75,9 @@ def drawing(
     with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=options.pop("figsize", None))
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)
-        temporary = path.with_name(f".{path.stem}.partial.png")
-        figure.savefig(temporary, bbox_inches="tight")
-    temporary.replace(path)
+        picture = io.BytesIO()
+        figure.savefig(picture, bbox_inches="tight", format="png")
+    write_atomically(path, picture.getvalue())
 
 
 def tile(images: np.ndarray, columns: int, pad: int = 1) -> np.ndarray:

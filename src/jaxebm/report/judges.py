@@ -35,7 +35,8 @@ class Judges(NamedTuple):
       real: Training images of all classes, ``(n, H, W, C)``.
       labels: Their classes, ``(n,)``.
       features: Their features, ``(n, F)``, or None.
-      radii: `squared_radii` of those images by view, pixels and features, ``(n,)`` each.
+      radii: `squared_radii` of those images by view, pixels and features, ``(n,)`` each; empty where
+        there are too few images for nearest neighbours.
     """
 
     predict: Predict
@@ -59,9 +60,9 @@ def independent_judges(evaluation: Evaluation) -> Judges:
         network = fit_feature_network(key, train[rows], label[rows], dataset.num_classes)
         features = network.features(train[chosen])
     predict = fit_independent_classifier(train[rows], label[rows]) if several else _of_one_class
-    radii = {"pixels": squared_radii(flat(train[chosen]), NEIGHBOURS)}
-    if features is not None:
-        radii["features"] = squared_radii(features, NEIGHBOURS)
+    views = {"pixels": flat(train[chosen])} | ({} if features is None else {"features": features})
+    enough = len(chosen) > NEIGHBOURS
+    radii = {name: squared_radii(points, NEIGHBOURS) for name, points in views.items() if enough}
     return Judges(predict, network, train[chosen], label[chosen], features, radii)
 
 

@@ -12,7 +12,7 @@ from jaxebm.objectives import ignore_label
 from jaxebm.report.chains import Samples, finite, fresh_chains
 from jaxebm.report.figures import image_grids
 from jaxebm.report.judges import NEIGHBOURS, independent_judges
-from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
+from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, plural, table_row
 from jaxebm.report.subject import Evaluation, flat, map_batches
 
 __all__ = ["LONG_CHAINS"]
@@ -48,18 +48,20 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "steps": factor * model.num_steps,
             "finite": len(xs) / len(every),
-            "energy": float(np.mean(map_batches(energies, xs))),
-            "saturated": float(np.mean(np.abs(xs) >= 1.0)),
-            "in_range": within_range(xs, -1.0, 1.0),
-            "precision": None,
-            "coverage": None,
+            **dict.fromkeys(MEASURES),
         }
-        if len(xs) > NEIGHBOURS:
+        if len(xs):
+            entry |= {
+                "energy": float(np.mean(map_batches(energies, xs))),
+                "saturated": float(np.mean(np.abs(xs) >= 1.0)),
+                "in_range": within_range(xs, -1.0, 1.0),
+            }
+        if min(len(xs), len(judges.real)) > NEIGHBOURS:
             quality = prdc(flat(judges.real), flat(xs), k=NEIGHBOURS, real_radii=judges.radii["pixels"])
             entry |= {"precision": quality.precision, "coverage": quality.coverage}
         by_factor[str(factor)] = entry
     sheets = {
-        f"{factor} x {model.num_steps} steps": np.asarray(dataset.restore(xs))
+        f"{factor} x {plural(model.num_steps, 'step')}": np.asarray(dataset.restore(xs))
         for factor, xs in zip(factors, found.values(), strict=True)
     }
     evaluation.draw(image_grids, "long_run.png", sheets, columns=COLUMNS)
@@ -86,9 +88,9 @@ def sections(card: Card) -> list[Section]:
     ]
     section = Section(
         "Long chains",
-        f"{found['chains']} new chains, run for many times the length of one update of training. A converged "
-        f"model keeps them on the data, where test images have energy {found['test_energy']:.4g}. Where "
-        "chains sink far below it, or saturate, the mass of the model's own density is elsewhere.",
+        f"{plural(found['chains'], 'new chain')}, run for many times the length of one update of training. A "
+        f"converged model keeps them on the data, where test images have energy {found['test_energy']:.4g}. "
+        "Where chains sink far below it, or saturate, the mass of the model's own density is elsewhere.",
         tables=[Table("", ["chains of p(x)", "steps", *MEASURES.values()], rows)],
         pictures=[Picture("long_run", "The same chains at each length.")],
     )

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from jaxebm import checks
+
 __all__ = ["escape_markdown", "markdown_table"]
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#])")
@@ -25,6 +27,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
       | mean | 0.93 |
     """
     from tabulate import tabulate
+
+    checks.sequence("header", header, str, "text")
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        raise TypeError(f"rows={rows!r}: rows must be several rows of text.")
+    rows = list(rows)
+    checks.sequence("rows", rows, (tuple, list), "rows")
 
     def escaped(cells: Sequence[str]) -> list[str]:
         return [cell.replace("|", "&#124;") for cell in cells]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxebm import checks
 from jaxebm.data import load_outliers
 from jaxebm.evaluation import (
     OOD_SCORES,
@@ -82,7 +83,7 @@ def outlier_sets(evaluation: Evaluation) -> dict[str, np.ndarray]:
     dataset = evaluation.dataset
     rng = np.random.default_rng(evaluation.seed)
     makers = dict(OOD_SETS)
-    if dataset.num_classes < 2:
+    if len(np.unique(dataset.test.label)) < 2:
         del makers["interpolation"]  # halfway between two classes
     sets = {name: make(rng, evaluation.images["test"], dataset.test.label) for name, make in makers.items()}
     if dataset.held_out is not None:
@@ -103,6 +104,7 @@ def find_outliers(settings: ReportSettings, image_shape: tuple[int, int, int]) -
       Images (n, H, W, C) in [-1, 1] of each set.
 
     Raises:
+      TypeError: If an argument is of the wrong type.
       DatasetNotAvailableError: If one is not available.
 
     Example:
@@ -110,6 +112,10 @@ def find_outliers(settings: ReportSettings, image_shape: tuple[int, int, int]) -
       >>> found["digits"].shape
       (360, 4, 4, 1)
     """
+    checks.instance("settings", settings, ReportSettings)
+    checks.sequence("image_shape", image_shape, int, "three integers")
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape={image_shape}: image_shape must be (H, W, C).")
     return {name: load_outliers(name, image_shape, limit=settings.ood_images) for name in settings.ood_sets}
 
 

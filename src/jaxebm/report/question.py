@@ -5,7 +5,17 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jaxebm.report.subject import Evaluation
 
-__all__ = ["Card", "Picture", "Question", "Section", "SummaryRow", "Table", "as_text", "table_row"]
+__all__ = [
+    "Card",
+    "Picture",
+    "Question",
+    "Section",
+    "SummaryRow",
+    "Table",
+    "as_text",
+    "plural",
+    "table_row",
+]
 
 Card: TypeAlias = Mapping[str, Any]
 """The entries of docs/card.md: names, numbers, lists and mappings, as in JSON."""
@@ -74,6 +84,16 @@ def as_text(value: float | str | None) -> str:
     if value is None:
         return "-"
     return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def plural(count: int | str, word: str) -> str:
+    """Returns a number with its noun.
+
+    Example:
+      >>> plural(1, "step"), plural("10", "step")
+      ('1 step', '10 steps')
+    """
+    return f"{count} {word}{'s' * (str(count) != '1')}"
 
 
 def table_row(name: str, *values: float | str | None) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxebm.evaluation import DefendedFn, attack_batch, deterministic, refined_logits, robust_accuracy
 from jaxebm.report.figures import INK, PALETTE, drawing
-from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
+from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, plural, table_row
 from jaxebm.report.subject import Evaluation
 from jaxebm.samplers import DescentNorm
 from jaxebm.types import BATCH_AXIS, Array
@@ -96,8 +96,9 @@ def _curves(
         hits = []
         for index, xs in enumerate(transferred):
             keys = jax.random.split(jax.random.fold_in(judge_key, index), len(xs))
-            predicted = np.asarray(classify(keys, model.params, xs)).argmax(axis=1)
-            hits.append(np.mean(predicted == labels))
+            outputs = np.asarray(classify(keys, model.params, xs))
+            # A refinement that diverged has no class.
+            hits.append(np.mean((outputs.argmax(axis=1) == labels) & np.isfinite(outputs).all(axis=1)))
         adaptive[steps], transfer[steps] = _numbers(found), _numbers(hits)
         # A smaller ball lies in a larger one: misclassified in the smaller means misclassified in the larger.
         lowest = np.minimum.accumulate(np.minimum(found[1:], hits[1:]))
@@ -125,7 +126,7 @@ def robustness_curves(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> No
     with drawing(path, 1, len(curves), figsize=(4.4 * len(curves), 3.4)) as (figure, axes):
         for axis, (norm, entry) in zip(axes[0], curves.items(), strict=True):
             for index, (steps, accuracies) in enumerate(entry["refined"].items()):
-                label = "JEM" if steps == "0" else f"JEM, {steps} refinement step{'s' * (steps != '1')}"
+                label = "JEM" if steps == "0" else f"JEM, {plural(steps, 'refinement step')}"
                 color = PALETTE[index % len(PALETTE)]
                 axis.plot(entry["radii"], accuracies, "o-", color=color, label=label)
             if entry["twin"] is not None:
@@ -145,7 +146,7 @@ def summary(card: Card) -> list[SummaryRow]:
             continue
         middle = len(entry["radii"]) // 2
         (_, alone), *others = entry["refined"].items()
-        beside = [f"{curve[middle]:.3f} after {steps} sampler steps" for steps, curve in others]
+        beside = [f"{curve[middle]:.3f} after {plural(steps, 'sampler step')}" for steps, curve in others]
         if entry["twin"]:
             beside.append(f"cross-entropy twin {entry['twin'][middle]:.3f}")
         title = f"accuracy, {name} attack of radius {entry['radii'][middle]:g}"
@@ -166,7 +167,8 @@ def sections(card: Card) -> list[Section]:
         rows = [table_row(_refinement(steps), *curve) for steps, curve in entry["refined"].items()]
         for kind in ("adaptive", "transfer"):
             rows += [
-                table_row(f"of which {kind}, {steps} steps", *curve) for steps, curve in entry[kind].items()
+                table_row(f"of which {kind}, {plural(steps, 'step')}", *curve)
+                for steps, curve in entry[kind].items()
             ]
         if entry["twin"] is not None:
             rows.append(table_row("cross-entropy twin", *entry["twin"]))
@@ -174,13 +176,14 @@ def sections(card: Card) -> list[Section]:
         tables.append(Table(f"{name} attacks", header, rows))
     section = Section(
         "Robustness",
-        f"Projected gradient descent, {found['steps']} steps, {found['restarts']} random starts, on the "
-        f"first {found['images']} test images. Radii are of pixels in [-1, 1]: 8/255 of pixels in [0, 1] is "
-        "16/255 = 0.0627 here. Refinement runs the sampler from the input before the classifier looks. The "
-        "adaptive attack differentiates through it and averages over "
-        f"{found['expectation_samples']} draws of its noise; the transferred one is made against the "
-        "classifier alone. A curve is the lower of the two, and an upper bound: a stronger attack may find "
-        "more.",
+        f"Projected gradient descent, {plural(found['steps'], 'step')}, "
+        f"{plural(found['restarts'], 'random start')}, on the first "
+        f"{plural(found['images'], 'test image')}. Radii are of pixels in [-1, 1]: 8/255 of pixels "
+        "in [0, 1] is 16/255 = 0.0627 here. Refinement runs the sampler from the input before the classifier "
+        "looks. The adaptive attack differentiates through it and averages over "
+        f"{plural(found['expectation_samples'], 'draw')} of its noise; the transferred one is made against "
+        "the classifier alone. A curve is the lower of the two, and an upper bound: a stronger attack may "
+        "find more.",
         tables=tables,
         pictures=[Picture("robustness", "Accuracy at each radius; higher is better.")],
     )
@@ -188,7 +191,7 @@ def sections(card: Card) -> list[Section]:
 
 
 def _refinement(steps: str) -> str:
-    return "JEM alone" if steps == "0" else f"JEM after {steps} sampler steps"
+    return "JEM alone" if steps == "0" else f"JEM after {plural(steps, 'sampler step')}"
 
 
 ROBUSTNESS = Question("robustness", judge, summary, sections, ("robustness.png",))

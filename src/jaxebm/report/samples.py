@@ -20,7 +20,17 @@ from jaxebm.report.chains import Samples, finite, fresh_chains
 from jaxebm.report.export import EXPORTED, SAMPLES_FILE, export_samples
 from jaxebm.report.figures import image_grid, image_grids
 from jaxebm.report.judges import NEIGHBOURS, Judges, first_of_each_class, independent_judges
-from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
+from jaxebm.report.question import (
+    Card,
+    Picture,
+    Question,
+    Section,
+    SummaryRow,
+    Table,
+    as_text,
+    plural,
+    table_row,
+)
 from jaxebm.report.subject import Evaluation, flat, log_probabilities
 
 __all__ = ["SAMPLES", "class_samples", "longest_samples", "unconditional_samples"]
@@ -97,7 +107,7 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
         }
         entry["fresh"] = worst | {"by_steps": by_steps}
         sheets |= {
-            f"fresh chains by class, {steps} steps": _sheet(one, evaluation)
+            f"fresh chains by class, {plural(steps, 'step')}": _sheet(one, evaluation)
             for steps, one in by_class.items()
         }
         arrays |= {f"fresh_{steps}": one.images for steps, one in by_class.items()}
@@ -105,7 +115,9 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
     entry["unconditional"] = {
         "by_steps": {str(steps): _judge(Samples(xs, None), evaluation, judges) for steps, xs in free.items()}
     }
-    sheets[f"fresh chains of p(x), {longest} steps"] = _sheet(Samples(free[longest], None), evaluation)
+    sheets[f"fresh chains of p(x), {plural(longest, 'step')}"] = _sheet(
+        Samples(free[longest], None), evaluation
+    )
     buffered = _buffered(evaluation)
     if buffered is not None and model.buffer is not None:
         entry["buffer"] = _judge(buffered, evaluation, judges)
@@ -147,21 +159,28 @@ def _judge(samples: Samples, evaluation: Evaluation, judges: Judges) -> dict[str
     drawn = len(samples.images)
     images, labels = finite(samples)
     count = evaluation.dataset.num_classes
+    entry: dict[str, Any] = {"count": drawn, "finite": len(images) / drawn}
+    if not len(images):  # all diverged: there is nothing to measure
+        return entry | ({} if labels is None else {"smallest_class": 0}) | {"features": {}}
+    entry["in_range"] = within_range(images, -1.0, 1.0)
     predicted = judges.predict(images)
-    entry: dict[str, Any] = {"count": drawn, "in_range": within_range(images, -1.0, 1.0)}
-    entry["finite"] = len(images) / drawn
     if labels is None:
         shares = np.bincount(predicted, minlength=count) / len(images)
         entry["class_shares"] = [float(share) for share in shares]
     else:
         entry["class_agreement"] = float(np.mean(predicted == labels))
         entry["smallest_class"] = int(np.bincount(labels, minlength=count).min())
-    smallest = len(images) if labels is None else entry["smallest_class"]
+    smallest = min(len(images), len(judges.real))
+    if labels is not None:
+        of_data = np.bincount(judges.labels, minlength=count)
+        smallest = min(entry["smallest_class"], int(of_data.min()))
     views = {"pixels": (flat(judges.real), flat(images))}
     if judges.network is not None and judges.features is not None:
         views["features"] = judges.features, judges.network.features(images)
-        entry["features"] = {"frechet_distance": frechet_distance(*views["features"])}
-    if smallest <= NEIGHBOURS:  # too few chains for nearest neighbours
+        entry["features"] = {}
+        if min(len(points) for points in views["features"]) > 1:  # a covariance needs two
+            entry["features"]["frechet_distance"] = frechet_distance(*views["features"])
+    if smallest <= NEIGHBOURS:  # too few chains or images for nearest neighbours
         return entry
     for name, (real, fake) in views.items():
         if labels is None:
@@ -187,15 +206,21 @@ def _sheet(samples: Samples, evaluation: Evaluation) -> np.ndarray:
     return np.asarray(dataset.restore(np.concatenate(rows)))
 
 
-def _judge_neighbours(evaluation: Evaluation) -> dict[str, float]:
+def _judge_neighbours(evaluation: Evaluation) -> dict[str, float | None]:
     """Draws samples next to their nearest training images; returns the distances.
 
     If samples are much closer than test images, the model copies training images.
     """
     dataset, images = evaluation.dataset, evaluation.images
     samples = evaluation.once(longest_samples)
-    indices, distances = nearest_neighbours(flat(samples.images), flat(images["train"]))
     _, test_distances = nearest_neighbours(flat(images["test"][:TEST_IMAGES]), flat(images["train"]))
+    found: dict[str, float | None] = {
+        "fresh_median_distance": None,
+        "test_median_distance": float(np.median(test_distances)),
+    }
+    if not len(samples.images):
+        return found
+    indices, distances = nearest_neighbours(flat(samples.images), flat(images["train"]))
     first = np.arange(min(20, len(samples.images)))
     if samples.labels is not None:
         first = first_of_each_class(samples.labels, dataset.num_classes, 2)
@@ -203,10 +228,7 @@ def _judge_neighbours(evaluation: Evaluation) -> dict[str, float]:
     sheet = np.asarray(dataset.restore(pairs.reshape(-1, *dataset.image_shape)))
     title = "fresh sample | its nearest training image"
     evaluation.draw(image_grid, "neighbours.png", sheet, columns=8, title=title)
-    return {
-        "fresh_median_distance": float(np.median(distances)),
-        "test_median_distance": float(np.median(test_distances)),
-    }
+    return found | {"fresh_median_distance": float(np.median(distances))}
 
 
 def summary(card: Card) -> list[SummaryRow]:
@@ -218,15 +240,16 @@ def summary(card: Card) -> list[SummaryRow]:
     rows = []
     for name in ("class_agreement", "precision", "coverage"):
         if name in longest:
-            beside = f"{steps} steps from noise" + (f"; test images {test[name]:.3f}" if name in test else "")
+            beside = f"{plural(steps, 'step')} from noise" + (
+                f"; test images {test[name]:.3f}" if name in test else ""
+            )
             rows.append((f"fresh samples: {name.replace('_', ' ')}", f"{longest[name]:.3f}", beside))
-    if "features" in longest:
-        distances: Mapping[str, Any] = {
-            name: entry["features"]["frechet_distance"]
-            for name, entry in (("fresh", longest), ("test", test))
-        }
-        beside = f"features of an independent network; test images {distances['test']:.3g}"
-        rows.append(("fresh samples: Fréchet distance", f"{distances['fresh']:.3g}", beside))
+    distance = longest.get("features", {}).get("frechet_distance")
+    if distance is not None:
+        reference = test["features"].get("frechet_distance")
+        beside = "features of an independent network"
+        beside += "" if reference is None else f"; test images {reference:.3g}"
+        rows.append(("fresh samples: Fréchet distance", f"{distance:.3g}", beside))
     return rows
 
 
@@ -238,7 +261,9 @@ def sections(card: Card) -> list[Section]:
     chains: dict[str, Mapping[str, Any]] = {}
     for kind, name in (("fresh", "fresh, by class"), ("unconditional", "fresh, p(x)")):
         if samples[kind] is not None:
-            chains |= {f"{name}, {steps} steps": one for steps, one in samples[kind]["by_steps"].items()}
+            chains |= {
+                f"{name}, {plural(steps, 'step')}": one for steps, one in samples[kind]["by_steps"].items()
+            }
     if samples["buffer"] is not None:
         chains["replay buffer (training chains)"] = samples["buffer"]
     chains["test images, for comparison"] = samples["test"]
@@ -250,9 +275,16 @@ def sections(card: Card) -> list[Section]:
     tables = [Table("Against training images (of their class), pixel space, k = 5", header, rows)]
     near = card["nearest_training_image"]
     notes = [
-        f"Median distance to the nearest training image: fresh samples {near['fresh_median_distance']:.3g}, "
-        f"test images {near['test_median_distance']:.3g}; far smaller for samples would mean copying."
+        "Median distance to the nearest training image: fresh samples "
+        f"{as_text(near['fresh_median_distance'])}, test images {as_text(near['test_median_distance'])}; far "
+        "smaller for samples would mean copying."
     ]
+    diverged = [name for name, entry in chains.items() if entry["finite"] == 0]
+    if diverged:
+        notes.append(
+            f"All chains diverged ({', '.join(diverged)}): give the sampler a clamp to the range of the "
+            "images, or a smaller step size."
+        )
     if samples["judge"] is not None:
         header = ["chains", *FEATURE_MEASURES.values()]
         rows = [
@@ -263,7 +295,7 @@ def sections(card: Card) -> list[Section]:
         notes.append(f"The independent network: {samples['judge']}. Not comparable with published FID.")
     if samples["exported"] is not None:
         exported = samples["exported"]
-        notes.append(f"{exported['count']} files in {exported['folder']}/: {exported['rule']}.")
+        notes.append(f"{plural(exported['count'], 'file')} in {exported['folder']}/: {exported['rule']}.")
     section = Section(
         "Samples",
         "Fresh chains start from noise and were not used in training; those of the replay buffer were. "

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from jaxebm import checks
 
 __all__ = ["ReportSettings"]
@@ -77,29 +79,44 @@ class ReportSettings:
             "task_steps",
         ):
             checks.positive_integer(name, getattr(self, name))
+        for name in ("export_samples", "attack_images", "likelihood_steps"):
+            checks.integer(name, getattr(self, name), 0)
+        checks.integer("likelihood_chains", self.likelihood_chains, 2)
+        if self.likelihood_steps == 1:
+            raise ValueError("likelihood_steps=1: 0 (no likelihood), or at least 2, are needed.")
+        for name in ("features", "tasks"):
+            checks.boolean(name, getattr(self, name))
+        checks.number("task_noise", self.task_noise)
+        checks.non_negative("task_noise", self.task_noise)
         for name in ("likelihood_temperatures", "attack_radii_linf", "attack_radii_l2"):
+            self._check_entries(name, (int, float, np.integer, np.floating), "numbers")
             checks.positive(name, getattr(self, name))
-        for name in ("export_samples", "attack_images", "task_noise"):
-            checks.non_negative(name, getattr(self, name))
-        if self.likelihood_steps < 0 or self.likelihood_steps == 1 or self.likelihood_chains < 2:
-            raise ValueError(
-                f"likelihood_steps={self.likelihood_steps}, likelihood_chains={self.likelihood_chains}: 0 "
-                f"steps (no likelihood) or at least 2, and at least 2 chains, are needed."
-            )
         for name, least, example in (
             ("sample_steps", 1, "100 1000"),
             ("long_run_factors", 1, "10 100"),
             ("refinement_steps", 0, "0 1 10"),
-            ("attack_radii_linf", 0, "0.0627 0.1255"),
-            ("attack_radii_l2", 0, "0.5 1"),
         ):
-            values = list(getattr(self, name))
-            if values != sorted(set(values)) or (values and values[0] < least):
-                raise ValueError(
-                    f"{name}={values}: increasing numbers of at least {least} are needed, such as {example}."
-                )
-        for name in ("sample_steps", "refinement_steps"):
+            self._check_entries(name, (int, np.integer), "integers")
+            self._check_increasing(name, least, example)
+        for name, example in (("attack_radii_linf", "0.0627 0.1255"), ("attack_radii_l2", "0.5 1")):
+            self._check_increasing(name, 0, example)
+        needed = ["sample_steps", "refinement_steps"]
+        for name in needed + ["likelihood_temperatures"] * (self.likelihood_steps > 0):
             if not getattr(self, name):
                 raise ValueError(f"{name}=(): at least one number is needed.")
+        self._check_entries("ood_sets", (str,), "names of data sets")
         if len(set(self.ood_sets)) < len(self.ood_sets):
             raise ValueError(f"ood_sets={list(self.ood_sets)}: each set must be named once.")
+
+    def _check_entries(self, name: str, kinds: tuple[type, ...], what: str) -> None:
+        values = getattr(self, name)
+        checks.sequence(name, values, kinds, what)
+        if any(isinstance(value, bool) for value in values):
+            raise TypeError(f"{name}={values!r}: {name} must be a tuple or list of {what}.")
+
+    def _check_increasing(self, name: str, least: int, example: str) -> None:
+        values = list(getattr(self, name))
+        if values != sorted(set(values)) or (values and values[0] < least):
+            raise ValueError(
+                f"{name}={values}: increasing numbers of at least {least} are needed, such as {example}."
+            )

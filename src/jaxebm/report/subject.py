@@ -110,13 +110,16 @@ class _MinusEnergy:
         return -jnp.reshape(self.energy(params, x), (1,))
 
 
-def as_logits(model: LogitsFn | EnergyFn, params: Params, dataset: Dataset) -> LogitsFn:
+def as_logits(
+    model: LogitsFn | EnergyFn, params: Params, dataset: Dataset, *, name: str = "params"
+) -> LogitsFn:
     """Returns a model of one image as a function that returns logits; nothing is computed.
 
     Args:
       model: ``logits(params, x) -> (K,)``, or ``energy(params, x) -> ()``, which becomes the one logit -E.
       params: Its parameters.
       dataset: The data set to whose images it will be applied.
+      name: The name of the parameters in messages.
 
     Returns:
       ``logits(params, x) -> (K,)``.
@@ -131,16 +134,16 @@ def as_logits(model: LogitsFn | EnergyFn, params: Params, dataset: Dataset) -> L
     try:
         found = jax.eval_shape(model, params, jax.ShapeDtypeStruct(shape, np.float32))
     except Exception as error:  # any error of the user's function
-        raise ValueError(f"model(params, x) fails on one image x of shape {shape}: {error}") from error
+        raise ValueError(f"model({name}, x) fails on one image x of shape {shape}: {error}") from error
     if not isinstance(found, jax.ShapeDtypeStruct) or not jnp.issubdtype(found.dtype, jnp.floating):
         raise TypeError(
-            f"model(params, x) returns {found}: logits (K,) or an energy () is needed, floating-point."
+            f"model({name}, x) returns {found}: logits (K,) or an energy () is needed, floating-point."
         )
     if found.shape == ():
         return _MinusEnergy(model)
     if len(found.shape) != 1 or found.shape[0] not in (1, dataset.num_classes):
         raise ValueError(
-            f"model(params, x) returns shape {found.shape} for one image of shape {shape}: an energy (), one "
+            f"model({name}, x) returns shape {found.shape} for one image of shape {shape}: an energy (), one "
             f"logit (1,), or as many as '{dataset.name}' has classes, ({dataset.num_classes},), are needed."
         )
     return model

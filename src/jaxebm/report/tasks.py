@@ -17,11 +17,11 @@ from jaxebm.energies import (
     product,
 )
 from jaxebm.objectives import ignore_label
-from jaxebm.report.chains import advance, start_chains
+from jaxebm.report.chains import advance, is_finite, start_chains
 from jaxebm.report.figures import labelled_rows
 from jaxebm.report.judges import Judges, independent_judges
 from jaxebm.report.markdown import escape_markdown
-from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
+from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, plural, table_row
 from jaxebm.report.subject import Evaluation, flat, log_probabilities
 from jaxebm.samplers import run_chain
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, JointEnergyFn, Params
@@ -83,11 +83,11 @@ def _inpaint(evaluation: Evaluation, judges: Judges, images: np.ndarray) -> dict
     average = np.asarray(evaluation.images["train"].mean(axis=0))
     plain = np.where(seen, images, average)
 
-    def error(filled: np.ndarray) -> float:
-        return float(np.mean((filled - images)[:, ~seen] ** 2))
+    def error(filled: np.ndarray) -> float | None:
+        return _mean_square((filled - images)[:, ~seen])
 
     def kept(filled: np.ndarray) -> float:
-        return float(np.mean(judges.predict(filled) == labels))
+        return float(np.mean(_classes(judges, filled) == labels))
 
     hidden = np.where(seen, images, 0.0)
     rows = {"test image": images, "what is seen": hidden, "filled in": drawn[0], "mean filled in": plain}
@@ -103,6 +103,21 @@ def _inpaint(evaluation: Evaluation, judges: Judges, images: np.ndarray) -> dict
     }
 
 
+def _mean_square(differences: np.ndarray) -> float | None:
+    """The mean over the images whose chain did not diverge; None if all diverged."""
+    rows = differences.reshape(len(differences), -1)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    return float(np.mean(rows**2)) if len(rows) else None
+
+
+def _classes(judges: Judges, images: np.ndarray) -> np.ndarray:
+    """The class of each image to an independent classifier, -1 for chains that diverged."""
+    whole, classes = is_finite(images), np.full(len(images), -1)
+    if whole.any():
+        classes[whole] = judges.predict(images[whole])
+    return classes
+
+
 def _denoise(evaluation: Evaluation, images: np.ndarray) -> dict[str, Any]:
     """Gaussian noise is added; the sampler starts from the noisy image."""
     settings = evaluation.settings
@@ -110,11 +125,11 @@ def _denoise(evaluation: Evaluation, images: np.ndarray) -> dict[str, Any]:
     noise = np.asarray(jax.random.normal(keys[0], images.shape))
     noisy = np.clip(images + settings.task_noise * noise, -1.0, 1.0).astype(np.float32)
     after = _refined(evaluation, keys[1], noisy)
-    rows = {"test image": images} | {f"after {steps} steps": xs for steps, xs in after.items()}
+    rows = {"test image": images} | {f"after {plural(steps, 'step')}": xs for steps, xs in after.items()}
     _draw_rows(evaluation, "denoising", rows)
     return {
         "noise": settings.task_noise,
-        "mse": {str(steps): float(np.mean((xs - images) ** 2)) for steps, xs in after.items()},
+        "mse": {str(steps): _mean_square(xs - images) for steps, xs in after.items()},
         "accuracy": _accuracies(evaluation, after),
     }
 
@@ -142,7 +157,8 @@ def _accuracies(evaluation: Evaluation, after: dict[int, np.ndarray]) -> dict[st
     found = {}
     for steps, xs in after.items():
         predicted = log_probabilities(model.logits, model.params, xs).argmax(axis=1)
-        found[str(steps)] = float(np.mean(predicted == evaluation.dataset.test.label[: len(xs)]))
+        hits = (predicted == evaluation.dataset.test.label[: len(xs)]) & is_finite(xs)
+        found[str(steps)] = float(np.mean(hits))
     return found
 
 
@@ -183,14 +199,19 @@ def _compose(evaluation: Evaluation, judges: Judges) -> dict[str, Any] | None:
                 num_steps=settings.task_steps,
             )
         )
-        predicted = judges.predict(xs)
-        probability = np.exp(log_probabilities(model.logits, model.params, xs)).mean(axis=0)
+        predicted, whole = _classes(judges, xs), xs[is_finite(xs)]
         card[name] = {
             "share_this": float(np.mean(predicted == first)),
             "share_that": float(np.mean(predicted == second)),
-            "probability_this": float(probability[first]),
-            "probability_that": float(probability[second]),
+            "probability_this": None,
+            "probability_that": None,
         }
+        if len(whole):
+            probability = np.exp(log_probabilities(model.logits, model.params, whole)).mean(axis=0)
+            card[name] |= {
+                "probability_this": float(probability[first]),
+                "probability_that": float(probability[second]),
+            }
         rows[titles[name]] = xs
     _draw_rows(evaluation, "composition", rows)
     return card
@@ -245,9 +266,9 @@ def _inpainting(tasks: Card) -> Section:
     ]
     return Section(
         "Inpainting",
-        f"The lower half of {tasks['images']} test images is hidden; chains of p(x) given the upper half "
-        f"fill it in, {tasks['steps']} steps from noise. Class kept: an independent classifier still sees "
-        "the image's class.",
+        f"The lower half of {plural(tasks['images'], 'test image')} is hidden; chains of p(x) given the "
+        f"upper half fill it in, {plural(tasks['steps'], 'step')} from noise. Class kept: an independent "
+        "classifier still sees the image's class.",
         tables=[Table("Of the hidden half", ["filled in by", "mean squared error", "class kept"], rows)],
         pictures=[Picture("inpainting", "The first test images; one chain each, none is selected.")],
     )

@@ -105,7 +105,8 @@ def warm_up(
 
     Reference:
       Hoffman & Gelman 2014, algorithm 5 (dual averaging); Stan's reference manual, "HMC algorithm
-      parameters"; Roberts & Rosenthal 1998 (0.574); Seyboldt et al. 2026 (MALA's diagonal); blackjax.
+      parameters"; Roberts & Rosenthal 1998 (0.574); Seyboldt,
+      Carlson & Carpenter 2026 (arXiv:2603.18845; MALA's diagonal); blackjax.
     """
     checks.rng_key("rng_key", rng_key)
     check_position("position", position)
