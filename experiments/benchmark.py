@@ -24,7 +24,7 @@ lower bound: only the same number of gradients. Run nothing else on the machine;
 Prints tables, writes them as Markdown next to the JSON file, and draws the curves.
 """
 
-import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
 
 # isort: split
 import json

@@ -17,7 +17,7 @@ Writes a folder for each density (config.json, metrics.jsonl, checkpoints/, card
 density, learnt density and samples), and card.json and card.md for all in the output folder.
 """
 
-import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
 
 # isort: split
 import time

@@ -11,7 +11,7 @@ minutes on 2 CPU cores for digits. The same as the command ``jaxebm evaluate``, 
 and pictures into RUN/evaluation, or --output.
 """
 
-import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
 
 # isort: split
 from jaxebm.recipes.command import evaluate_command

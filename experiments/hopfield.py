@@ -20,6 +20,9 @@ Writes config.json, card.json, card.md and the pictures: accuracy.png, recall.pn
 diffusion.png, landscape.png, capacity.png.
 """
 
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
+
+# isort: split
 import time
 from dataclasses import dataclass
 from pathlib import Path

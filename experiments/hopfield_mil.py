@@ -19,6 +19,9 @@ Writes config.json, metrics.jsonl (one line per trial), card.json, card.md, accu
 (the first positive test bag of the first seed, with its weights).
 """
 
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
+
+# isort: split
 import itertools
 import time
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ in docs/card.md), card.md, report.html, samples.npz and pictures.
 Reference: Grathwohl et al. 2020, "Your classifier is secretly an energy based model" (arXiv 1912.03263).
 """
 
-import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
 
 # isort: split
 from jaxebm.recipes.command import train_command

@@ -29,7 +29,7 @@ References: Grathwohl et al. 2020 (JEM, arXiv 1912.03263); Yang et al. 2022 (SAD
 Smith & Topin 2018 (one cycle, arXiv 1708.07120); Jordan 2024 (airbench, arXiv 2404.00498): how to be fast.
 """
 
-import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
 
 # isort: split
 import time

@@ -17,7 +17,7 @@ Writes a folder: config.json, kills.jsonl (one line per kill), card.json, card.m
 and the last of the others; a run that ends differently stays there, and the script ends with status 2.
 """
 
-import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
 
 # isort: split
 import json

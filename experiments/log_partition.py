@@ -18,7 +18,7 @@ Writes card.json, card.md and a picture of every interval to the output folder.
 Reference: Neal 2001, "Annealed importance sampling"; Grosse, Ghahramani & Adams 2015 (arXiv 1511.02543).
 """
 
-import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
 
 # isort: split
 import time

@@ -17,7 +17,7 @@ without compilation.
 Writes card.json, card.md and pictures: trajectories, marginals, and a map of all errors.
 """
 
-import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
 
 # isort: split
 import time

@@ -14,7 +14,7 @@ card has a row. With --compare they may be of several kinds, such as recipes: a 
 command, and a column its most important figures; --picture draws their chains.
 """
 
-import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
 
 # isort: split
 import json

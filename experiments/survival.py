@@ -21,7 +21,7 @@ Writes a folder: config.json, runs.jsonl (one line per run; --resume continues a
 card.md, survival.png.
 """
 
-import jaxebm_command  # noqa: F401  first: from here on, a signal ends the script with one line
+import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
 
 # isort: split
 import json

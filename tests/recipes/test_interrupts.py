@@ -16,7 +16,7 @@ import jaxebm
 from jaxebm.training import Checkpoints
 
 pytestmark = pytest.mark.slow  # tests/training/test_loop.py kills and interrupts `fit` itself
-COMMAND = [sys.executable, "-c", "from jaxebm_command import main; main()", "train"]
+COMMAND = [str(Path(sys.executable).parent / "jaxebm"), "train"]
 LIGHT = [
     "--epochs=3",
     "--run.no-twin",

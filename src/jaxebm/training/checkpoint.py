@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from jaxebm import checks
 from jaxebm.training import manifest as manifests
 from jaxebm.training.health import DivergenceError, check_state
-from jaxebm.training.manifest import CheckpointCorruptError, CheckpointMismatchError, check_names
+from jaxebm.training.manifest import CheckpointCorruptError, CheckpointMismatchError, check_names, is_step
 from jaxebm.training.state import TrainState
 from jaxebm.training.write_errors import advise, check_space, error_number, explain
 
@@ -299,7 +299,7 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         if not self.directory.is_dir():
             return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+        return sorted(int(path.name) for path in self.directory.iterdir() if is_step(path))
 
     def _existing(self, step: int | None) -> int:
         steps = self.all_steps()

@@ -42,6 +42,11 @@ class CheckpointCorruptError(ValueError):
     """Raised when a checkpoint is damaged: a file is truncated, changed or missing."""
 
 
+def is_step(path: Path) -> bool:
+    """Returns whether a path is a folder with a number for its name, as that of a checkpoint."""
+    return path.name.isascii() and path.name.isdigit() and path.is_dir()
+
+
 def check_names(name: str, value: Any) -> None:
     """Raises ``TypeError`` unless ``value`` is a collection of strings, and not one string."""
     if isinstance(value, str) or not isinstance(value, Collection):

@@ -6,11 +6,11 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jaxebm import checks
-from jaxebm.training.manifest import CheckpointMismatchError, check_names, differing_entries
+from jaxebm.training.manifest import CheckpointMismatchError, check_names, differing_entries, is_step
 from jaxebm.training.write_errors import advise, error_number, explain
 
 __all__ = ["RunFolder", "open_run", "read_run", "write_atomically"]
@@ -85,7 +85,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _check_name(path: Path, name: Any) -> None:
     """Raises ``ValueError`` unless a name is a path inside a folder, also after links are followed."""
-    parts = Path(name).parts if isinstance(name, str) and not Path(name).is_absolute() else ()
+    plain = isinstance(name, str) and "\0" not in name and PurePosixPath(name).as_posix() == name
+    parts = PurePosixPath(name).parts if plain and not Path(name).is_absolute() else ()
     if not parts or ".." in parts or not (path / name).parent.resolve().is_relative_to(path.resolve()):
         raise ValueError(f"{name!r} is not the name of a file or folder inside {path}")
 
@@ -281,7 +282,7 @@ def read_run(path: str | Path) -> RunFolder:
         raise FileNotFoundError(
             f"{path} holds no run: path must be a folder with {CONFIG} and {CHECKPOINTS}/."
         )
-    if not run.checkpoints.is_dir() or not any(entry.name.isdigit() for entry in run.checkpoints.iterdir()):
+    if not run.checkpoints.is_dir() or not any(map(is_step, run.checkpoints.iterdir())):
         raise FileNotFoundError(
             f"{path} holds a run without a checkpoint yet: train it for longer, or choose another folder."
         )
