@@ -52,6 +52,8 @@ ROOMS = (
     "report",
     "recipes",
 )
+NO_CALL = "no call in its example"
+"""In place of a kind of wrong value: for a function that no short example can call."""
 PACKAGE = str(Path(jaxebm.__file__).parent)
 
 
@@ -408,7 +410,8 @@ def main() -> None:
                 continue
             call = valid_call(name)
             if call is None:
-                print(f"{name}: no call in its example")
+                if not reason_to_pass(name, "any", NO_CALL):
+                    print(f"{name}: no call in its example")
                 total["without a call"] += 1
                 continue
             for argument, bad in bad_arguments(call):

@@ -63,7 +63,7 @@ def test_the_picture(tmp_path):
 
 @pytest.mark.parametrize(("step_size", "diverges"), [(1.0, False), (1e6, True)])
 def test_a_run_is_judged_or_says_why_not(step_size, diverges):
-    """A step of a million leaves no chain near the data: the run without recovery ends beyond 100 nats."""
+    """A step of a million leaves no chain near the data, which ends the run without recovery at once."""
     changes = {
         "sampler.step_size": step_size,
         "sampler.num_steps": 2,
@@ -74,7 +74,7 @@ def test_a_run_is_judged_or_says_why_not(step_size, diverges):
     found = survive(flags, samples_per_class=7)
     json.dumps(found)
     assert found["diverged"] is diverges
-    assert [step for step, _ in found["gaps"]] == [10, 19]
+    assert [step for step, _ in found["gaps"]] == ([] if diverges else [10, 19])
     assert (set(survival.MEASURES) <= set(found)) is not diverges
 
 

@@ -263,7 +263,7 @@ def test_the_best_checkpoint_is_read_where_the_run_kept_one(
 ):
     with pytest.raises(FileNotFoundError, match="has a validation_nll: use select='last'"):
         jaxebm.load(interrupted, select="best")
-    with pytest.raises(ValueError, match="select='newest': 'last', 'best' or None"):
+    with pytest.raises(ValueError, match="select='newest': select must be one of 'last', 'best'"):
         jaxebm.load(interrupted, select="newest")  # type: ignore[arg-type]
     settings = {"output": tmp_path / "run", "report": False, "run.select": "best", "run.telemetry_every": 3}
     trained = train(toy(settings), blobs)

@@ -117,6 +117,9 @@ def marginal_energy(logits: LogitsFn) -> EnergyFn:
     Returns:
       ``energy(params, x) -> ()``. It raises ``ValueError`` if the logits of one example are not of rank 1.
 
+    Raises:
+      TypeError: if logits is no function of two arguments.
+
     Example:
       >>> import jax.numpy as jnp
       >>> energy = marginal_energy(lambda params, x: params @ x)
@@ -127,6 +130,7 @@ def marginal_energy(logits: LogitsFn) -> EnergyFn:
       Grathwohl et al., "Your classifier is secretly an energy based model and you should treat it like one",
       ICLR 2020, equations 6 and 7.
     """
+    checks.function("logits", logits, "params", "x")
     return _MarginalEnergy(logits)
 
 
@@ -143,6 +147,9 @@ def joint_energy(logits: LogitsFn) -> JointEnergyFn:
       integer and ``ValueError`` for one out of range; a traced y cannot be checked, and gives NaN if it is
       out of range.
 
+    Raises:
+      TypeError: if logits is no function of two arguments.
+
     Example:
       >>> import jax.numpy as jnp
       >>> energy = joint_energy(lambda params, x: params @ x)
@@ -152,6 +159,7 @@ def joint_energy(logits: LogitsFn) -> JointEnergyFn:
     Reference:
       Grathwohl et al. (2020), equation 5.
     """
+    checks.function("logits", logits, "params", "x")
     return JointEnergy(logits)
 
 
@@ -172,6 +180,7 @@ def complement_energy(logits: LogitsFn) -> JointEnergyFn:
       does for a y that is not an integer or out of range; a traced y that is out of range gives NaN.
 
     Raises:
+      TypeError: if logits is no function of two arguments.
       ValueError: when the energy is called, if there is only one class.
 
     Example:
@@ -184,6 +193,7 @@ def complement_energy(logits: LogitsFn) -> JointEnergyFn:
       Grathwohl et al. (2020), equation 5; Du et al. (2020, arXiv 2004.06030), concept negation, whose form
       is `negation`.
     """
+    checks.function("logits", logits, "params", "x")
     return _ComplementEnergy(logits)
 
 
@@ -198,6 +208,9 @@ def log_class_probability(logits: LogitsFn) -> LogitsFn:
     Returns:
       ``log_probability(params, x) -> (K,)``, in nats.
 
+    Raises:
+      TypeError: if logits is no function of two arguments.
+
     Example:
       >>> import jax.numpy as jnp
       >>> log_probability = log_class_probability(lambda params, x: params @ x)
@@ -207,6 +220,7 @@ def log_class_probability(logits: LogitsFn) -> LogitsFn:
     Reference:
       Grathwohl et al. (2020), equation 4.
     """
+    checks.function("logits", logits, "params", "x")
     return _LogClassProbability(logits)
 
 
@@ -225,7 +239,7 @@ def class_conditional_target(logits: LogitsFn, params: Params, y: Array | int) -
       ``target(x) -> ()``, which any ``MakeKernel`` takes.
 
     Raises:
-      TypeError: if y is not an integer.
+      TypeError: if y is not an integer, logits no function of two arguments, or params holds no arrays.
       ValueError: if y is not a scalar or is negative. A y of K or more is reported when the target is first
         called, since K is not known before.
 
@@ -239,14 +253,17 @@ def class_conditional_target(logits: LogitsFn, params: Params, y: Array | int) -
     Reference:
       Grathwohl et al. (2020), section 5.1 (class-conditional samples).
     """
+    checks.array("y", y)
     _check_one_class(y)
     if not jnp.issubdtype(jnp.asarray(y).dtype, jnp.integer):
         raise TypeError(f"y={y!r} has dtype {jnp.asarray(y).dtype}: an integer class is needed.")
     checks.non_negative("y", y)
+    checks.arrays("params", params)
     label = jnp.asarray(y)
     joint = joint_energy(logits)
 
     def target(x: Position) -> Array:
-        return joint(params, x, label)
+        with checks.shapes_noted(params=params, x=x):
+            return joint(params, x, label)
 
     return target
