@@ -23,10 +23,12 @@ Example:
   True
 """
 
+from jaxebm import signals_at_start as signals_at_start  # first: it acts while the rest is imported
+
+# isort: split
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from jaxebm import signals_at_start as signals_at_start  # first: it acts while the rest is imported
 from jaxebm.data.examples import Examples
 from jaxebm.energies.adapters import from_nnx, unbatched
 from jaxebm.energies.classifier import joint_energy, marginal_energy

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["end_at_once_on_signals", "is_command"]
+__all__ = ["end_at_once", "end_at_once_on_signals", "is_command"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -35,10 +35,11 @@ def end_at_once_on_signals() -> None:
     """
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _end_at_once)
+            signal.signal(number, end_at_once)
 
 
-def _end_at_once(number: int, frame: FrameType | None) -> None:
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """The handler: prints one line and ends the process."""
     del number, frame
     # Not an exception, which the package that is being imported could turn into another one.
     os.write(2, b"\ninterrupted before anything was begun.\n")

@@ -9,6 +9,7 @@ import pytest
 from jaxebm.hopfield.family import energy, update
 from jaxebm.hopfield.pairwise import GradedMemory, graded, pairwise
 from jaxebm.hopfield.retrieval import retrieve, trajectory
+from jaxebm.hopfield.storage import hebb
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -126,3 +127,17 @@ def test_errors_name_what_is_wrong():
         graded(jnp.eye(2), gain=0.0)
     with pytest.raises(ValueError, match=r"gain has shape \(2,\)"):
         graded(jnp.eye(2), gain=jnp.ones(2))
+
+
+@pytest.mark.parametrize(("dimension", "count"), [(12, 8), (10, 4)])
+def test_ties_of_the_published_rule_keep_the_spin(dimension, count):
+    """Against fields in whole numbers: N h_i = sum_k xi_ki (xi_k . x - xi_ki x_i), without rounding."""
+    rng = np.random.default_rng(0)
+    patterns = np.sign(rng.normal(size=(count, dimension))).astype(int)
+    states = np.sign(rng.normal(size=(40, dimension))).astype(int)
+    fields = (states @ patterns.T) @ patterns - count * states
+    expected = np.where(fields == 0, states, np.sign(fields))
+    assert np.any(fields == 0)
+    memory = pairwise(hebb(patterns.astype(np.float32)))
+    step = jax.vmap(lambda x: update(memory, x, rule="difference"))
+    np.testing.assert_array_equal(step(jnp.asarray(states, jnp.float32)), expected)

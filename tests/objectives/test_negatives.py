@@ -573,3 +573,11 @@ def test_persistent_chains_learn_a_gaussian():
     assert np.all(np.abs(learnt["mean"] - mean) < 5 * np.sqrt(variance * tau / num_samples) + 1e-3)
     slope = (1 - step_size * k / 2) / (1 - step_size * k)
     assert np.all(np.abs(learnt["log_k"] - np.log(k)) < 5 * np.sqrt(2 * tau / num_samples) * slope + 2e-3)
+
+
+@pytest.mark.parametrize("make", [short_run, persistent])
+def test_an_initial_distribution_has_a_gaussian_for_each_class(make):
+    initial = ClassGaussianInitial(jnp.zeros((2, 3)), jnp.stack([jnp.eye(3)] * 2))
+    make_kernel = partial(sgld, step_size=0.1)
+    with pytest.raises(ValueError, match="num_classes=5, but initial has Gaussians of 2 classes"):
+        make(make_kernel, num_steps=1, num_chains=5, num_classes=5, initial=initial)

@@ -276,3 +276,14 @@ def test_they_are_rebuilt_of_whatever_jax_puts_in_their_place():
 def test_bad_input_is_named(call, error, named):
     with pytest.raises(error, match=named):
         call()
+
+
+def test_a_class_without_a_gaussian_is_refused_or_nan():
+    initial = ClassGaussianInitial(jnp.zeros((2, 3)), jnp.stack([jnp.eye(3)] * 2))
+    for label in (2, -1):
+        with pytest.raises(ValueError, match=rf"label spans {label}\.\.{label}: labels must lie in 0\.\.1"):
+            initial(jax.random.key(0), label)
+    with pytest.raises(TypeError, match="label has dtype float32"):
+        initial(jax.random.key(0), 1.5)
+    drawn = jax.vmap(lambda label: initial(jax.random.key(0), label))(jnp.array([0, 1, 2, -1]))
+    np.testing.assert_array_equal(jnp.isnan(drawn).all(axis=1), [False, False, True, True])

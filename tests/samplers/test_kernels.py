@@ -245,7 +245,7 @@ def test_narrow_chains_run_and_move(x64):
             assert all(np.all(leaf != 0) for leaf in state.position.values())
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in BLACKJAX])
+@all_samplers
 def test_only_typed_keys_are_taken(name):
     kernel = CASES[name].make(energy, 0.1)
     state = jax.eval_shape(kernel.init, positions_of("float32"))

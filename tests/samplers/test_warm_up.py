@@ -272,3 +272,18 @@ def test_divergences_are_counted_and_said():
     fraction = np.asarray(tuned.num_divergent) / tuned.num_transitions
     assert fraction[24:].mean() > 0.1
     assert np.all((fraction >= 0) & (fraction <= 1))
+
+
+def test_the_dense_matrix_of_mala_is_the_covariance_of_a_gaussian():
+    """From positions and gradients it is exact but for the shrinkage, though one chain has hardly mixed."""
+    covariance = np.array([[100.0, 0.9], [0.9, 0.02]])
+    precision = jnp.asarray(np.linalg.inv(covariance), jnp.float32)
+    found, _ = warm_up(
+        jax.random.key(0),
+        lambda x: 0.5 * x @ precision @ x,
+        jnp.ones(2),
+        algorithm="mala",
+        num_steps=600,
+        dense_mass_matrix=True,
+    )
+    np.testing.assert_allclose(found["inverse_mass_matrix"], covariance, rtol=0.1)

@@ -117,3 +117,15 @@ def test_a_checks_memory_is_free_of_the_number_of_steps():
 
 class _Divergence(NamedTuple):
     is_divergent: Any
+
+
+def test_chains_that_end_at_an_energy_of_nan_or_infinity_are_counted():
+    def half(params, x):
+        return jnp.where(x[0] < 0, params, 0.5 * jnp.sum(x**2))
+
+    starts = jnp.array([[-9.0, 0.0], [9.0, 0.0], [9.0, 1.0], [-9.0, 1.0]])
+    for outside in (jnp.nan, jnp.inf):  # where the gradient is 0, and the chain goes on by its noise alone
+        with pytest.warns(
+            SamplingWarning, match=r"2 of 4 chains ended where the energy.*2 of 4 chains started"
+        ):
+            sample(jax.random.key(0), half, outside, starts, 6, check=True, step_size=0.1)

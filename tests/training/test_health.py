@@ -220,14 +220,14 @@ class TestLimitsWithoutBands:
         data = np.linspace(0.5, 3.0, 40)  # the greatest so far counts: 3 at the end
         chains = 2.0 * np.ones(40)
         assert judge(Monitor(), {"largest_chain": chains, "largest_data": data}) == {}
-        for step, far in ((0, 101.0), (39, 301.0)):
+        for step, far in ((0, 21.0), (39, 61.0)):
             escaped = chains.copy()
             escaped[step] = far
             for monitor in (Monitor(), Monitor(bands=False)):
                 found = judge(monitor, {"largest_chain": escaped, "largest_data": data})
                 assert found == {"escaped": step}
             assert judge(Monitor(reach=np.inf), {"largest_chain": escaped, "largest_data": data}) == {}
-        escaped[39] = 299.0
+        escaped[39] = 59.0
         assert judge(Monitor(), {"largest_chain": escaped, "largest_data": data}) == {}
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -151,7 +151,7 @@ def moved(memory: Any, x: Array, rule: UpdateRule) -> Array:
     """Returns the state after one synchronous step by a rule of `UpdateRule`, without checks."""
     if rule == "tangent":
         return memory.update(x)
-    return settle(memory.states, x, memory.preferences(memory.carry(x), x))
+    return settle(memory.states, x, memory.preferences(memory.carry(x), x, exact=False))
 
 
 @jax.tree_util.register_dataclass
@@ -288,7 +288,7 @@ class PatternMemory:
         preference = difference / self.beta
         return preference if self.bias is None else preference + (high - low) * self.bias[index]
 
-    def preferences(self, carry: Array, x: Array) -> Array:
+    def preferences(self, carry: Array, x: Array, *, exact: bool = False) -> Array:
         """Returns, for every coordinate, the sign of E with it low minus E with it high, shape (D,).
 
         One by one rather than by vmap: all coordinates at once would hold D times K numbers.
@@ -296,7 +296,7 @@ class PatternMemory:
 
         def at(coordinate: tuple[Array, Array]) -> Array:
             index, column = coordinate
-            return self.preference(carry, x, index, column, exact=False)
+            return self.preference(carry, x, index, column, exact=exact)
 
         return jax.lax.map(at, (jnp.arange(self.dimension), self.columns()))
 

@@ -73,11 +73,22 @@ class PairwiseMemory:
         """Returns the fields of x, shape (D,): which are updated while coordinates change one by one."""
         return self.fields(x)
 
-    def preferences(self, carry: Array, x: Array) -> Array:
-        """Returns, for every coordinate, E with it low minus E with it high, shape (D,)."""
+    def preferences(self, carry: Array, x: Array, *, exact: bool = True) -> Array:
+        """Returns, for every coordinate, E with it low minus E with it high, shape (D,).
+
+        Args:
+          carry: of x.
+          x: a state, shape (D,).
+          exact: whether the size matters; if only the sign does, what is within rounding is a tie, 0.
+        """
         low, high = LEVELS[self.states]
         own = jnp.diagonal(self.weights)
-        return (high - low) * (carry - own * x + 0.5 * (high + low) * own)
+        preferences = (high - low) * (carry - own * x + 0.5 * (high + low) * own)
+        if exact:
+            return preferences
+        terms = jnp.abs(self.weights) @ jnp.abs(x) + jnp.abs(self.bias) + jnp.abs(own)
+        error = 8 * jnp.finfo(preferences.dtype).eps * (high - low) * terms
+        return jnp.where(jnp.abs(preferences) <= error, 0.0, preferences)
 
     def preference(self, carry: Array, x: Array, index: Array, column: Array, *, exact: bool) -> Array:
         """Returns E with x[index] low, minus E with it high, shape ().

@@ -101,6 +101,7 @@ def glauber(memory: PatternMemory | PairwiseMemory, temperature: Any = 1.0) -> K
         return GibbsState(position, memory.carry(position))
 
     def step(rng_key: Array, state: GibbsState) -> tuple[GibbsState, GibbsInfo]:
+        checks.rng_key("rng_key", rng_key)
         noise = jax.random.logistic(rng_key, (memory.dimension,), columns.dtype)
 
         def visit(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -201,6 +202,7 @@ def block_gibbs(memory: PatternMemory, temperature: Any = 1.0) -> Kernel:
         return GibbsState(position, memory.carry(position))
 
     def step(rng_key: Array, state: GibbsState) -> tuple[GibbsState, GibbsInfo]:
+        checks.rng_key("rng_key", rng_key)
         hidden_key, spin_key = jax.random.split(rng_key)
         noise = jax.random.normal(hidden_key, state.carry.shape, state.carry.dtype)
         hidden = scale * state.carry + jnp.sqrt(temperature) * noise

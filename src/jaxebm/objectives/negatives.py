@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from jaxebm import checks
 from jaxebm.objectives.labelled_chains import SHARDING, map_chains, run_labelled_chains
-from jaxebm.samplers.initial import Initial, uniform_like
+from jaxebm.samplers.initial import ClassGaussianInitial, Initial, uniform_like
 from jaxebm.samplers.replay import BufferDraw, ReplayBuffer, check_strata, draw, init_buffer, write
 from jaxebm.types import Array, JointEnergyFn, MakeKernel, Params, Position
 
@@ -91,6 +91,14 @@ def chains_of(sampler_state: Any) -> Any:
       True
     """
     return sampler_state.buffer if isinstance(sampler_state, SamplerState) else sampler_state
+
+
+def _check_classes(initial: Initial | None, num_classes: int) -> None:
+    if isinstance(initial, ClassGaussianInitial) and initial.num_classes < num_classes:
+        raise ValueError(
+            f"num_classes={num_classes}, but initial has Gaussians of {initial.num_classes} classes: one for "
+            f"each class is needed (fit_class_gaussians)."
+        )
 
 
 def _starts(initial: Initial | None, example: Position) -> Initial:
@@ -237,6 +245,7 @@ def short_run(
     _check_sharding(sharding)
     for name, value in (("num_steps", num_steps), ("num_chains", num_chains), ("num_classes", num_classes)):
         checks.positive_integer(name, value)
+    _check_classes(initial, num_classes)
 
     def sample(
         rng_key: Array,
@@ -335,6 +344,7 @@ def persistent(
     }
     for name, value in counts.items():
         checks.positive_integer(name, value)
+    _check_classes(initial, num_classes)
     checks.in_range("restart_probability", restart_probability, 0.0, 1.0)
     checks.one_number("restart_probability", restart_probability)
     if capacity < num_chains:

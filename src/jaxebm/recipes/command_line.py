@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -263,4 +264,6 @@ def _alone(config: Any, folder: Path | None) -> AbstractContextManager[None]:
 
 def _as_flags(message: str) -> str:
     """Replaces arguments of the library in a message by the flags that set them."""
+    message = re.sub(r"resume_step=(\d+)", r"--resume --run.resume-step \1", message)
+    message = message.replace("choose another output", "choose another --output")
     return message.replace("overwrite=True", "--overwrite").replace("resume=True", "--resume")

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxebm.signals_at_start import end_at_once
+
 __all__ = ["command_to_go_on", "ignore_signals", "signals_as_interrupts", "what_is_kept"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -48,7 +50,8 @@ def signals_as_interrupts() -> Iterator[None]:
     finally:
         sys.unraisablehook = print_lost
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # That of the start says that nothing was begun. After the last line the process only ends.
+            signal.signal(number, signal.SIG_IGN if handler is end_at_once else handler)
 
 
 def ignore_signals() -> None:

@@ -133,6 +133,7 @@ class GaussianInitial:
     def __call__(self, rng_key: Array, label: Array) -> Position:
         """Returns one draw, of the shape of the mean; the label is ignored."""
         del label
+        checks.rng_key("rng_key", rng_key)
         noise = jax.random.normal(rng_key, (_num_entries(self.mean),), _common_dtype(self.mean))
         return _moved(self.mean, self.factor @ noise, self.low, self.high)
 
@@ -172,9 +173,24 @@ class ClassGaussianInitial:
         checks.array("factors", _stand_in(self.factors), (num_classes, d, d), wanted)
         _check_clamps(self.low, self.high)
 
+    @property
+    def num_classes(self) -> int:
+        """The number of Gaussians."""
+        return np.shape(self.factors)[0]
+
     def __call__(self, rng_key: Array, label: Array) -> Position:
-        """Returns one draw from the Gaussian of class ``label``, an integer scalar."""
-        mean = jax.tree.map(lambda leaf: leaf[label], self.means)
+        """Returns one draw from the Gaussian of class ``label``, an integer scalar (NaN of an unknown one).
+
+        Raises:
+          TypeError: if the label is no integer.
+          ValueError: if it is not in 0..num_classes - 1.
+        """
+        checks.rng_key("rng_key", rng_key)
+        checks.integer_labels("label", label, self.num_classes)
+        mean = jax.tree.map(
+            lambda leaf: leaf.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False),
+            jax.tree.map(jnp.asarray, self.means),
+        )
         noise = jax.random.normal(rng_key, (_num_entries(mean),), _common_dtype(mean))
         # The products of all classes, then selection: under vmap this is one matrix product, while selecting
         # the factor first would copy a (d, d) matrix for each chain (37 MB at 32x32x3).
@@ -194,6 +210,7 @@ class _UniformTree:
 
     def __call__(self, rng_key: Array, label: Array) -> Position:
         del label
+        checks.rng_key("rng_key", rng_key)
         keys = jax.random.split(rng_key, len(self.shapes))
         leaves = [
             _uniform(key, shape, dtype, self.low, self.high)

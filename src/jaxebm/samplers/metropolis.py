@@ -261,6 +261,7 @@ def _kernel(blackjax_init: Any, wide_step: Any, log_density: Target, inverse_mas
         return RoundedState(position, blackjax_init(widest(position), log_density))
 
     def step(rng_key: Array, state: Any) -> tuple[Any, Any]:
+        checks.rng_key("rng_key", rng_key)
         if not isinstance(state, RoundedState):
             return wide_step(rng_key, state)
         chain, info = wide_step(rng_key, state.chain)

@@ -16,6 +16,7 @@ from jaxebm import checks
 from jaxebm.samplers.binding import StaticKernel, unbind
 from jaxebm.samplers.chains import run_chains
 from jaxebm.samplers.langevin import scalar_target
+from jaxebm.samplers.paths import between
 from jaxebm.samplers.tempering import bind_once, check_energies
 from jaxebm.types import Array, EnergyFn, Kernel, Params, Position, Target
 
@@ -177,7 +178,9 @@ def _walk(
     dtype = fraction.dtype
 
     def path(b: Array) -> Target:
-        return lambda x: (1 - b) * jnp.asarray(begin(x), dtype) + b * jnp.asarray(end(x), dtype)
+        # Once weighted, particles stay where the density of E_1 is positive: b = 0 is the limit from above.
+        above = jnp.maximum(b, jnp.finfo(dtype).tiny)
+        return lambda x: between(above, jnp.asarray(begin(x), dtype), jnp.asarray(end(x), dtype))
 
     def log_density_ratio(x: Position) -> tuple[Array, Array]:
         """-D(x), -inf where the weight is 0; and whether it is not defined."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxebm import checks
 from jaxebm.samplers.chains import run_chain
 from jaxebm.samplers.langevin import scalar_target
+from jaxebm.samplers.paths import between
 from jaxebm.types import Array, Kernel, Position, Target
 
 __all__ = ["TemperingInfo", "TemperingState", "check_ladder", "parallel_tempering"]
@@ -142,11 +143,10 @@ def parallel_tempering(
 
     def move(rng_key: Array, b: Array, parameters: dict[str, Any], x: Position) -> tuple[Position, Any]:
         def tempered(x: Position) -> Array:
-            energy = b * jnp.asarray(energy_of(x), b.dtype)
+            energy = jnp.asarray(energy_of(x), b.dtype)
             if reference_of is None:
-                return energy
-            energy = jnp.where(b > 0, energy, 0.0)  # 0 times an infinite energy is no number
-            return energy + (1 - b) * jnp.asarray(reference_of(x), b.dtype)
+                return b * energy
+            return between(b, jnp.asarray(reference_of(x), b.dtype), energy)
 
         kernel = make_kernel(tempered, **parameters)
         state, rates = run_chain(rng_key, kernel, x, num_steps_per_swap, collect=_acceptance_rate)
@@ -161,6 +161,7 @@ def parallel_tempering(
         return TemperingState(jax.tree.map(jnp.asarray, position), zero, rungs, leg, zero)
 
     def step(rng_key: Array, state: TemperingState) -> tuple[TemperingState, TemperingInfo]:
+        checks.rng_key("rng_key", rng_key)
         moves_key, swaps_key = jax.random.split(rng_key)
         rng_keys = jax.random.split(moves_key, num_rungs)
         position, acceptance_rate = jax.vmap(move)(rng_keys, ladder, varying, state.position)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import cholesky, solve_triangular
 
 from jaxebm import checks
 from jaxebm.samplers.langevin import scalar_target
@@ -63,12 +64,13 @@ def warm_up(
     r"""Tunes the kernel of one chain to a target, and moves the chain to the typical set of the target.
 
     .. math:: M^{-1} = \mathrm{Cov}(x) \text{ (HMC, NUTS)}, \qquad
-              M^{-1}_{ii} = \sqrt{\mathrm{Var}(x_i) / \mathrm{Var}(\partial E / \partial x_i)} \text{ (MALA)}
+              M^{-1}_{ii} = \sqrt{\mathrm{Var}(x_i) / \mathrm{Var}(\partial_i E)}, \quad
+              M^{-1} \mathrm{Cov}(\partial E) M^{-1} = \mathrm{Cov}(x) \text{ if dense (MALA)}
 
     Step sizes by dual averaging; the matrix from the states of each window, which for HMC and NUTS is shrunk
-    towards 0.001 as in Stan. MALA's diagonal is exact on a Gaussian of independent coordinates before the
-    chain has mixed. No history is kept. Samples drawn while tuning are not samples of the target, so none
-    are returned.
+    towards 0.001 as in Stan. MALA's matrix is exact on a Gaussian (its diagonal on one of independent
+    coordinates) before the chain has mixed. No history is kept. Samples drawn while tuning are not samples of
+    the target, so none are returned.
 
     One tuned kernel is right where this chain has been. Chains that start elsewhere may diverge at its step
     size: tune many chains by ``warm_up_chains``.
@@ -212,7 +214,7 @@ class _Problem:
         self.num_steps = num_steps
         self.rate = rate
         self.dense = dense_mass_matrix
-        self.by_gradients = algorithm == "mala" and not dense_mass_matrix
+        self.by_gradients = algorithm == "mala"
         self.parameters = parameters
 
 
@@ -333,20 +335,44 @@ def _ratio_adaptation(diagonal: bool) -> tuple[Any, Any, Any]:
     start_moments, add, moments_of = welford_algorithm(diagonal)
 
     def start(dimension: int) -> _RatioState:
-        return _RatioState(jnp.ones(dimension), start_moments(2 * dimension))
+        mass = jnp.ones(dimension) if diagonal else jnp.eye(dimension)
+        return _RatioState(mass, start_moments(2 * dimension))
 
     def update(state: _RatioState, row: Array) -> _RatioState:
         return state._replace(moments=add(state.moments, row))
 
     def end_of_window(state: _RatioState) -> _RatioState:
         previous = state.inverse_mass_matrix
-        of_positions, of_gradients = jnp.split(moments_of(state.moments)[0], 2)
+        found, count, _ = moments_of(state.moments)
+        dimension = previous.shape[0]
+        variances = found if diagonal else jnp.diagonal(found)
+        of_positions, of_gradients = jnp.split(variances, 2)
         ratio = jnp.sqrt(of_positions / of_gradients)
         # A coordinate that did not move, or whose gradient is constant, keeps its scale.
-        mass = jnp.where(jnp.isfinite(ratio) & (ratio > 0), ratio, previous)
-        return _RatioState(mass, start_moments(2 * previous.size))
+        old = previous if diagonal else jnp.diagonal(previous)
+        mass = jnp.where(jnp.isfinite(ratio) & (ratio > 0), ratio, old)
+        if not diagonal:
+            dense = _dense_ratio(found[:dimension, :dimension], found[dimension:, dimension:], mass, count)
+            mass = jnp.where(jnp.all(jnp.isfinite(dense)), dense, jnp.diag(mass))
+        return _RatioState(mass, start_moments(2 * dimension))
 
     return start, update, end_of_window
+
+
+def _dense_ratio(of_positions: Array, of_gradients: Array, scale: Array, count: Array) -> Array:
+    """G with G Cov(gradient) G = Cov(x), both covariances shrunk a little towards their diagonals.
+
+    In the coordinates x / sqrt(scale) both have the same diagonal, so that both are shrunk alike. With the
+    Cholesky factor L of Cov(gradient): G = L^-T (L^T Cov(x) L)^1/2 L^-1.
+    """
+    root = jnp.sqrt(scale)
+    positions = of_positions / root[:, None] / root[None, :]
+    gradients = of_gradients * root[:, None] * root[None, :]
+    common = jnp.diag(jnp.diagonal(positions)) / count
+    factor = cholesky(gradients + common, lower=True)
+    values, vectors = jnp.linalg.eigh(factor.T @ (positions + common) @ factor)
+    half = solve_triangular(factor.T, vectors * jnp.maximum(values, 0.0)[None, :] ** 0.25, lower=False)
+    return half @ half.T * root[:, None] * root[None, :]
 
 
 def _refuse_starts(finite: Array, name: str, one: bool) -> None:

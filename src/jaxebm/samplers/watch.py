@@ -42,12 +42,14 @@ class Findings(NamedTuple):
     Attributes:
       num_not_finite: chains whose last position holds NaN or infinity.
       num_lost_at_start: chains that started where the energy is NaN or infinite.
+      num_lost: chains of finite positions that ended where the energy is NaN or infinite.
       num_still: chains that no transition has moved.
       num_divergent: divergent transitions of all chains.
     """
 
     num_not_finite: Array
     num_lost_at_start: Array
+    num_lost: Array
     num_still: Array
     num_divergent: Array
 
@@ -75,10 +77,12 @@ def find(target: Target, positions: Position, states: WatchedState) -> Findings:
     def is_finite(position: Position) -> Array:
         return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(position)]).all()
 
-    energies = jax.vmap(target, axis_name=BATCH_AXIS)(positions)
+    energies = jax.vmap(target, axis_name=BATCH_AXIS)
+    finite = jax.vmap(is_finite)(states.position)
     return Findings(
-        jnp.sum(~jax.vmap(is_finite)(states.position)),
-        jnp.sum(~jnp.isfinite(energies)),
+        jnp.sum(~finite),
+        jnp.sum(~jnp.isfinite(energies(positions))),
+        jnp.sum(finite & ~jnp.isfinite(energies(states.position))),
         jnp.sum(~states.has_moved),
         jnp.sum(states.num_divergent),
     )
@@ -98,26 +102,34 @@ def tell(findings: Findings, num_chains: int, num_steps: int, parameters: Mappin
       ValueError: inside of ``jit``, where no number is known.
 
     Warns:
-      SamplingWarning: if chains never moved or transitions diverged.
+      SamplingWarning: if chains never moved, ended at an energy that is not finite, or diverged.
     """
     if any(checks.is_traced(count) for count in findings):
         raise ValueError(
             "check=True inside of jit, vmap or grad, where no number is known: call sample outside, or leave "
             "check off."
         )
-    not_finite, lost, still, divergent = (int(count) for count in findings)
+    not_finite, at_start, lost, still, divergent = (int(count) for count in findings)
     step_size = parameters.get("step_size")
     step = "the step size" if step_size is None else f"step_size={step_size}"
-    at_start = f" {lost} of {num_chains} chains started where the energy is NaN or infinite." if lost else ""
+    started = (
+        f" {at_start} of {num_chains} chains started where the energy is NaN or infinite." if at_start else ""
+    )
     if not_finite:
         raise FloatingPointError(
             f"check=True: {not_finite} of {num_chains} chains ended at NaN or infinity after {num_steps} "
-            f"steps.{at_start} The first guess is a step that is too large for this energy: lower {step}."
+            f"steps.{started} The first guess is a step that is too large for this energy: lower {step}."
+        )
+    if lost:
+        _warn(
+            f"check=True: {lost} of {num_chains} chains ended where the energy is NaN or infinite: these are "
+            f"no samples.{started} Start where the energy is finite, and use a kernel that refuses such "
+            f"proposals (mala, hmc, nuts)."
         )
     if still:
         _warn(
             f"check=True: {still} of {num_chains} chains never moved in {num_steps} steps: their samples are "
-            f"where they started.{at_start} The first guess is {step}: too large, and every proposal is "
+            f"where they started.{started} The first guess is {step}: too large, and every proposal is "
             f"refused; or too small, and a step is below the precision of the positions."
         )
     if divergent:

@@ -153,7 +153,8 @@ def measure_collapse(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def slow_collapse(records: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
     """Returns the kinds of slow collapse that the metrics of a run show: none for a healthy run.
 
-    A kind is found if its measure (`measure_collapse`) lies beyond its threshold in `SLOW_COLLAPSE`.
+    A kind is found if its measure (`measure_collapse`) lies beyond its threshold in `SLOW_COLLAPSE`. Nothing
+    is measured, and so nothing found, in fewer than 10 records.
 
     Args:
       records: as for `measure_collapse`.

@@ -107,7 +107,7 @@ class Monitor:
     warmup: int = 100
     patience: int = 5
     bands: bool = True
-    reach: float = 100.0
+    reach: float = 20.0
     floor: float = 1000.0
 
     def __post_init__(self) -> None:

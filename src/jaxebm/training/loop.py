@@ -256,12 +256,14 @@ class _Training:
         if self.snapshots is not None and first < last:
             self.snapshots.restart(state, first)
         with stop_on_signal() as stop, make_progress(self.settings.progress, first=first, total=last) as bar:
-            while (step := int(state.step)) < last:
+            while (step := int(state.step)) < last and not stop.requested:
                 state = self._advance(state, step, stop, bar)
-                if stop.requested:
-                    kept = self.checkpoints is not None
-                    said = "; the checkpoint is written, resume with resume=True" if kept else ""
-                    raise TrainingInterrupted(f"stopped at step {int(state.step)} of {last}{said}.")
+            if self.checkpoints is not None:
+                self.checkpoints.wait()  # while a signal is a request: it does not cut the last write
+            if stop.requested:
+                kept = self.checkpoints is not None
+                said = "; the checkpoint is written, resume with resume=True" if kept else ""
+                raise TrainingInterrupted(f"stopped at step {int(state.step)} of {last}{said}.")
         compile_seconds = sum(dispatch.compile_seconds for dispatch in self.dispatches.values())
         device_memory = next((dispatch.device_memory for dispatch in self.dispatches.values()), None)
         return FitResult(

@@ -169,3 +169,15 @@ def test_narrow_samples_under_x64(dtype):
         found = kernel_stein_discrepancy(bowl, 1.0, samples)
         expected = slow_stein(bowl, 1.0, samples.astype(jnp.float64), 1.0, -0.5)
         np.testing.assert_allclose(found, expected, rtol=1e-3 if dtype == jnp.float16 else 1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("outside", [np.nan, np.inf])
+def test_a_sample_without_an_energy_has_no_score(outside):
+    """Where the energy is a constant NaN or infinity its derivative is 0, which would be that of a mode."""
+
+    def half(params, x):
+        return jnp.where(x[0] < 0, params, 0.5 * jnp.sum(x**2))
+
+    x = jax.random.normal(jax.random.key(0), (50, 1))
+    assert np.isnan(kernel_stein_discrepancy(half, outside, x).u_statistic)
+    assert np.isfinite(kernel_stein_discrepancy(half, outside, jnp.abs(x)).u_statistic)

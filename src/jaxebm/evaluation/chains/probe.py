@@ -245,7 +245,8 @@ def _records(
     checks.kernel_constructor("make_kernel", make_kernel)
     checks.batch_length("positions", positions)
     checks.floating("positions", positions)
-    make_kernel(functools.partial(energy, params))  # its own checks, while the numbers can be seen
+    kernel = make_kernel(functools.partial(energy, params))  # its own checks, while the numbers can be seen
+    checks.bound_kernel("make_kernel(target)", kernel)
     static, numbers = unbind(make_kernel)
     at = jnp.asarray([0, *steps])
     with checks.shapes_noted(params=params, positions=positions):

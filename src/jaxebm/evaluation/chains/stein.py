@@ -61,7 +61,8 @@ def kernel_stein_discrepancy(
 
     Returns:
       A ``SteinDiscrepancy``, in units of position^(2 beta - 2), so that it overflows or vanishes at scales
-      where this does; NaN where the gradient of a sample is not finite.
+      where this does; NaN where the energy of a sample or its gradient is
+      not finite.
 
     Raises:
       ValueError: if there are fewer than two samples, one is not finite, a number is out of its range, or the
@@ -104,8 +105,14 @@ def _scores(energy: EnergyFn, params: Params, samples: Position, block_size: int
     count = jax.tree.leaves(samples)[0].shape[0]
     block = min(block_size, count)
     indices = np.arange(-(-count // block) * block).reshape(-1, block) % count
+
+    def gradient(x: Position) -> Position:
+        energy, slope = jax.value_and_grad(target)(x)
+        # Where the energy is NaN or infinite its derivative is often 0, which is no score.
+        return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(energy), leaf, jnp.nan), slope)
+
     gradients = jax.lax.map(
-        jax.vmap(jax.grad(target), axis_name=BATCH_AXIS),
+        jax.vmap(gradient, axis_name=BATCH_AXIS),
         jax.tree.map(lambda leaf: jnp.asarray(leaf)[indices], samples),
     )
     return -flat_points(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), gradients))[:count]

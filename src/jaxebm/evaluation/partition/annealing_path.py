@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
 
 from jaxebm import checks
 from jaxebm.energies.target import AnalyticTarget
 from jaxebm.samplers.binding import StaticKernel, unbind
 from jaxebm.samplers.chains import run_annealed_chain, run_chain
 from jaxebm.samplers.langevin import scalar_target
+from jaxebm.samplers.paths import between
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, Kernel, Params, Position, Target
 
 __all__ = ["Base", "anneal"]
@@ -180,29 +180,6 @@ def bind_once(
     checks.bound_kernel("make_kernel(target)", kernel)
 
 
-@jax.custom_jvp
-def _between(t: Array, first: Array, last: Array) -> Array:
-    """(1 - t) first + t last, where 0 times an infinite energy is 0."""
-    value = (1 - t) * first + t * last
-    return jnp.where(t == 0, first, jnp.where(t == 1, last, value))
-
-
-def _between_jvp(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    """That of the plain sum: autodiff through the choice rounds gradients of finite energies otherwise."""
-    t, first, last = primals
-    value = _between(t, first, last)
-    factors = (last - first, 1 - t, t)
-    terms = [
-        factor * tangent
-        for factor, tangent in zip(factors, tangents, strict=True)
-        if not isinstance(tangent, SymbolicZero)
-    ]
-    return value, functools.reduce(jnp.add, terms) if terms else jnp.zeros_like(value)
-
-
-_between.defjvp(_between_jvp, symbolic_zeros=True)
-
-
 def geometric_path(
     energies: tuple[EnergyFn, EnergyFn], base_params: Params, params: Params
 ) -> tuple[Callable[[Array], Target], Target]:
@@ -218,7 +195,7 @@ def geometric_path(
         return jnp.asarray(value, default)  # an energy may be bfloat16, or the constant 0
 
     def target_at(t: Array) -> Target:
-        return lambda x: _between(t, wide(begin(x)), wide(end(x)))
+        return lambda x: between(t, wide(begin(x)), wide(end(x)))
 
     def difference(x: Position) -> Array:
         first, last = wide(begin(x)), wide(end(x))
