@@ -87,11 +87,20 @@ def cheap_compilation():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(scope="session")
+def programs_folder(tmp_path_factory):
+    """A folder for compiled programs that all workers share."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return str(folder / "programs")
+
+
 @pytest.fixture(scope="module")
-def kept_programs(tmp_path_factory):
-    """Programs are kept on disk within a module: what a run has compiled, its resumption reads back."""
+def kept_programs(programs_folder):
+    """Programs are kept on disk: what a run has compiled, its resumption and other tests read back."""
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_compilation_cache_dir": programs_folder,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import hypothesis
+import jax
 import pytest
 from hypothesis import strategies as st
 
@@ -23,8 +24,8 @@ bad_calls = importlib.util.module_from_spec(_SPEC)
 sys.modules["bad_calls"] = bad_calls  # dataclasses look their module up
 _SPEC.loader.exec_module(bad_calls)
 
-EXAMPLES = 75
-"""Calls drawn for each of the nine rooms: 675 in all."""
+EXAMPLES = dict.fromkeys(bad_calls.ROOMS, 78) | {"recipes": 16}
+"""Calls drawn for each room, 640 in all: fewer of recipes, some of whose examples train."""
 SLOW_EXAMPLES = 600
 
 
@@ -57,12 +58,13 @@ def check_bad_calls(room: str, num_examples: int, seed: int | None) -> None:
         else:
             assert outcome.verdict == "named", f"{name}({argument}: {bad.kind}): {outcome.message}"
 
-    (check if seed is None else hypothesis.seed(seed)(check))()
+    with jax.numpy_rank_promotion("allow"):  # as the examples are run
+        (check if seed is None else hypothesis.seed(seed)(check))()
 
 
 @pytest.mark.parametrize("room", bad_calls.ROOMS)
 def test_bad_calls_end_in_an_error_that_names_the_argument(room):
-    check_bad_calls(room, EXAMPLES, seed=None)
+    check_bad_calls(room, EXAMPLES[room], seed=None)
 
 
 @pytest.mark.slow

@@ -398,10 +398,11 @@ def arrays(name: str, tree: Any) -> None:
     """Raises ``TypeError`` unless every leaf of ``tree`` is an number or an array of no text or objects."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
-            if getattr(getattr(leaf, "dtype", None), "kind", "") not in _NOT_NUMBERS:
+            dtype = getattr(leaf, "dtype", None)
+            if getattr(dtype, "kind", "") not in _NOT_NUMBERS:
                 continue
             raise TypeError(
-                f"{name}{jax.tree_util.keystr(path)} has dtype {leaf.dtype}: numbers are needed in {name}."
+                f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}: numbers are needed in {name}."
             )
         raise TypeError(
             f"{name}{jax.tree_util.keystr(path)} is of type {type(leaf).__name__}: arrays are needed in "

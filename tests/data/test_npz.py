@@ -172,7 +172,8 @@ def test_a_directory_that_lies_is_named(tmp_path: Path, field: str, monkeypatch:
         return info
 
     monkeypatch.setattr(zipfile.ZipFile, "getinfo", lying)
-    with pytest.raises(ValueError, match=r"'image' is damaged .* bytes cannot come from"):
+    # Newer releases of Python notice the one that is longer than the file themselves.
+    with pytest.raises(ValueError, match=r"is damaged .*(bytes cannot come from|Overlapped entries)"):
         load_dataset(name)
 
 

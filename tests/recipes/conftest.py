@@ -51,11 +51,11 @@ def settings_of_jax(**values: Any) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def compiled_before(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def compiled_before(programs_folder: str) -> dict[str, Any]:
     """Settings by which programs are compiled without optimisations, and kept for all tests here."""
     return {
         "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_compilation_cache_dir": programs_folder,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
