@@ -1,4 +1,4 @@
-"""Taking a bound kernel apart, so that the numbers in it do not decide what is compiled."""
+"""Binding a kernel for its checks; taking it apart, so that its numbers do not decide what is compiled."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxebm import checks
 from jaxebm.types import Kernel, Target
 
-__all__ = ["StaticKernel", "unbind"]
+__all__ = ["StaticKernel", "bind_once", "check_kernel_schedule", "unbind"]
 
 
 class StaticKernel(NamedTuple):
@@ -62,3 +63,33 @@ def _holds_numbers(value: Any) -> bool:
     return bool(leaves) and all(
         isinstance(leaf, float | np.ndarray | np.generic | jax.Array) for leaf in leaves
     )
+
+
+def bind_once(make_kernel: Callable[..., Kernel], target: Target, numbers: Mapping[str, Any]) -> None:
+    """Binds a kernel outside of any program, for its own checks, while the numbers can be seen."""
+    try:
+        kernel = make_kernel(target, **numbers)
+    except Exception as error:
+        given = ", ".join(["target", *(f"{name}=..." for name in numbers)])
+        error.add_note(
+            f"make_kernel={checks.function_name(make_kernel)} was called as make_kernel({given}), where "
+            f"target is a function of one position. A kernel of something else, as glauber is of a memory, "
+            f"is given by make_kernel=lambda target, temperature: glauber(memory, temperature), with the "
+            f"temperature 1 / b among the arguments that change with b."
+        )
+        raise
+    checks.bound_kernel("make_kernel(target)", kernel)
+
+
+def check_kernel_schedule(kernel_schedule: Any, length: int, source: str) -> dict[str, Any]:
+    """Returns keyword arguments that change along a path as a dictionary, empty for None, or raises.
+
+    ``source`` names the argument whose length their leaves must have.
+    """
+    checks.instance("kernel_schedule", kernel_schedule, (Mapping, type(None)))
+    varying = dict(kernel_schedule or {})
+    for name, value in varying.items():
+        checks.text("a name in kernel_schedule", name)
+        checks.real_arrays(f"kernel_schedule[{name!r}]", value)
+        checks.batch_of(f"kernel_schedule[{name!r}]", value, length, f"as in {source}")
+    return varying

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.samplers.binding import StaticKernel, unbind
+from jaxebm.samplers.binding import StaticKernel, bind_once, unbind
 from jaxebm.samplers.chains import run_chains
 from jaxebm.samplers.langevin import scalar_target
 from jaxebm.samplers.paths import between
-from jaxebm.samplers.tempering import bind_once, check_energies
+from jaxebm.samplers.tempering import check_energies
 from jaxebm.types import Array, EnergyFn, Kernel, Params, Position, Target
 
 __all__ = ["SMCResult", "sequential_monte_carlo"]

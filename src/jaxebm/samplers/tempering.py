@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.samplers.binding import bind_once, check_kernel_schedule
 from jaxebm.samplers.chains import run_chain
 from jaxebm.samplers.langevin import scalar_target
 from jaxebm.samplers.paths import between
@@ -130,7 +131,8 @@ def parallel_tempering(
     checks.kernel_constructor("make_kernel", make_kernel)
     checks.positive_integer("num_steps_per_swap", num_steps_per_swap)
     num_rungs = np.shape(inverse_temperatures)[0]
-    varying = _check_schedule(kernel_schedule, num_rungs)
+    varying = check_kernel_schedule(kernel_schedule, num_rungs, "inverse_temperatures")
+    varying = jax.tree.map(jnp.asarray, varying)
     _check_kernel(make_kernel, target, varying, num_rungs)
     ladder = jnp.asarray(inverse_temperatures, dtype=float)
 
@@ -235,31 +237,6 @@ def check_energies(energy: Any, params: Any, reference: Any, reference_params: A
     if reference is not None:
         checks.function("reference", reference, "reference_params", "x")
     checks.arrays("reference_params", reference_params)
-
-
-def bind_once(make_kernel: Callable[..., Kernel], target: Target, numbers: Mapping[str, Any]) -> None:
-    """Binds a kernel outside of any program, for its own checks, while the numbers can be seen."""
-    try:
-        kernel = make_kernel(target, **numbers)
-    except Exception as error:
-        given = ", ".join(["target", *(f"{name}=..." for name in numbers)])
-        error.add_note(
-            f"make_kernel={checks.function_name(make_kernel)} was called as make_kernel({given}), where "
-            f"target is a function of one position. A kernel of something else, as glauber is of a memory, "
-            f"is given by make_kernel=lambda target, temperature: glauber(memory, temperature), with the "
-            f"temperature 1 / b among the arguments that change with b."
-        )
-        raise
-    checks.bound_kernel("make_kernel(target)", kernel)
-
-
-def _check_schedule(kernel_schedule: Mapping[str, Any] | None, num_rungs: int) -> dict[str, Any]:
-    checks.instance("kernel_schedule", kernel_schedule, (Mapping, type(None)))
-    varying = dict(kernel_schedule or {})
-    for name, value in varying.items():
-        checks.real_arrays(f"kernel_schedule[{name!r}]", value)
-        checks.batch_of(f"kernel_schedule[{name!r}]", value, num_rungs, "as in inverse_temperatures")
-    return jax.tree.map(jnp.asarray, varying)
 
 
 def _check_kernel(

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxebm import checks
 from jaxebm.evaluation.samples.scale import power_of_two
-from jaxebm.samplers.binding import StaticKernel, unbind
+from jaxebm.samplers.binding import StaticKernel, bind_once, unbind
 from jaxebm.samplers.chains import run_chains
 from jaxebm.samplers.langevin import scalar_target
 from jaxebm.trees import euclidean_norm, widened
@@ -245,8 +245,7 @@ def _records(
     checks.kernel_constructor("make_kernel", make_kernel)
     checks.batch_length("positions", positions)
     checks.floating("positions", positions)
-    kernel = make_kernel(functools.partial(energy, params))  # its own checks, while the numbers can be seen
-    checks.bound_kernel("make_kernel(target)", kernel)
+    bind_once(make_kernel, functools.partial(energy, params), {})
     static, numbers = unbind(make_kernel)
     at = jnp.asarray([0, *steps])
     with checks.shapes_noted(params=params, positions=positions):

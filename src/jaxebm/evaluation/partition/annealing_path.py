@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxebm import checks
 from jaxebm.energies.target import AnalyticTarget
-from jaxebm.samplers.binding import StaticKernel, unbind
+from jaxebm.samplers.binding import StaticKernel, bind_once, check_kernel_schedule, unbind
 from jaxebm.samplers.chains import run_annealed_chain, run_chain
 from jaxebm.samplers.langevin import scalar_target
 from jaxebm.samplers.paths import between
@@ -111,8 +111,9 @@ def anneal(
     checks.real_arrays("positions", positions)
     checks.batch_length("positions", positions)
     checks.positive_integer("num_steps_per_temperature", num_steps_per_temperature)
-    varying = check_kernel_schedule(kernel_schedule, length)
-    bind_once(make_kernel, energy, params, jax.tree.map(lambda leaf: leaf[1], varying))
+    varying = check_kernel_schedule(kernel_schedule, length, "schedule")
+    target = functools.partial(energy, params)
+    bind_once(make_kernel, target, jax.tree.map(lambda leaf: leaf[1], varying))
     static, numbers = unbind(make_kernel)
     with checks.shapes_noted(params=params, positions=positions):
         ends = _anneal(
@@ -149,35 +150,6 @@ def check_schedule(schedule: Any) -> int:
     if len(shape) != 1 or shape[0] < 2:
         raise ValueError(f"schedule has shape {shape}: (T,) with at least two temperatures is needed.")
     return shape[0]
-
-
-def check_kernel_schedule(kernel_schedule: Any, length: int) -> dict[str, Any]:
-    """Returns the keyword arguments that change along the path as a dictionary, empty for None, or raises."""
-    checks.instance("kernel_schedule", kernel_schedule, (Mapping, type(None)))
-    varying = dict(kernel_schedule or {})
-    for name, value in varying.items():
-        checks.text("a name in kernel_schedule", name)
-        checks.real_arrays(f"kernel_schedule[{name!r}]", value)
-        checks.batch_of(f"kernel_schedule[{name!r}]", value, length, "as in schedule")
-    return varying
-
-
-def bind_once(
-    make_kernel: Callable[..., Kernel], energy: EnergyFn, params: Params, numbers: Mapping[str, Any]
-) -> None:
-    """Binds a kernel outside of any program, for its own checks, while the numbers can be seen."""
-    try:
-        kernel = make_kernel(functools.partial(energy, params), **numbers)
-    except Exception as error:
-        given = ", ".join(["target", *(f"{name}=..." for name in numbers)])
-        error.add_note(
-            f"make_kernel={checks.function_name(make_kernel)} was called as make_kernel({given}), where "
-            f"target is a function of one position. A kernel of something else, as glauber of a memory, is "
-            f"given by make_kernel=lambda target, temperature: glauber(memory, temperature) with "
-            f"kernel_schedule={{'temperature': 1 / schedule}}."
-        )
-        raise
-    checks.bound_kernel("make_kernel(target)", kernel)
 
 
 def geometric_path(

@@ -18,10 +18,10 @@ from jaxebm.energies.target import AnalyticTarget
 from jaxebm.evaluation.partition.annealing_path import (
     Base,
     anneal,
-    check_kernel_schedule,
     check_problem,
     check_schedule,
 )
+from jaxebm.samplers.binding import check_kernel_schedule
 from jaxebm.types import Array, EnergyFn, Kernel, Params, Position
 
 __all__ = [
@@ -216,7 +216,7 @@ def reverse_annealed_importance_sampling(
     _check_schedule(schedule)
     checks.real_arrays("exact_samples", exact_samples)
     _check_several("exact_samples", checks.batch_length("exact_samples", exact_samples))
-    varying = check_kernel_schedule(kernel_schedule, np.shape(schedule)[0])
+    varying = check_kernel_schedule(kernel_schedule, np.shape(schedule)[0], "schedule")
     with checks.shapes_noted(exact_samples=exact_samples):
         log_weights, positions = anneal(
             rng_key,

@@ -15,8 +15,8 @@ import numpy as np
 
 from jaxebm import checks
 from jaxebm.energies.target import AnalyticTarget
-from jaxebm.evaluation.partition.annealing_path import Base, bind_once, check_problem, geometric_path
-from jaxebm.samplers.binding import StaticKernel, unbind
+from jaxebm.evaluation.partition.annealing_path import Base, check_problem, geometric_path
+from jaxebm.samplers.binding import StaticKernel, bind_once, unbind
 from jaxebm.samplers.chains import run_annealed_chain, run_chains
 from jaxebm.types import Array, EnergyFn, Kernel, Params, Position
 
@@ -162,7 +162,8 @@ def fit_annealing_path(
     checks.fraction("target_acceptance_rate", target_acceptance_rate)
     if step_size is not None:
         checks.positive_number("step_size", step_size, "It is where tuning starts, at every temperature.")
-    bind_once(make_kernel, energy, params, {} if step_size is None else {"step_size": step_size})
+    numbers_at = {} if step_size is None else {"step_size": step_size}
+    bind_once(make_kernel, functools.partial(energy, params), numbers_at)
     static, numbers = unbind(make_kernel)
     with checks.shapes_noted(params=params, base=base.params):
         schedule, steps, spread, finite, non_finite = _fit(
