@@ -15,6 +15,8 @@ __all__ = [
     "EnergyFn",
     "JointEnergyFn",
     "Kernel",
+    "LevelEnergyFn",
+    "LevelLogitsFn",
     "LogitsFn",
     "MakeKernel",
     "Metrics",
@@ -59,6 +61,22 @@ class LogitsFn(Protocol):
 
     def __call__(self, params: Params, x: Position, /) -> Array:
         """Returns the logits, shape ``(K,)``."""
+        ...
+
+
+class LevelEnergyFn(Protocol):
+    """E(x; sigma): the energy of x = data + sigma n, n ~ N(0, I), for one example and one noise level."""
+
+    def __call__(self, params: Params, x: Position, level: Array, /) -> Array:
+        """Returns the energy, shape ``()``; the level sigma has shape ``()``."""
+        ...
+
+
+class LevelLogitsFn(Protocol):
+    """f(x; sigma), the K class logits of one example at a noise level."""
+
+    def __call__(self, params: Params, x: Position, level: Array, /) -> Array:
+        """Returns the logits, shape ``(K,)``; the level sigma has shape ``()``."""
         ...
 
 

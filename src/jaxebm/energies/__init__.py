@@ -27,6 +27,7 @@ from jaxebm.energies.compose import (
     tempered,
     tilt,
 )
+from jaxebm.energies.levels import at_level, joint_energy_at, marginal_energy_at
 from jaxebm.energies.many_modes import (
     GaussianMixtureParams,
     gaussian_mixture,
@@ -75,6 +76,7 @@ __all__ = [
     "SplitEnergy",
     "SplitTarget",
     "WideResNet",
+    "at_level",
     "average_pool",
     "box_transform",
     "clamp",
@@ -94,9 +96,11 @@ __all__ = [
     "gaussian_log_reference",
     "gaussian_mixture",
     "joint_energy",
+    "joint_energy_at",
     "log_class_probability",
     "many_well",
     "marginal_energy",
+    "marginal_energy_at",
     "mixture",
     "mode_probabilities",
     "mueller_brown",

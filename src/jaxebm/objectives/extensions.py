@@ -1,15 +1,16 @@
-"""Extensions of an objective: adversarial training, and the KL term of improved contrastive divergence."""
+"""Extensions of an objective: cross-entropy, adversarial training, the KL term of improved CD."""
 
 import jax
 
 from jaxebm import checks
 from jaxebm.objectives.adversarial import adversarial_examples
+from jaxebm.objectives.joint import classification_loss
 from jaxebm.objectives.last_step import last_step_loss
 from jaxebm.objectives.negatives import Negatives
 from jaxebm.objectives.objective import Batch, Objective, check_function, check_negatives, labelled
 from jaxebm.types import Array, JointEnergyFn, LogitsFn, MakeKernel, Metrics, Params
 
-__all__ = ["with_adversarial_examples", "with_last_step"]
+__all__ = ["with_adversarial_examples", "with_classification", "with_last_step"]
 
 
 def with_adversarial_examples(
@@ -76,6 +77,68 @@ def with_adversarial_examples(
         return objective.loss(params, key_loss, batch._replace(x_labelled=moved), negatives)
 
     return objective._replace(loss=loss)
+
+
+def with_classification(
+    objective: Objective,
+    logits: LogitsFn,
+    *,
+    weight: float | Array = 1.0,
+    label_smoothing: float | Array = 0.0,
+    training_logits: LogitsFn | None = None,
+) -> Objective:
+    """Adds a classifier's cross-entropy, as JEM does, to an objective of the same network.
+
+    loss + w CE, CE = -mean log p(y | x) over the labelled examples, p(y | x) = softmax f(x).
+
+    With an energy made of the same logits (`jaxebm.energies.marginal_energy`, ``joint_energy``) one network
+    is a classifier and an energy-based model, learnt by any objective.
+
+    Args:
+      objective: the objective to which the term is added.
+      logits: f(params, x) of one example, shape ``(K,)``.
+      weight: w >= 0.
+      label_smoothing: share of the target that is spread evenly over the classes, in [0, 1].
+      training_logits: what is differentiated instead of ``logits``, as in `jaxebm.objectives.jem`.
+
+    Returns:
+      An objective with the same energy, for labelled data. Its metrics have ``cross_entropy`` and
+      ``train_accuracy``, too.
+
+    Raises:
+      TypeError: if ``objective`` or logits have the wrong type.
+      ValueError: if ``weight`` is not one number of at least 0, or ``label_smoothing`` is out of range; from
+        the loss, if the data have no labels.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxebm.energies import marginal_energy
+      >>> from jaxebm.objectives.score_matching import score_matching
+      >>> logits = lambda params, x: params @ x
+      >>> hybrid = with_classification(score_matching(marginal_energy(logits)), logits, weight=0.5)
+      >>> batch, none = Batch(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2)), Negatives(None, None)
+      >>> sorted(hybrid.loss(jnp.eye(2), jax.random.key(0), batch, none)[1])[:2]
+      ['cross_entropy', 'score_norm']
+
+    Reference:
+      Grathwohl et al. 2020 (arXiv 1912.03263), section 4, with another objective for log p(x).
+    """
+    checks.instance("objective", objective, Objective)
+    check_function("logits", logits, "params", "x")
+    checks.non_negative_number("weight", weight)
+    checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+    checks.one_number("label_smoothing", label_smoothing)
+    if training_logits is not None:
+        check_function("training_logits", training_logits, "params", "x")
+    learnt = logits if training_logits is None else training_logits
+
+    def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
+        x, labels = labelled(batch, "with_classification")
+        value, metrics = objective.loss(params, rng_key, batch, negatives)
+        cross_entropy, found = classification_loss(learnt, params, x, labels, label_smoothing=label_smoothing)
+        return value + weight * cross_entropy, metrics | found
+
+    return objective._replace(loss=loss, logits=logits)
 
 
 def with_last_step(

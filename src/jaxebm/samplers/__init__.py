@@ -14,7 +14,7 @@ from jaxebm.samplers.initial import (
 from jaxebm.samplers.inner_updates import TargetInTwo, first_layer_sgld
 from jaxebm.samplers.langevin import LangevinInfo, LangevinState, langevin_temperature, scalar_target, sgld
 from jaxebm.samplers.metropolis import RoundedState, hmc, mala, nuts
-from jaxebm.samplers.noise_levels import LevelEnergyFn, annealed_langevin, geometric_levels
+from jaxebm.samplers.noise_levels import annealed_langevin, geometric_levels
 from jaxebm.samplers.preconditioned import PreconditionedState, preconditioned_sgld
 from jaxebm.samplers.proximal import Proximal, box, projected, proximal_sgld, ridge, soft_threshold
 from jaxebm.samplers.replay import BufferDraw, ReplayBuffer, draw, init_buffer, write
@@ -39,7 +39,6 @@ __all__ = [
     "LangevinInfo",
     "LangevinNumbers",
     "LangevinState",
-    "LevelEnergyFn",
     "PreconditionedState",
     "Proximal",
     "ReplayBuffer",

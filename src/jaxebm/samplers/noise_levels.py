@@ -1,8 +1,7 @@
 """Annealed Langevin dynamics: one chain through a family of energies, from much noise to little."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,9 @@ from jaxebm import checks
 from jaxebm.samplers.chains import run_annealed_chain
 from jaxebm.samplers.langevin import scalar_target, sgld
 from jaxebm.trees import wide_dtype, widened
-from jaxebm.types import BATCH_AXIS, Array, Kernel, Params, Position
+from jaxebm.types import BATCH_AXIS, Array, Kernel, LevelEnergyFn, Params, Position
 
-__all__ = ["LevelEnergyFn", "annealed_langevin", "geometric_levels"]
-
-LevelEnergyFn: TypeAlias = Callable[[Params, Position, Array], Array]
-"""``energy_at(params, x, level) -> ()``: the energy of x = data + level * n, n ~ N(0, I)."""
+__all__ = ["annealed_langevin", "geometric_levels"]
 
 
 def geometric_levels(first: float, last: float, num_levels: int) -> Array:
