@@ -17,7 +17,14 @@ from jaxebm.objectives.contrastive import noted
 from jaxebm.objectives.objective import Batch, check_function, ignore_label, is_conditional, labelled
 from jaxebm.types import BATCH_AXIS, Array, JointEnergyFn, Params, Position
 
-__all__ = ["LearntEnergy", "LearntLevelEnergy", "learnt_energy", "learnt_level_energy", "over_examples"]
+__all__ = [
+    "LearntEnergy",
+    "LearntLevelEnergy",
+    "examples_of",
+    "learnt_energy",
+    "learnt_level_energy",
+    "over_examples",
+]
 
 
 class LearntEnergy(NamedTuple):
@@ -67,6 +74,29 @@ def learnt_level_energy(energy_at: Any, name: str = "energy_at") -> LearntLevelE
     return LearntLevelEnergy(of_label, False)
 
 
+def examples_of(batch: Batch, objective: str, *, conditional: bool) -> tuple[Position, Array]:
+    """Returns the examples that are learnt from, and their labels: zeros where the energy ignores them.
+
+    Args:
+      batch: the batch of an update.
+      objective: name of the objective, for messages.
+      conditional: whether the labelled examples are learnt from, with their labels.
+
+    Raises:
+      TypeError: if the examples are not floating-point.
+      ValueError: if the batch has no labels and ``conditional`` is set.
+    """
+    name = "batch.x_labelled" if conditional else "batch.x_data"
+    if conditional:
+        x, labels = labelled(batch, objective)
+    else:
+        x = batch.x_data
+        labels = jnp.zeros(checks.batch_length(name, x), jnp.int32)
+    checks.real_arrays(name, x)
+    checks.floating(name, x)
+    return x, labels
+
+
 def over_examples(
     function: Callable[[Params, Array, Position, Array], Any],
     params: Params,
@@ -93,13 +123,7 @@ def over_examples(
       TypeError: if the examples are not floating-point.
       ValueError: if the batch has no labels and ``conditional`` is set.
     """
-    if conditional:
-        x, labels = labelled(batch, objective)
-    else:
-        x = batch.x_data
-        labels = jnp.zeros(checks.batch_length("batch.x_data", x), jnp.int32)
-    checks.real_arrays("batch.x_data", x)
-    checks.floating("batch.x_data", x)
-    rng_keys = jax.random.split(rng_key, checks.batch_length("batch.x_data", x))
+    x, labels = examples_of(batch, objective, conditional=conditional)
+    rng_keys = jax.random.split(rng_key, checks.batch_length("x", x))
     with noted("energy", params=params, x=x):
         return jax.vmap(function, (None, 0, 0, 0), axis_name=BATCH_AXIS)(params, rng_keys, x, labels)

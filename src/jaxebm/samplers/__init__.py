@@ -4,6 +4,7 @@ from jaxebm.samplers.chains import Collect, run_annealed_chain, run_chain, run_c
 from jaxebm.samplers.conventions import CONVENTIONS, Convention, LangevinNumbers, from_convention
 from jaxebm.samplers.descent import DescentNorm, project_to_ball, projected_gradient_descent, steepest_descent
 from jaxebm.samplers.gaussian_fits import fit_class_gaussians, fit_gaussian
+from jaxebm.samplers.heated import HeatedState, heated_sgld
 from jaxebm.samplers.initial import (
     ClassGaussianInitial,
     GaussianInitial,
@@ -34,6 +35,7 @@ __all__ = [
     "Convention",
     "DescentNorm",
     "GaussianInitial",
+    "HeatedState",
     "Initial",
     "Ladder",
     "LangevinInfo",
@@ -62,6 +64,7 @@ __all__ = [
     "fit_gaussian",
     "from_convention",
     "geometric_levels",
+    "heated_sgld",
     "hmc",
     "init_buffer",
     "langevin_temperature",

@@ -1,0 +1,99 @@
+"""What pins the constant of a normalised energy: at the highest noise level the data are nearly Gaussian.
+
+Derivatives of U, or differences between levels, leave one constant free. Here it is learnt at the highest level
+sigma_max, where noisy data y = x + sigma_max z are told from draws of a Gaussian q of the same mean and
+variances by the log ratio -U(y; sigma_max) - log q(y) (noise-contrastive estimation). Its minimiser is
+U = -log p, normalised, whatever q is; near the Gaussian it takes few examples. The logistic loss has bounded
+gradients, so a U that is far off does no harm.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxebm import checks
+from jaxebm.energies.levels import uses_level
+from jaxebm.trees import normal_like, widened
+from jaxebm.types import Array, Position
+
+__all__ = ["GaussianReference", "anchor_loss", "check_level_used", "dimension", "fit_reference", "noisy"]
+
+_LOG_TWO_PI = 1.8378770664093453
+
+
+class GaussianReference(NamedTuple):
+    """A Gaussian with independent entries: ``mean`` and ``variance`` in the structure of one example."""
+
+    mean: Position
+    variance: Position
+
+    def sample(self, rng_key: Array) -> Position:
+        """Returns one draw."""
+        return jax.tree.map(
+            lambda mean, variance, z: mean + jnp.sqrt(variance) * z,
+            *self,
+            normal_like(rng_key, self.mean),
+        )
+
+    def log_density(self, y: Position) -> Array:
+        """Returns log q(y), shape ()."""
+        terms = jax.tree.map(
+            lambda mean, variance, y: jnp.sum(
+                -0.5 * (widened(y) - mean) ** 2 / variance - 0.5 * jnp.log(variance) - 0.5 * _LOG_TWO_PI
+            ),
+            *self,
+            y,
+        )
+        return sum(jax.tree.leaves(terms), start=jnp.zeros(()))
+
+
+def fit_reference(xs: Position, highest: Any) -> GaussianReference:
+    """Returns the Gaussian of x + highest z by the moments of a batch, each leaf ``(n, ...)``."""
+    xs = jax.lax.stop_gradient(jax.tree.map(widened, xs))
+    return GaussianReference(
+        jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), xs),
+        jax.tree.map(lambda leaf: jnp.var(leaf, axis=0) + highest**2, xs),
+    )
+
+
+def noisy(rng_key: Array, x: Position, level: Any) -> tuple[Position, Position]:
+    """Returns (x + level z in the dtypes of x, z), z standard normal."""
+    z = normal_like(rng_key, x)
+    return jax.tree.map(lambda x, z: (widened(x) + level * z).astype(x.dtype), x, z), z
+
+
+def anchor_loss(
+    rng_key: Array, energy_at: Any, x: Position, highest: Any, reference: GaussianReference
+) -> Array:
+    """The logistic loss of one example and one draw of the reference; log 2 where the two agree."""
+    key_noise, key_reference = jax.random.split(rng_key)
+    y, _ = noisy(key_noise, x, highest)
+    drawn = jax.tree.map(lambda q, x: q.astype(x.dtype), reference.sample(key_reference), x)
+
+    def log_ratio(y: Position) -> Array:
+        return -widened(energy_at(y, highest)) - reference.log_density(y)
+
+    return 0.5 * (jax.nn.softplus(-log_ratio(y)) + jax.nn.softplus(log_ratio(drawn)))
+
+
+def dimension(x: Position) -> int:
+    """Returns the number of entries of one example."""
+    return sum(int(jnp.size(leaf)) for leaf in jax.tree.leaves(x))
+
+
+def check_level_used(energy_at: Any, params: Any, x: Position, objective: str) -> None:
+    """Raises ``ValueError`` if an energy of (params, x, level) ignores the level: nothing could be learnt."""
+    if not uses_level(energy_at, params, x):
+        raise ValueError(
+            f"energy_at ignores the level that it is told: {objective} learns how the energy changes with the "
+            "level, so the network must read it, such as LevelMLP of jaxebm.energies."
+        )
+
+
+def check_levels(lowest: Any, highest: Any) -> None:
+    """Raises unless 0 < lowest < highest, each one number."""
+    checks.positive_number("lowest", lowest)
+    checks.positive_number("highest", highest)
+    if not (checks.is_traced(lowest) or checks.is_traced(highest)) and not lowest < highest:
+        raise ValueError(f"highest={highest!r}: highest must be above lowest={lowest!r}.")
