@@ -40,8 +40,11 @@ def test_recipes_compose_with_networks_and_data_sets(recipe: str, network: str, 
     assert config.data.crop_padding == (0 if dataset == "digits" else 4)
     overridden = RECIPES[recipe].learning if network == "wide-resnet" else {}
     share = 8 * 8 / (32 * 32 * 3) if dataset == "digits" and recipe in ("igebm", "improved_cd") else 1.0
+    matched = "objective.matching_scale" in RECIPES[recipe].method
+    if matched:
+        share = (8 * 8 if dataset == "digits" else 32 * 32 * 3) / 784
     for name, value in RECIPES[recipe].method.items():
-        if name == "sampler.step_size":
+        if name in ("sampler.step_size", "objective.matching_scale"):
             value *= share
         if name == "sampler.gradient_clip" and value is not None:
             value /= share

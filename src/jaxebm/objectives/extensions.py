@@ -6,7 +6,7 @@ from jaxebm import checks
 from jaxebm.objectives.adversarial import adversarial_examples
 from jaxebm.objectives.joint import classification_loss
 from jaxebm.objectives.last_step import last_step_loss
-from jaxebm.objectives.negatives import Negatives
+from jaxebm.objectives.negatives import Augment, Negatives
 from jaxebm.objectives.objective import Batch, Objective, check_function, check_negatives, labelled
 from jaxebm.types import Array, JointEnergyFn, LogitsFn, MakeKernel, Metrics, Params
 
@@ -85,6 +85,7 @@ def with_classification(
     *,
     weight: float | Array = 1.0,
     label_smoothing: float | Array = 0.0,
+    augment: Augment | None = None,
     training_logits: LogitsFn | None = None,
 ) -> Objective:
     """Adds a classifier's cross-entropy, as JEM does, to an objective of the same network.
@@ -99,6 +100,8 @@ def with_classification(
       logits: f(params, x) of one example, shape ``(K,)``.
       weight: w >= 0.
       label_smoothing: share of the target that is spread evenly over the classes, in [0, 1].
+      augment: ``(rng_key, x) -> x`` of one example, applied for the cross-entropy alone: the energy learns
+        the examples as they are.
       training_logits: what is differentiated instead of ``logits``, as in `jaxebm.objectives.jem`.
 
     Returns:
@@ -128,13 +131,19 @@ def with_classification(
     checks.non_negative_number("weight", weight)
     checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
     checks.one_number("label_smoothing", label_smoothing)
+    if augment is not None:
+        check_function("augment", augment, "rng_key", "x")
     if training_logits is not None:
         check_function("training_logits", training_logits, "params", "x")
     learnt = logits if training_logits is None else training_logits
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         x, labels = labelled(batch, "with_classification")
-        value, metrics = objective.loss(params, rng_key, batch, negatives)
+        key_loss = rng_key
+        if augment is not None:
+            key_loss, key_augment = jax.random.split(rng_key)
+            x = jax.vmap(augment)(jax.random.split(key_augment, len(labels)), x)
+        value, metrics = objective.loss(params, key_loss, batch, negatives)
         cross_entropy, found = classification_loss(learnt, params, x, labels, label_smoothing=label_smoothing)
         return value + weight * cross_entropy, metrics | found
 

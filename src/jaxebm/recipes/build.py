@@ -13,6 +13,7 @@ from jaxebm.energies import (
     MLP,
     ConvNet,
     WideResNet,
+    joint_energy,
     marginal_energy,
     refresh_statistics,
     trainable,
@@ -22,9 +23,12 @@ from jaxebm.objectives import (
     NegativeSampler,
     Objective,
     classifier,
+    energy_matching,
+    equilibrium_matching,
     jem,
     likelihood,
     with_adversarial_examples,
+    with_classification,
     with_last_step,
 )
 from jaxebm.recipes.config import Config
@@ -157,6 +161,8 @@ def make_objective(config: Config, network: Any, image_shape: tuple[int, ...]) -
     learns_statistics = architecture.norm == "batch" and not architecture.freeze_statistics
     training_logits = training_apply(network) if learns_statistics else None
     chain_energy = make_chain_energy(config, network, image_shape)
+    if config.generative and not config.uses_chains:
+        return make_matching(config, logits)
     if not config.generative:
         objective = classifier(
             logits, label_smoothing=settings.label_smoothing, training_logits=training_logits
@@ -200,6 +206,28 @@ def make_objective(config: Config, network: Any, image_shape: tuple[int, ...]) -
             entropy_weight=settings.neighbour_entropy_weight,
         )
     return objective
+
+
+def make_matching(config: Config, logits: LogitsFn) -> Objective:
+    """Returns the objective of a method without chains: E(x) or E(x, y) matched, and cross-entropy."""
+    settings = config.objective
+    make = energy_matching if settings.method == "energy-matching" else equilibrium_matching
+    conditional = settings.p_xy_weight > 0
+    objective = make(
+        joint_energy(logits) if conditional else marginal_energy(logits),
+        scale=settings.matching_scale,
+        coupling=settings.coupling,
+        weight=settings.p_xy_weight if conditional else settings.p_x_weight,
+    )
+    if settings.p_y_given_x_weight == 0:
+        return objective
+    return with_classification(
+        objective,
+        logits,
+        weight=settings.p_y_given_x_weight,
+        label_smoothing=settings.label_smoothing,
+        augment=make_augment(config, config.data.max_shift),
+    )
 
 
 def build(config: Config, dataset: Dataset, params: Params | None = None) -> Training:
@@ -249,18 +277,21 @@ def build(config: Config, dataset: Dataset, params: Params | None = None) -> Tra
         if size % strata:
             raise ValueError(f"{name}={size} must be a multiple of parallel.strata={strata}.")
     num_classes = num_outputs(config, dataset.num_classes)
-    if config.generative and config.sampler.negatives == "persistent":
+    if config.uses_chains and config.sampler.negatives == "persistent":
         slots, unit = config.sampler.buffer_size, num_classes * strata
         if slots % unit:
             raise ValueError(
                 f"sampler.buffer_size={slots} must be a multiple of num_classes={num_classes} times "
                 f"parallel.strata={strata}; {-(-slots // unit) * unit} is the next one."
             )
-    starts_anew = config.generative and config.sampler.negatives != "contrastive-divergence"
+    starts_anew = config.uses_chains and config.sampler.negatives != "contrastive-divergence"
     initial = make_initial(config, dataset) if starts_anew else None
     optimizer = make_optimizer(config, num_steps)
     augment = make_augment(config, config.data.max_shift)
     augment_x_data = make_augment(config, config.data.max_shift_p_x) if config.data.augment_p_x else None
+    if config.generative and not config.uses_chains:
+        # Only the cross-entropy learns augmented images (`make_matching`).
+        augment = augment_x_data = None
     frozen = config.architecture.freeze_statistics
     rho = config.optimizer.sharpness_rho
 

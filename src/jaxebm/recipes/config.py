@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from jaxebm import checks
-from jaxebm.recipes.devices import GENERATORS, ParallelConfig
+from jaxebm.recipes.config_checks import check_config
+from jaxebm.recipes.devices import ParallelConfig
 from jaxebm.recipes.serialisation import as_json, from_json
 from jaxebm.report.settings import ReportSettings
 
@@ -126,6 +126,8 @@ class DataConfig:
 class ObjectiveConfig:
     """Settings of the loss."""
 
+    method: Literal["chains", "energy-matching", "equilibrium-matching"] = "chains"
+    """How the density is learnt: from samples of chains, or from the velocity from noise to data."""
     p_y_given_x_weight: float = 1.0
     """Weight of log p(y|x), the cross-entropy."""
     p_x_weight: float = 0.5
@@ -142,6 +144,10 @@ class ObjectiveConfig:
     """Weight of the sampler's KL term, the gradient through one more step (improved CD)."""
     neighbour_entropy_weight: float = 0.3
     """Weight of the nearest-neighbour entropy of the samples within the KL term."""
+    matching_scale: float = 30.0
+    """With energy-matching and equilibrium-matching: the factor c of the matched potential V = c E."""
+    coupling: Literal["optimal", "independent"] = "optimal"
+    """Pairs of noise and data in a batch: optimal transport, or random."""
     energy_l2: float = 0.0
     """Weight of E(x)^2 on data and samples, against drift."""
     label_smoothing: float = 0.0
@@ -158,8 +164,15 @@ class SamplerConfig:
     """Sample from p(x), or from p(x|y) with as many chains per class."""
     num_chains: int = 64
     """Negatives per update (contrastive divergence: the batch size)."""
-    kernel: Literal["sgld", "first-layer", "descent"] = "sgld"
-    """Langevin dynamics, JEM++'s inner steps through the first layer, or steps of fixed length (PGD)."""
+    kernel: Literal["sgld", "first-layer", "descent", "heated"] = "sgld"
+    """Langevin dynamics, JEM++'s inner steps through the first layer, steps of fixed length (PGD), or
+    descent that turns into Langevin dynamics."""
+    cold_steps: int = 0
+    """Steps without noise of `heated`."""
+    heating_steps: int = 0
+    """Steps over which the temperature of `heated` rises."""
+    stop_after: int | None = None
+    """Steps after which a chain of `heated` stands still: by default it goes on."""
     inner_steps: int = 5
     """Inner steps of `first-layer` for each full gradient."""
     num_steps: int = 20
@@ -172,8 +185,8 @@ class SamplerConfig:
     """Clip each entry of dE/dx to +- this."""
     clamp: bool = True
     """Keep pixels inside [-1, 1]."""
-    initial: Literal["uniform", "gaussian", "class-gaussian"] = "uniform"
-    """Where new chains start: uniform noise, or a Gaussian fitted to all images or to each class."""
+    initial: Literal["uniform", "normal", "gaussian", "class-gaussian"] = "uniform"
+    """Where new chains start: uniform noise, N(0, I), or a Gaussian fitted to all images or each class."""
     buffer_size: int = 2000
     """Slots of the replay buffer, a multiple of the number of classes."""
     restart_probability: float = 0.05
@@ -212,7 +225,17 @@ class RunConfig:
 class Config:
     """Train a joint energy-based model (JEM) on images, and evaluate it."""
 
-    recipe: Literal["tuned", "jem", "jempp", "sadajem", "dat", "igebm", "improved_cd"] = "tuned"
+    recipe: Literal[
+        "tuned",
+        "jem",
+        "jempp",
+        "sadajem",
+        "dat",
+        "igebm",
+        "improved_cd",
+        "energy_matching",
+        "equilibrium_matching",
+    ] = "tuned"
     """Method of a paper; with `wide-resnet` also its network, optimiser and epochs. Flags override it."""
     task: Literal["supervised", "unconditional"] = "supervised"
     """Learn classes and images, or images alone with an energy of one output."""
@@ -246,8 +269,13 @@ class Config:
 
     @property
     def generative(self) -> bool:
-        """Whether anything goes through the sampler."""
+        """Whether a density is learnt."""
         return self.objective.p_x_weight > 0 or self.objective.p_xy_weight > 0
+
+    @property
+    def uses_chains(self) -> bool:
+        """Whether the density is learnt from samples of chains."""
+        return self.generative and self.objective.method == "chains"
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is out of range or does not fit another."""
@@ -256,158 +284,4 @@ class Config:
             self.evaluation.check()
         except ValueError as error:
             raise ValueError(f"evaluation.{error}") from None
-        checks.positive_integer("epochs", self.epochs)
-        checks.seed("seed", self.seed)
-        checks.text("dataset", self.dataset)
-        for name in ("architecture.widths", "architecture.channels"):
-            sizes = self._setting(name)
-            if not sizes or min(sizes) < 1:
-                raise ValueError(
-                    f"{name}={sizes}: a positive integer for each of one or more layers is needed."
-                )
-        for name in (
-            "data.batch_size",
-            "sampler.num_chains",
-            "sampler.num_steps",
-            "sampler.inner_steps",
-            "sampler.buffer_size",
-            "objective.adversarial_steps",
-            "run.steps_per_dispatch",
-            "run.checkpoint_every",
-        ):
-            checks.positive_integer(name, self._setting(name))
-        for name in (
-            "devices",
-            "data.labels_per_class",
-            "run.resume_step",
-            "parallel.strata",
-            "parallel.processes",
-        ):
-            if self._setting(name) is not None:
-                checks.positive_integer(name, self._setting(name))
-        for name in ("optimizer.learning_rate", "optimizer.decay_factor", "sampler.step_size"):
-            checks.positive(name, self._setting(name))
-        for name in (
-            "sampler.noise",
-            "data.noise",
-            "data.max_shift",
-            "data.max_shift_p_x",
-            "data.crop_padding",
-            "optimizer.weight_decay",
-            "optimizer.sharpness_rho",
-            "objective.energy_l2",
-            "objective.adversarial_radius",
-            "objective.last_step_weight",
-            "objective.neighbour_entropy_weight",
-            "objective.p_y_given_x_weight",
-            "objective.p_x_weight",
-            "objective.p_xy_weight",
-            "run.pretrain_epochs",
-            "run.telemetry_every",
-            "optimizer.warmup_steps",
-        ):
-            checks.non_negative(name, self._setting(name))
-        for name in ("sampler.gradient_clip", "optimizer.gradient_clip_norm"):
-            if self._setting(name) is not None:
-                checks.positive(name, self._setting(name))
-        decays = list(self.optimizer.decay_epochs)
-        if decays != sorted(set(decays)) or (decays and decays[0] < 1):
-            raise ValueError(f"optimizer.decay_epochs={decays}: increasing epochs, at least 1, are needed.")
-        if self.parallel.generator not in GENERATORS:
-            raise ValueError(
-                f"parallel.generator={self.parallel.generator!r}: choose one of {', '.join(GENERATORS)}."
-            )
-        for name in (
-            "optimizer.momentum",
-            "optimizer.adam_b1",
-            "optimizer.learning_rate_floor",
-            "optimizer.ema_decay",
-            "objective.label_smoothing",
-            "sampler.restart_probability",
-        ):
-            checks.in_range(name, self._setting(name), 0.0, 1.0)
-        if self.optimizer.adam_b1 == 1.0:  # the first moment is divided by 1 - adam_b1^n
-            raise ValueError("optimizer.adam_b1=1.0: optimizer.adam_b1 must be below 1.")
-        if self.run.resume_step is not None and not self.resume:
-            raise ValueError("run.resume_step is the checkpoint to go on from: it needs resume=True.")
-        self._check_network()
-        self._check_task()
-        self._check_sampler()
-
-    def _setting(self, name: str) -> Any:
-        group, _, setting = name.rpartition(".")
-        return getattr(getattr(self, group) if group else self, setting)
-
-    def _check_network(self) -> None:
-        parts = self.architecture
-        if parts.remat and self.network != "wide-resnet":
-            raise ValueError(f"architecture.remat is for network=wide-resnet; {self.network} has no blocks.")
-        if self.network == "mlp" and (parts.norm != "none" or parts.spectral_norm):
-            wanted = "spectral_norm" if parts.spectral_norm else f"norm={parts.norm}"
-            raise ValueError(
-                f"architecture.{wanted} is for network=convnet or wide-resnet, not mlp; for recipe "
-                f"{self.recipe} with mlp set architecture.norm=none and architecture.spectral_norm=False."
-            )
-        if parts.freeze_statistics and parts.norm != "batch":
-            raise ValueError("architecture.freeze_statistics is about batch normalisation: norm=batch.")
-        if parts.freeze_statistics and parts.spectral_norm:
-            raise ValueError(
-                "architecture.freeze_statistics would freeze what spectral_norm measures: leave one out."
-            )
-        if parts.freeze_statistics and self.generative and self.run.pretrain_epochs == 0:
-            raise ValueError(
-                "architecture.freeze_statistics needs statistics: set run.pretrain_epochs to at least 1."
-            )
-        if self.optimizer.schedule == "steps" and not self.optimizer.decay_epochs:
-            raise ValueError("optimizer.schedule=steps needs optimizer.decay_epochs, such as 60 90.")
-
-    def _check_task(self) -> None:
-        weights = self.objective
-        if not (self.generative or weights.p_y_given_x_weight):
-            raise ValueError(
-                "objective.p_y_given_x_weight, p_x_weight and p_xy_weight are all 0: nothing would be learnt."
-            )
-        if self.task != "unconditional":
-            return
-        if weights.p_y_given_x_weight or weights.p_xy_weight or weights.p_x_weight == 0:
-            raise ValueError(
-                "task=unconditional knows no classes: set objective.p_x_weight=1, p_y_given_x_weight=0 and "
-                "p_xy_weight=0."
-            )
-        if self.run.select == "best":
-            raise ValueError("run.select=best goes by the validation NLL of classes: use select=last.")
-        for name in (
-            "data.labels_per_class",
-            "objective.adversarial_radius",
-            "run.twin",
-            "run.pretrain_epochs",
-        ):
-            if self._setting(name):
-                raise ValueError(f"{name} is about classes, which task=unconditional does not learn.")
-        if self.sampler.chains == "conditional" or self.sampler.initial == "class-gaussian":
-            raise ValueError(
-                "task=unconditional knows no classes: use sampler.chains=marginal, and "
-                "sampler.initial=uniform or gaussian."
-            )
-
-    def _check_sampler(self) -> None:
-        sampler, weights = self.sampler, self.objective
-        if weights.p_xy_weight > 0 and sampler.chains != "conditional":
-            raise ValueError(
-                "objective.p_xy_weight needs samples of p(x, y): set sampler.chains=conditional."
-            )
-        if sampler.kernel == "descent" and (sampler.noise > 0 or sampler.gradient_clip is not None):
-            raise ValueError(
-                "sampler.kernel=descent takes steps of one length without noise: use sampler.noise=0 and "
-                "sampler.gradient_clip=None."
-            )
-        if weights.last_step_weight > 0 and not self.generative:
-            raise ValueError(
-                "objective.last_step_weight is about the sampler: set objective.p_x_weight above 0."
-            )
-        if sampler.negatives == "persistent" and sampler.buffer_size < sampler.num_chains:
-            raise ValueError(
-                f"sampler.buffer_size={sampler.buffer_size} is smaller than "
-                f"sampler.num_chains={sampler.num_chains}: every chain needs a slot of its own; use a "
-                f"buffer_size of at least {sampler.num_chains}."
-            )
+        check_config(self)

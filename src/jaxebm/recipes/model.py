@@ -16,12 +16,9 @@ from jaxebm.energies import joint_energy, marginal_energy
 from jaxebm.objectives import SamplerState, ignore_label
 from jaxebm.recipes.build import make_network
 from jaxebm.recipes.config import Config
-from jaxebm.recipes.sampler import PIXELS, make_kernel
+from jaxebm.recipes.sampler import make_kernel, noise_of
 from jaxebm.report.chains import advance, start_chains
-from jaxebm.samplers import (
-    Initial,
-    UniformInitial,
-)
+from jaxebm.samplers import Initial
 from jaxebm.training import TrainState
 from jaxebm.types import Array, EnergyFn, LogitsFn, MakeKernel, Params
 
@@ -273,11 +270,6 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 def model_of(config: Config, dataset: Dataset, state: TrainState) -> Model:
     """Returns the model of a state, on this host, right after training."""
     kept: SamplerState = state.sampler_state
-    initial = uniform_start(dataset.space) if kept.initial is None else kept.initial
+    initial = noise_of(config, dataset.image_shape) if kept.initial is None else kept.initial
     params, initial = jax.tree.map(jnp.asarray, (state.ema_params, initial))
     return Model(config, params, dataset.space, initial, int(state.step))
-
-
-def uniform_start(space: ImageSpace) -> Initial:
-    """Returns uniform noise over the pixel range: where chains start if a run stored nothing else."""
-    return UniformInitial(PIXELS[0], PIXELS[1], shape=space.image_shape)

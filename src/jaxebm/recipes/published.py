@@ -53,6 +53,25 @@ PROXIMAL = {
 }
 """The "proximal" steps of JEM++ (entries of the gradient within +-1, pixels within [-1, 1]), its informative
 initialisation (one Gaussian per class, with full covariance plus 1e-4 I), and batch normalisation."""
+MATCHED = {
+    "objective.p_y_given_x_weight": 0.1,
+    "objective.p_x_weight": 0.0,
+    "objective.p_xy_weight": 1.0,
+    "objective.matching_scale": 30.0,
+    "sampler.chains": "conditional",
+    "sampler.kernel": "heated",
+    "sampler.num_steps": 100,
+    "sampler.step_size": 0.6,  # steps of .02 in the time from noise to data, times the scale
+    "sampler.noise": 0.0,
+    "sampler.gradient_clip": None,
+    "sampler.clamp": False,
+    "sampler.initial": "normal",
+    "optimizer.kind": "adam",
+    "optimizer.weight_decay": 0.0,
+    "optimizer.learning_rate": 1e-3,
+    "data.batch_size": 128,
+}
+"""Potentials of E(x, y) whose slope is the velocity from noise to data, beside the cross-entropy."""
 WIDE = {
     "network": "wide-resnet",
     "architecture.depth": 28,
@@ -216,6 +235,41 @@ RECIPES: dict[str, Recipe] = {
         },
         reference="Du & Mordatch 2019, arXiv 1903.08689: equations 1 to 3, algorithm 1, appendix A.4",
     ),
+    "energy_matching": Recipe(
+        method={**MATCHED, "objective.method": "energy-matching", "objective.coupling": "optimal"},
+        learning={
+            **WIDE,
+            "architecture.norm": "none",
+            "architecture.activation": "swish",
+            "optimizer.kind": "adam",
+            "optimizer.learning_rate": 1.2e-3,
+            "optimizer.weight_decay": 0.0,
+            "optimizer.schedule": "constant",
+            "optimizer.warmup_steps": 10_000,
+            "optimizer.ema_decay": 0.9999,
+            "objective.matching_scale": 1000.0,
+            "sampler.step_size": 20.0,
+            "data.batch_size": 128,
+            "epochs": 370,
+        },
+        reference="Balcerak et al. 2025, arXiv 2504.10612: equation 4 (phase 1), with the classes of JEM",
+    ),
+    "equilibrium_matching": Recipe(
+        method={**MATCHED, "objective.method": "equilibrium-matching", "objective.coupling": "independent"},
+        learning={
+            **WIDE,
+            "architecture.norm": "none",
+            "architecture.activation": "swish",
+            "optimizer.kind": "adamw",
+            "optimizer.learning_rate": 1e-4,
+            "optimizer.weight_decay": 0.0,
+            "optimizer.schedule": "constant",
+            "optimizer.ema_decay": 0.9999,
+            "data.batch_size": 256,
+            "epochs": 200,
+        },
+        reference="Wang & Du 2025, arXiv 2510.02300: equations 4 to 7, with the classes of JEM",
+    ),
     "improved_cd": Recipe(
         # Pixels in [0, 1]: step 100, noise .001, without a clip.
         method={
@@ -345,10 +399,17 @@ def _method_for(recipe: Recipe, dataset: str) -> dict[str, Any]:
     With an energy-L2 term energies are of order one for images of any size d, so gradients scale as 1 / d.
     There step sizes are multiplied by d / 3072, and bounds of the gradient divided by it: a step size of 400,
     right for CIFAR-10, would move pixels of digits from one end of their range to the other.
+
+    A matched potential V = c E has slopes of the order of the velocity from noise to data, and so values of
+    the order of d: c is given for 784 entries, and proportional to d. A step of the potential stays the same.
     """
     method = dict(recipe.method)
+    entries = ENTRIES.get(dataset, 32 * 32 * 3)
+    if "objective.matching_scale" in method:
+        for name in ("objective.matching_scale", "sampler.step_size"):
+            method[name] *= entries / 784
     if method.get("objective.energy_l2", 0.0) > 0.0:
-        share = ENTRIES.get(dataset, 32 * 32 * 3) / (32 * 32 * 3)
+        share = entries / (32 * 32 * 3)
         method["sampler.step_size"] *= share
         if method["sampler.gradient_clip"] is not None:
             method["sampler.gradient_clip"] /= share

@@ -13,9 +13,10 @@ from jaxebm.data import ImageSpace
 from jaxebm.recipes.build import make_network
 from jaxebm.recipes.config import Config
 from jaxebm.recipes.judge import open_finished, selected_step
-from jaxebm.recipes.model import DESCRIPTION, Model, uniform_start
+from jaxebm.recipes.model import DESCRIPTION, Model
 from jaxebm.recipes.observe import BEST_METRIC
-from jaxebm.samplers import ClassGaussianInitial, GaussianInitial, UniformInitial
+from jaxebm.recipes.sampler import noise_of
+from jaxebm.samplers import ClassGaussianInitial, GaussianInitial, NormalInitial, UniformInitial
 from jaxebm.training import Checkpoints, RunFolder
 from jaxebm.training.parameters import AVERAGE, fill
 
@@ -79,7 +80,11 @@ def load(
         arrays = checkpoints.read(step, prefix=AVERAGE)
         starts = checkpoints.read(step, prefix=STARTS)
     params = fill(_params_template(config, space), AVERAGE, arrays)
-    initial = fill(_initial_template(config, space), STARTS, starts) if starts else uniform_start(space)
+    initial = (
+        fill(_initial_template(config, space), STARTS, starts)
+        if starts
+        else noise_of(config, space.image_shape)
+    )
     return Model(config, params, space, initial, int(step or 0), _read_log_partition(run, int(step or 0)))
 
 
@@ -123,6 +128,8 @@ def _initial_template(config: Config, space: ImageSpace) -> Any:
     ends: tuple[Any, Any] = (array(), array())
     if config.sampler.initial == "uniform":
         return UniformInitial(*ends, shape=space.image_shape)
+    if config.sampler.initial == "normal":
+        return NormalInitial(array(), shape=space.image_shape)  # type: ignore[arg-type]
     if config.sampler.initial == "gaussian":
         return GaussianInitial(array(*space.image_shape), array(size, size), *ends)  # type: ignore[arg-type]
     return ClassGaussianInitial(

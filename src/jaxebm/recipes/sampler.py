@@ -17,10 +17,12 @@ from jaxebm.objectives import (
 from jaxebm.recipes.config import Config
 from jaxebm.samplers import (
     Initial,
+    NormalInitial,
     UniformInitial,
     first_layer_sgld,
     fit_class_gaussians,
     fit_gaussian,
+    heated_sgld,
     sgld,
     steepest_descent,
 )
@@ -39,12 +41,19 @@ BUFFER_BLUR = 0.5
 
 def make_initial(config: Config, dataset: Dataset) -> Initial:
     """Returns the distribution that new chains start from."""
-    if config.sampler.initial == "uniform":
-        return UniformInitial(*PIXELS, shape=dataset.image_shape)
+    if config.sampler.initial in ("uniform", "normal"):
+        return noise_of(config, dataset.image_shape)
     images = np.asarray(dataset.rescale(dataset.train.image))
     if config.sampler.initial == "gaussian":
         return fit_gaussian(images, clamp=PIXELS)
     return fit_class_gaussians(images, dataset.train.label, dataset.num_classes, clamp=PIXELS)
+
+
+def noise_of(config: Config, image_shape: tuple[int, ...]) -> Initial:
+    """Returns the noise that chains start from if no distribution was fitted to the data."""
+    if config.sampler.initial == "normal":
+        return NormalInitial(1.0, shape=image_shape)
+    return UniformInitial(*PIXELS, shape=image_shape)
 
 
 def make_kernel(config: Config) -> MakeKernel:
@@ -57,6 +66,17 @@ def make_kernel(config: Config) -> MakeKernel:
     clamp = PIXELS if config.sampler.clamp else None
     if config.sampler.kernel == "descent":
         return partial(steepest_descent, step_size=config.sampler.step_size, state_clamp=clamp)
+    if config.sampler.kernel == "heated":
+        return partial(
+            heated_sgld,
+            step_size=config.sampler.step_size,
+            temperature=config.sampler.noise**2 / (2 * config.sampler.step_size),
+            cold_steps=config.sampler.cold_steps,
+            heating_steps=config.sampler.heating_steps,
+            stop_after=config.sampler.stop_after,
+            gradient_clip=config.sampler.gradient_clip,
+            state_clamp=clamp,
+        )
     repeats = config.sampler.inner_steps if config.sampler.kernel == "first-layer" else 1
     return partial(
         sgld,
@@ -94,7 +114,7 @@ def make_chain_energy(config: Config, network: Any, image_shape: tuple[int, ...]
 def make_negatives(
     config: Config, initial: Initial | None, num_classes: int, placement: Placement | None
 ) -> NegativeSampler | None:
-    """Returns the sampler of the negatives; None for a plain classifier.
+    """Returns the sampler of the negatives; None where nothing is learnt from chains.
 
     Args:
       config: the configuration of the run.
@@ -103,7 +123,7 @@ def make_negatives(
       placement: the placement of the run's arrays.
     """
     sharding = None if placement is None else placement.split
-    if not config.generative:
+    if not config.uses_chains:
         return None
     kernel = make_training_kernel(config)
     if config.sampler.negatives == "contrastive-divergence":

@@ -39,7 +39,9 @@ def advance(kernel: MakeKernel, energy: JointEnergyFn) -> Callable[..., Array]:
 def fresh_chains(
     rng_key: Array, evaluation: Evaluation, energy: JointEnergyFn, labels: Array, steps: Sequence[int]
 ) -> dict[int, np.ndarray]:
-    """Runs new chains on E(x, y).
+    """Runs new chains on E(x, y), from the same initial positions for each number of steps.
+
+    None goes on from a shorter one: a kernel may change its noise with the number of steps, or stop.
 
     Args:
       rng_key: One key.
@@ -53,14 +55,12 @@ def fresh_chains(
     """
     model = evaluation.model
     keys = jax.random.split(rng_key, len(steps) + 1)
-    positions = start_chains(keys[0], model.initial, labels)
+    starts = start_chains(keys[0], model.initial, labels)
     run = advance(model.kernel, energy)
-    kept, done = {}, 0
-    for key, total in zip(keys[1:], steps, strict=True):
-        more = total - done
-        positions = run(key, params=model.params, positions=positions, labels=labels, num_steps=more)
-        kept[total], done = np.asarray(positions), total
-    return kept
+    return {
+        total: np.asarray(run(key, params=model.params, positions=starts, labels=labels, num_steps=total))
+        for key, total in zip(keys[1:], steps, strict=True)
+    }
 
 
 def is_finite(images: np.ndarray) -> np.ndarray:

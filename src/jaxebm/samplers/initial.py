@@ -18,6 +18,7 @@ __all__ = [
     "ClassGaussianInitial",
     "GaussianInitial",
     "Initial",
+    "NormalInitial",
     "UniformInitial",
     "uniform_like",
 ]
@@ -84,15 +85,53 @@ class UniformInitial:
 
     def __post_init__(self) -> None:
         _check_ends(self.low, self.high)
-        checks.instance("shape", self.shape, (tuple, list), "Such as shape=(28, 28, 1).")
-        for length in self.shape:
-            checks.integer("shape", length, 0)
+        _check_position_shape(self.shape)
         object.__setattr__(self, "dtype", _floating_dtype(self.dtype))
 
     def __call__(self, rng_key: Array, label: Array) -> Array:
         """Returns one draw, of ``shape``; the label is ignored."""
         del label
         return _uniform(rng_key, self.shape, self.dtype, self.low, self.high)
+
+
+@_pytree
+@dataclass(frozen=True)
+class NormalInitial:
+    """Independent Gaussian noise N(0, s^2 I), from which matched energies lead to data; it ignores the label.
+
+    Attributes:
+      scale: s > 0, its standard deviation, ``()``.
+      shape: shape of one position.
+      dtype: floating-point type of one position; ``None`` is JAX's default, float32 (float64 under x64).
+
+    Raises:
+      ValueError: if the scale is not positive, or the shape holds negative numbers.
+      TypeError: if the scale is no number, the shape no tuple of integers, or the dtype not floating-point.
+
+    Example:
+      >>> initial = NormalInitial(1.0, shape=(8, 8, 1))
+      >>> initial(jax.random.key(0), jnp.array(3)).shape
+      (8, 8, 1)
+    """
+
+    scale: Array | float
+    shape: tuple[int, ...] = field(metadata=_STATIC)
+    dtype: Any = field(default=None, metadata=_STATIC)
+
+    def __post_init__(self) -> None:
+        checks.array("scale", _stand_in(self.scale), (), "one number, shape (),")
+        if not isinstance(self.scale, jax.ShapeDtypeStruct):
+            checks.positive_number("scale", self.scale)
+        _check_position_shape(self.shape)
+        object.__setattr__(self, "dtype", _floating_dtype(self.dtype))
+
+    def __call__(self, rng_key: Array, label: Array) -> Array:
+        """Returns one draw, of ``shape``; the label is ignored."""
+        del label
+        checks.rng_key("rng_key", rng_key)
+        dtype = jax.dtypes.canonicalize_dtype(float if self.dtype is None else self.dtype)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return (self.scale * jax.random.normal(rng_key, self.shape, wide)).astype(dtype)
 
 
 @_pytree
@@ -275,6 +314,12 @@ def _check_order(low: Any, high: Any) -> None:
     unknown = any(checks.is_traced(end) or isinstance(end, jax.ShapeDtypeStruct) for end in (low, high))
     if not unknown and not low < high:
         raise ValueError(f"low={low}, high={high}: low must be less than high.")
+
+
+def _check_position_shape(shape: Any) -> None:
+    checks.instance("shape", shape, (tuple, list), "Such as shape=(28, 28, 1).")
+    for length in shape:
+        checks.integer("shape", length, 0)
 
 
 def _stand_in(tree: Any) -> Any:

@@ -1,0 +1,211 @@
+"""Checks of a configuration: each setting by itself, and with the others."""
+
+from typing import TYPE_CHECKING, Any
+
+from jaxebm import checks
+from jaxebm.recipes.devices import GENERATORS
+
+if TYPE_CHECKING:
+    from jaxebm.recipes.config import Config
+
+__all__ = ["check_config"]
+
+
+def check_config(config: "Config") -> None:
+    """Raises ``ValueError`` naming the first setting that is out of range or does not fit another."""
+    checks.positive_integer("epochs", config.epochs)
+    checks.seed("seed", config.seed)
+    checks.text("dataset", config.dataset)
+    for name in ("architecture.widths", "architecture.channels"):
+        sizes = _setting(config, name)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"{name}={sizes}: a positive integer for each of one or more layers is needed.")
+    for name in (
+        "data.batch_size",
+        "sampler.num_chains",
+        "sampler.num_steps",
+        "sampler.inner_steps",
+        "sampler.buffer_size",
+        "objective.adversarial_steps",
+        "run.steps_per_dispatch",
+        "run.checkpoint_every",
+    ):
+        checks.positive_integer(name, _setting(config, name))
+    for name in (
+        "devices",
+        "data.labels_per_class",
+        "run.resume_step",
+        "sampler.stop_after",
+        "parallel.strata",
+        "parallel.processes",
+    ):
+        if _setting(config, name) is not None:
+            checks.positive_integer(name, _setting(config, name))
+    for name in (
+        "optimizer.learning_rate",
+        "optimizer.decay_factor",
+        "sampler.step_size",
+        "objective.matching_scale",
+    ):
+        checks.positive(name, _setting(config, name))
+    for name in (
+        "sampler.noise",
+        "data.noise",
+        "data.max_shift",
+        "data.max_shift_p_x",
+        "data.crop_padding",
+        "optimizer.weight_decay",
+        "optimizer.sharpness_rho",
+        "objective.energy_l2",
+        "objective.adversarial_radius",
+        "objective.last_step_weight",
+        "objective.neighbour_entropy_weight",
+        "objective.p_y_given_x_weight",
+        "objective.p_x_weight",
+        "objective.p_xy_weight",
+        "run.pretrain_epochs",
+        "run.telemetry_every",
+        "optimizer.warmup_steps",
+        "sampler.cold_steps",
+        "sampler.heating_steps",
+    ):
+        checks.non_negative(name, _setting(config, name))
+    for name in ("sampler.gradient_clip", "optimizer.gradient_clip_norm"):
+        if _setting(config, name) is not None:
+            checks.positive(name, _setting(config, name))
+    decays = list(config.optimizer.decay_epochs)
+    if decays != sorted(set(decays)) or (decays and decays[0] < 1):
+        raise ValueError(f"optimizer.decay_epochs={decays}: increasing epochs, at least 1, are needed.")
+    if config.parallel.generator not in GENERATORS:
+        raise ValueError(
+            f"parallel.generator={config.parallel.generator!r}: choose one of {', '.join(GENERATORS)}."
+        )
+    for name in (
+        "optimizer.momentum",
+        "optimizer.adam_b1",
+        "optimizer.learning_rate_floor",
+        "optimizer.ema_decay",
+        "objective.label_smoothing",
+        "sampler.restart_probability",
+    ):
+        checks.in_range(name, _setting(config, name), 0.0, 1.0)
+    if config.optimizer.adam_b1 == 1.0:  # the first moment is divided by 1 - adam_b1^n
+        raise ValueError("optimizer.adam_b1=1.0: optimizer.adam_b1 must be below 1.")
+    if config.run.resume_step is not None and not config.resume:
+        raise ValueError("run.resume_step is the checkpoint to go on from: it needs resume=True.")
+    _check_network(config)
+    _check_task(config)
+    _check_sampler(config)
+
+
+def _setting(config: "Config", name: str) -> Any:
+    group, _, setting = name.rpartition(".")
+    return getattr(getattr(config, group) if group else config, setting)
+
+
+def _check_network(config: "Config") -> None:
+    parts = config.architecture
+    if parts.remat and config.network != "wide-resnet":
+        raise ValueError(f"architecture.remat is for network=wide-resnet; {config.network} has no blocks.")
+    if config.network == "mlp" and (parts.norm != "none" or parts.spectral_norm):
+        wanted = "spectral_norm" if parts.spectral_norm else f"norm={parts.norm}"
+        raise ValueError(
+            f"architecture.{wanted} is for network=convnet or wide-resnet, not mlp; for recipe "
+            f"{config.recipe} with mlp set architecture.norm=none and architecture.spectral_norm=False."
+        )
+    if parts.freeze_statistics and parts.norm != "batch":
+        raise ValueError("architecture.freeze_statistics is about batch normalisation: norm=batch.")
+    if parts.freeze_statistics and parts.spectral_norm:
+        raise ValueError(
+            "architecture.freeze_statistics would freeze what spectral_norm measures: leave one out."
+        )
+    if parts.freeze_statistics and config.generative and config.run.pretrain_epochs == 0:
+        raise ValueError(
+            "architecture.freeze_statistics needs statistics: set run.pretrain_epochs to at least 1."
+        )
+    if config.optimizer.schedule == "steps" and not config.optimizer.decay_epochs:
+        raise ValueError("optimizer.schedule=steps needs optimizer.decay_epochs, such as 60 90.")
+
+
+def _check_task(config: "Config") -> None:
+    weights = config.objective
+    if not (config.generative or weights.p_y_given_x_weight):
+        raise ValueError(
+            "objective.p_y_given_x_weight, p_x_weight and p_xy_weight are all 0: nothing would be learnt."
+        )
+    if config.task != "unconditional":
+        return
+    if weights.p_y_given_x_weight or weights.p_xy_weight or weights.p_x_weight == 0:
+        raise ValueError(
+            "task=unconditional knows no classes: set objective.p_x_weight=1, p_y_given_x_weight=0 and "
+            "p_xy_weight=0."
+        )
+    if config.run.select == "best":
+        raise ValueError("run.select=best goes by the validation NLL of classes: use select=last.")
+    for name in (
+        "data.labels_per_class",
+        "objective.adversarial_radius",
+        "run.twin",
+        "run.pretrain_epochs",
+    ):
+        if _setting(config, name):
+            raise ValueError(f"{name} is about classes, which task=unconditional does not learn.")
+    if config.sampler.chains == "conditional" or config.sampler.initial == "class-gaussian":
+        raise ValueError(
+            "task=unconditional knows no classes: use sampler.chains=marginal, and "
+            "sampler.initial=uniform or gaussian."
+        )
+
+
+def _check_sampler(config: "Config") -> None:
+    sampler, weights = config.sampler, config.objective
+    if weights.p_xy_weight > 0 and sampler.chains != "conditional":
+        raise ValueError("objective.p_xy_weight needs samples of p(x, y): set sampler.chains=conditional.")
+    if sampler.kernel == "descent" and (sampler.noise > 0 or sampler.gradient_clip is not None):
+        raise ValueError(
+            "sampler.kernel=descent takes steps of one length without noise: use sampler.noise=0 and "
+            "sampler.gradient_clip=None."
+        )
+    if weights.last_step_weight > 0 and not config.uses_chains:
+        raise ValueError(
+            "objective.last_step_weight is about the chains of training: set objective.p_x_weight "
+            "above 0 and objective.method=chains."
+        )
+    if sampler.kernel != "heated":
+        for name in ("cold_steps", "heating_steps", "stop_after"):
+            if getattr(sampler, name):
+                raise ValueError(f"sampler.{name} is for sampler.kernel=heated.")
+    if weights.method != "chains":
+        _check_matching(config)
+        return
+    if sampler.negatives == "persistent" and sampler.buffer_size < sampler.num_chains:
+        raise ValueError(
+            f"sampler.buffer_size={sampler.buffer_size} is smaller than "
+            f"sampler.num_chains={sampler.num_chains}: every chain needs a slot of its own; use a "
+            f"buffer_size of at least {sampler.num_chains}."
+        )
+
+
+def _check_matching(config: "Config") -> None:
+    weights = config.objective
+    if weights.p_x_weight > 0 and weights.p_xy_weight > 0:
+        raise ValueError(
+            f"objective.method={weights.method} matches one energy: set objective.p_xy_weight=0 for E(x), or "
+            "objective.p_x_weight=0 for E(x, y)."
+        )
+    for name, reason in (
+        ("energy_l2", "has no chains whose energies could drift"),
+        ("adversarial_radius", "learns the examples as they are"),
+    ):
+        if getattr(weights, name):
+            raise ValueError(f"objective.{name}: objective.method={weights.method} {reason}; set it to 0.")
+    if weights.contrast != "likelihood":
+        raise ValueError(
+            f"objective.contrast={weights.contrast} compares data with samples of chains, which "
+            f"objective.method={weights.method} does without."
+        )
+    if config.architecture.norm == "batch":
+        raise ValueError(
+            f"architecture.norm=batch: the slope of E(x) at one x depends on the batch then, and "
+            f"objective.method={weights.method} matches slopes; use none or group."
+        )
