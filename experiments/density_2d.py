@@ -1,7 +1,8 @@
-"""Maximum likelihood on two-dimensional densities, with exact KL(data || model) by quadrature.
+"""Any objective on two-dimensional densities, with exact KL(data || model) by quadrature.
 
-    python experiments/density_2d.py                                  # all six
+    python experiments/density_2d.py                                  # maximum likelihood, all six
     python experiments/density_2d.py --densities spiral --seed 1
+    python experiments/density_2d.py --objective noise_contrastive
 
     expected  KL in nats, mean (sd) over seeds 0 and 1: two_moons .0021 (.0001), pinwheel .0070 (.0002), rings
               .0078 (.0001), eight_gaussians .0021 (.0003), checkerboard .0509 (.0064), spiral .0088 (.0004)
@@ -9,9 +10,10 @@
     device    two CPU cores
 
 An MLP energy, tilted by a broad Gaussian so that it can be normalised, learns from exact samples of each
-density by persistent contrastive divergence. A transition of the chains is one MALA step and one uniform
-proposal over the window, accepted or rejected by Metropolis-Hastings: with local moves alone the masses of
-separate modes could not be learnt.
+density, by default by persistent contrastive divergence. A transition of the chains is one MALA step and one
+uniform proposal over the window, accepted or rejected by Metropolis-Hastings: with local moves alone the
+masses of separate modes could not be learnt. ``--objective`` takes any name of the table in
+gallery/objectives.py, and with it the flags that were tuned for it; docs/objectives.md compares them.
 
 Writes a folder for each density (config.json, metrics.jsonl, checkpoints/, card.json, density.png: true
 density, learnt density and samples), and card.json and card.md for all in the output folder.
@@ -25,26 +27,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gallery.densities import (
-    bound_log_partition,
-    draw_samples,
-    local_and_global,
-    make_energy,
-    make_initial,
-    window,
-)
+from gallery.densities import bound_log_partition, draw_samples, on_grid, window
 from gallery.density_plots import density_panels
+from gallery.objectives import METHODS, Phase, Problem
 from jaxebm import checks
 from jaxebm.data import TOY_DENSITIES, ToyDensity
-from jaxebm.evaluation import grid, kl_divergence_on_grid, log_density_on_grid
-from jaxebm.objectives import NegativeSampler, likelihood, persistent
+from jaxebm.evaluation import kl_divergence_on_grid
 from jaxebm.recipes.command_line import ResumableFlags, as_json, publish_card, run_experiment
 from jaxebm.recipes.recovery import SamplerNumbers, refine
 from jaxebm.report.markdown import markdown_table
@@ -52,19 +47,22 @@ from jaxebm.training import (
     Checkpointing,
     Learner,
     Recovery,
+    RecoveryRecord,
     Remedy,
     RunFolder,
     fit,
     learner,
     open_run,
 )
-from jaxebm.types import Array, EnergyFn, Params
+from jaxebm.types import Array, Params
 
 
 @dataclass(frozen=True)
 class Config(ResumableFlags):
     """Learn two-dimensional densities and measure the exact Kullback-Leibler divergence."""
 
+    objective: str = "likelihood"
+    """What is minimised, a name of METHODS; the defaults of the flags below are those tuned for it."""
     densities: tuple[str, ...] = tuple(TOY_DENSITIES)
     """Densities to learn: two_moons, spiral, eight_gaussians, rings, pinwheel, checkerboard."""
     output: Path = Path("runs/density_2d")
@@ -80,6 +78,10 @@ class Config(ResumableFlags):
     """Exact samples of the density per update."""
     learning_rate: float = 4e-3
     """Greatest learning rate: linear warm-up, then cosine decay to a hundredth."""
+    gradient_clip: float = 0.0
+    """Greatest norm of the gradient of the loss; 0 clips nothing."""
+    input_gain: float = 1.0
+    """What standardised inputs of the network are multiplied by: above 1, fine detail is learnt sooner."""
     ema_decay: float = 0.999
     """Decay of the average of the weights, which the evaluation uses."""
     energy_l2: float = 0.0
@@ -107,6 +109,7 @@ class Config(ResumableFlags):
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is unknown or out of range."""
+        checks.one_of("objective", self.objective, tuple(METHODS))
         unknown = [name for name in self.densities if name not in TOY_DENSITIES]
         if unknown or not self.densities:
             raise ValueError(
@@ -116,34 +119,49 @@ class Config(ResumableFlags):
             checks.positive_integer(name, getattr(self, name))
         for name in ("grid_points", "num_samples", "sample_steps", "annealing_steps", "annealing_chains"):
             checks.positive_integer(name, getattr(self, name))
-        for name in ("learning_rate", "sampler_step_size"):
-            checks.positive(name, getattr(self, name))
+        for name in ("learning_rate", "sampler_step_size", "input_gain"):
+            checks.positive_number(name, getattr(self, name))
+        checks.non_negative_number("gradient_clip", self.gradient_clip)
 
 
-def make_negatives(config: Config, density: ToyDensity) -> NegativeSampler:
-    """Returns the persistent chains."""
-    low, high = window(density)
-    return persistent(
-        partial(local_and_global, step_size=config.sampler_step_size, low=low, high=high),
-        num_steps=config.sampler_steps,
-        initial=make_initial(density),
-        num_chains=config.num_chains,
-        capacity=config.num_chains,
-        restart_probability=config.restart_probability,
+def config_of(objective: str, **changes: Any) -> Config:
+    """Returns the configuration tuned for an objective, with changes."""
+    checks.one_of("objective", objective, tuple(METHODS))
+    return replace(Config(objective=objective), **(dict(METHODS[objective].defaults) | changes))
+
+
+def base(first: Config) -> Config:
+    """Returns the defaults of the flags, for the objective among them."""
+    return config_of(first.objective)
+
+
+def make_learner(config: Config, density: ToyDensity, phase: int) -> Learner:
+    """Returns the learner of one phase of the objective."""
+    chosen = make_problem(config, density).phases[phase]
+    updates = updates_of(config, chosen)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, max(updates // 20, 1), updates, config.learning_rate / 100
     )
-
-
-def make_learner(
-    config: Config, density: ToyDensity, energy: EnergyFn, optimizer: optax.GradientTransformation
-) -> Learner:
-    """Returns the learner of the energy."""
+    optimizer = optax.adam(schedule)
+    if config.gradient_clip > 0:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.gradient_clip), optimizer)
     return learner(
-        likelihood(energy, energy_l2=config.energy_l2),
-        negatives=make_negatives(config, density),
+        chosen.objective,
+        negatives=chosen.negatives,
         optimizer=optimizer,
         batch_size=config.batch_size,
         ema_decay=config.ema_decay,
     )
+
+
+def make_problem(config: Config, density: ToyDensity) -> Problem:
+    """Returns the energy, the objective and the sampler of the chosen method."""
+    return METHODS[config.objective].build(config, density)
+
+
+def updates_of(config: Config, phase: Phase) -> int:
+    """Returns the updates of one phase."""
+    return max(round(phase.share * config.updates), 1)
 
 
 def make_recovery(config: Config, learner_of: Callable[[Config], Learner]) -> Recovery | None:
@@ -168,63 +186,80 @@ def make_recovery(config: Config, learner_of: Callable[[Config], Learner]) -> Re
 
 def learn(config: Config, density: ToyDensity, run: RunFolder) -> dict[str, Any]:
     """Trains on one density, evaluates, draws, and returns its card."""
-    network, energy = make_energy(density, config.widths, config.activation)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(config.updates // 20, 1), config.updates, config.learning_rate / 100
-    )
-    learner_of = partial(make_learner, density=density, energy=energy, optimizer=optax.adam(schedule))
-    result = fit(
-        jax.random.key(config.seed),
-        learner_of(config),
-        network.init,
-        density.sample,
-        num_steps=config.updates,
-        steps_per_dispatch=200,
-        checkpointing=Checkpointing(run, every=1000, resume_step=config.resume_step),
-        recovery=make_recovery(config, learner_of),
-        progress=config.progress,
-    )
+    trained = train(config, density, run)
     # The learner splits the key of the seed in three; the last one is free for the evaluation.
     judge_key = jax.random.split(jax.random.key(config.seed), 3)[2]
-    card = judge(judge_key, config, density, energy, result.params, run)
-    card["seconds_training"] = result.seconds
-    card["recoveries"] = list(result.recoveries)
+    card = judge(judge_key, config, density, trained.problem, trained.params, run)
+    card["seconds_training"] = trained.seconds
+    card["recoveries"] = list(trained.recoveries)
     run.write_json("card.json", card)
     return card
 
 
+class Trained(NamedTuple):
+    """A method, its averaged parameters, and the seconds and the recoveries of all its phases."""
+
+    problem: Problem
+    params: Params
+    seconds: float
+    recoveries: tuple[RecoveryRecord, ...]
+
+
+def train(config: Config, density: ToyDensity, run: RunFolder | None) -> Trained:
+    """Trains phase by phase; without a folder nothing is written.
+
+    The checkpoints of the first phase are in the folder of the run, those of a second in one inside it.
+    """
+    problem = make_problem(config, density)
+    params: Any = problem.init
+    seconds, recoveries = 0.0, ()
+    for number, phase in enumerate(problem.phases):
+        learner_of = partial(make_learner, density=density, phase=number)
+        result = fit(
+            jax.random.key(config.seed),
+            learner_of(config),
+            params,
+            density.sample,
+            num_steps=updates_of(config, phase),
+            steps_per_dispatch=200,
+            checkpointing=_checkpointing(config, run, number),
+            recovery=make_recovery(config, learner_of),
+            progress=config.progress,
+        )
+        params = result.params
+        seconds += result.seconds
+        recoveries += result.recoveries
+    return Trained(problem, params, seconds, recoveries)
+
+
+def _checkpointing(config: Config, run: RunFolder | None, phase: int) -> Checkpointing | None:
+    if run is None:
+        return None
+    if phase > 0:
+        name = f"phase_{phase + 1}"
+        run.claim(name)
+        run = open_run(run.path / name, run.config, resume=True, uncompared=run.uncompared)
+    return Checkpointing(run, every=1000, resume_step=config.resume_step if phase == 0 else None)
+
+
 def judge(
-    rng_key: Array, config: Config, density: ToyDensity, energy: EnergyFn, params: Params, run: RunFolder
+    rng_key: Array, config: Config, density: ToyDensity, problem: Problem, params: Params, run: RunFolder
 ) -> dict[str, Any]:
     """Returns the divergences between the density and the model, by quadrature, and draws both."""
-    low, high = window(density)
-    points, log_cell = grid(low, high, config.grid_points)
-    log_true = jax.jit(jax.vmap(density.log_density))(points)
-    log_model = log_density_on_grid(energy, params, points, log_cell)
+    samples = samples_of(rng_key, config, density, problem, params, config.num_samples)
+    picture = partial(density_panels, run.file("density.png"), density, samples=np.asarray(samples))
+    if problem.energy is None:
+        picture(None, title=f"{density.name}: samples; no density is learnt")
+        return {"density": density.name, "kl": None, "reverse_kl": None, "log_partition": None}
+
+    energy = problem.energy
+    points, log_cell, log_true, log_model, kl = on_grid(density, energy, params, config.grid_points)
+    high = window(density)[1]
     at_edge = jnp.any(jnp.abs(points) > 0.97 * high, axis=1)
-    kl = float(kl_divergence_on_grid(log_true, log_model, log_cell))
     reverse_kl = None
     if density.name != "checkerboard":  # which is zero between its squares, where no model is
         reverse_kl = float(kl_divergence_on_grid(log_model, log_true, log_cell))
-
-    square = (config.grid_points, config.grid_points)
-    samples = draw_samples(
-        rng_key,
-        density,
-        energy,
-        params,
-        num_samples=config.num_samples,
-        num_steps=config.sample_steps,
-        step_size=config.sampler_step_size,
-    )
-    density_panels(
-        run.file("density.png"),
-        (low, high),
-        np.exp(log_true).reshape(square),
-        np.exp(log_model).reshape(square),
-        np.asarray(samples),
-        title=f"{density.name}: KL(data || model) = {kl:.3f} nats",
-    )
+    picture(np.asarray(log_model), title=f"{density.name}: KL(data || model) = {kl:.3f} nats")
     peak = jnp.argmax(log_model)  # log p = -E - log Z, at any point
     log_partition = float(-energy(params, points[peak]) - log_model[peak])
     bounds = bound_log_partition(
@@ -247,8 +282,28 @@ def judge(
     }
 
 
+def samples_of(
+    rng_key: Array, config: Config, density: ToyDensity, problem: Problem, params: Params, num_samples: int
+) -> Array:
+    """Draws with the method's own sampler, or else with chains on its energy."""
+    if problem.draw is not None:
+        return problem.draw(rng_key, params, num_samples)
+    assert problem.energy is not None
+    return draw_samples(
+        rng_key,
+        density,
+        problem.energy,
+        params,
+        num_samples=num_samples,
+        num_steps=config.sample_steps,
+        step_size=config.sampler_step_size,
+    )
+
+
 def _row(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:
     log_z = card["log_partition"]
+    if log_z is None:
+        return (name, "-", "-", "-", f"{card['seconds_training']:.0f}")
     interval = f"{log_z['low']:.3f} to {log_z['high']:.3f}"
     return (
         name,
@@ -263,7 +318,7 @@ def as_markdown(config: Config, cards: Mapping[str, dict[str, Any]]) -> str:
     """Returns the card of all densities as text."""
     header = ("density", "KL(data, model), nats", "log Z, quadrature", "log Z, annealing, 99%", "training, s")
     lines = [
-        f"# Two-dimensional densities, seed {config.seed}",
+        f"# Two-dimensional densities by {config.objective}, seed {config.seed}",
         "",
         *markdown_table(header, (_row(name, card) for name, card in cards.items())),
         "",
@@ -305,4 +360,9 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_experiment(Config, main, small_networks=lambda config: True)
+    run_experiment(
+        Config,
+        main,
+        base=base,
+        small_networks=lambda config: True,
+    )

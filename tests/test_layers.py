@@ -42,6 +42,8 @@ ONLY_IN_EXPERIMENTS = {
 FLAX_FILES = {
     Path("cpu/convolution.py"),
     Path("energies/adapters.py"),
+    Path("energies/flows.py"),
+    Path("energies/level_networks.py"),
     Path("energies/network_layers.py"),
     Path("energies/networks.py"),
     Path("energies/statistics.py"),

@@ -1,23 +1,32 @@
 """The model of density_2d.py: its energy, the kernel of its chains, its samples, its interval for log Z."""
 
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from jaxebm.data import ToyDensity
 from jaxebm.energies import MLP, gaussian_log_reference, tilt
-from jaxebm.evaluation import fit_annealing_path, log_partition_interval, restrict_to_box
+from jaxebm.evaluation import (
+    fit_annealing_path,
+    grid,
+    kl_divergence_on_grid,
+    log_density_on_grid,
+    log_partition_interval,
+    restrict_to_box,
+)
 from jaxebm.samplers import Initial, UniformInitial, hmc, mala, sample
 from jaxebm.types import Array, EnergyFn, Kernel, Params, Target
 
 __all__ = [
+    "OnGrid",
     "bound_log_partition",
     "draw_samples",
     "local_and_global",
     "make_energy",
     "make_initial",
+    "on_grid",
     "window",
 ]
 
@@ -28,13 +37,23 @@ def window(density: ToyDensity) -> tuple[float, float]:
     return 1.25 * low, 1.25 * high
 
 
-def make_energy(density: ToyDensity, widths: tuple[int, ...], activation: str) -> tuple[Any, EnergyFn]:
-    """Returns the network and its energy, tilted by N(0, (side / 2)^2 I) so that Z is always finite."""
+def make_energy(
+    density: ToyDensity, widths: tuple[int, ...], activation: str, input_gain: float = 1.0
+) -> tuple[Any, EnergyFn]:
+    """Returns the network and its energy, tilted by N(0, (side / 2)^2 I) so that Z is always finite.
+
+    Args:
+      density: the density, whose standard deviation is about a quarter of the side of its window.
+      widths: of the hidden layers.
+      activation: of the hidden layers.
+      input_gain: what standardised inputs are multiplied by: above 1, fine detail is learnt sooner.
+    """
     half = density.bounds[1]
     network = MLP(None, widths=widths, activation=activation)
+    unit = 0.5 * half / input_gain
 
     def scaled(params: Params, x: Array) -> Array:
-        return cast(Array, network.apply(params, x / (0.5 * half)))
+        return cast(Array, network.apply(params, x / unit))
 
     return network, tilt(scaled, gaussian_log_reference(jnp.zeros(2), half))
 
@@ -105,6 +124,34 @@ def draw_samples(
         low=low,
         high=high,
     )
+
+
+class OnGrid(NamedTuple):
+    """A density and a model on a grid over the window.
+
+    Attributes:
+      points: ``(n^2, 2)``.
+      log_cell: log of a cell's area.
+      log_true: exact log-densities, ``(n^2,)``.
+      log_model: those of the model, normalised on the grid, ``(n^2,)``.
+      kl: KL(data || model), in nats.
+    """
+
+    points: Array
+    log_cell: float
+    log_true: Array
+    log_model: Array
+    kl: float
+
+
+def on_grid(density: ToyDensity, energy: EnergyFn, params: Params, grid_points: int) -> OnGrid:
+    """Evaluates both by quadrature, ``grid_points`` along each side of the window."""
+    low, high = window(density)
+    points, log_cell = grid(low, high, grid_points)
+    log_true = jax.jit(jax.vmap(density.log_density))(points)
+    log_model = log_density_on_grid(energy, params, points, log_cell)
+    kl = float(kl_divergence_on_grid(log_true, log_model, log_cell))
+    return OnGrid(points, log_cell, log_true, log_model, kl)
 
 
 def bound_log_partition(

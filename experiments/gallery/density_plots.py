@@ -2,18 +2,27 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from gallery.densities import window
+from jaxebm.data import ToyDensity
+from jaxebm.evaluation import grid
 from jaxebm.report.figures import drawing
 
-__all__ = ["density_panels"]
+__all__ = ["density_panels", "true_density"]
+
+
+def true_density(density: ToyDensity, num_points: int) -> np.ndarray:
+    """Returns the densities on a grid over the window, ``(n, n)``, first axis x."""
+    points, _ = grid(*window(density), num_points)
+    return np.exp(jax.jit(jax.vmap(density.log_density))(points)).reshape(num_points, num_points)
 
 
 def density_panels(
     path: Path,
-    bounds: tuple[float, float],
-    true: np.ndarray,
-    learnt: np.ndarray,
+    density: ToyDensity,
+    log_model: np.ndarray | None,
     samples: np.ndarray,
     *,
     title: str,
@@ -22,19 +31,24 @@ def density_panels(
 
     Args:
       path: the PNG.
-      bounds: the window [low, high]^2.
-      true: densities on a grid, ``(n, n)``, first axis x.
-      learnt: the same of the model.
+      density: the true one.
+      log_model: log-densities of the model on a grid over the window, ``(n^2,)``; or None.
       samples: ``(m, 2)``.
       title: the heading.
     """
-    low, high = bounds
+    low, high = window(density)
+    side = 400 if log_model is None else round(len(log_model) ** 0.5)
+    true = true_density(density, side)
+    learnt = None if log_model is None else np.exp(log_model).reshape(side, side)
     with drawing(path, 1, 3, figsize=(9.6, 3.4)) as (figure, panels):
         axes = panels[0]
         top = float(np.quantile(true, 0.999))
-        for axis, density in zip(axes, (true, learnt), strict=False):
+        for axis, values in zip(axes, (true, learnt), strict=False):
             extent = (low, high, low, high)
-            axis.imshow(density.T, origin="lower", extent=extent, cmap="inferno", vmin=0, vmax=top)
+            if values is None:
+                axis.set_facecolor("#eeeeee")
+            else:
+                axis.imshow(values.T, origin="lower", extent=extent, cmap="inferno", vmin=0, vmax=top)
         axes[2].set_facecolor("black")
         axes[2].plot(samples[:, 0], samples[:, 1], ".", color="#f2c14e", markersize=1.2, alpha=0.6)
         for axis, name in zip(axes, ("true density", "learnt density", "samples"), strict=True):

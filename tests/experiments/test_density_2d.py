@@ -14,6 +14,7 @@ import density_2d
 from gallery import densities
 from jaxebm.data import TOY_DENSITIES
 from jaxebm.energies import skewed
+from jaxebm.recipes.command_line import run_experiment
 from jaxebm.samplers import run_chains
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation", "kept_programs")
@@ -61,7 +62,60 @@ def test_it_learns_a_density_and_writes_its_folder(tmp_path: Path):
     assert resumed["kl"] == card["kl"]
 
 
-BAD = [{"densities": ("two_suns",)}, {"densities": ()}, {"sampler_step_size": 0.0}]
+TINY = {
+    "densities": ("two_moons",),
+    "progress": False,
+    "widths": (16,),
+    "updates": 20,
+    "batch_size": 32,
+    "num_chains": 32,
+    "grid_points": 40,
+    "num_samples": 50,
+    "sample_steps": 5,
+    "annealing_steps": 4,
+    "annealing_chains": 20,
+}
+
+
+def test_a_method_in_two_phases_goes_on_from_the_first_and_resumes(tmp_path: Path):
+    config = density_2d.config_of("energy_matching", output=tmp_path / "run", **TINY)
+    card = density_2d.main(config)
+    folder = tmp_path / "run" / "two_moons"
+    steps = [json.loads((folder / name / "metrics.jsonl").read_text())["step"] for name in (".", "phase_2")]
+    assert steps == [10, 10]
+    resumed = density_2d.main(replace(config, resume=True))
+    assert resumed["kl"] == card["kl"]
+
+
+def test_a_method_without_a_density_says_so(tmp_path: Path):
+    card = density_2d.main(density_2d.config_of("equilibrium_matching", output=tmp_path / "run", **TINY))
+    assert card["kl"] == {"two_moons": None}
+    assert "| two_moons | - | - | - |" in (tmp_path / "run" / "card.md").read_text()
+    assert (tmp_path / "run" / "two_moons" / "density.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_flag_of_an_objective_brings_its_settings(tmp_path: Path):
+    seen = []
+    arguments = [
+        "--objective",
+        "dual_score_matching",
+        "--batch-size",
+        "64",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    run_experiment(density_2d.Config, seen.append, arguments, base=density_2d.base)
+    assert seen == [density_2d.config_of("dual_score_matching", batch_size=64, output=tmp_path / "run")]
+    assert seen[0].gradient_clip > 0 == density_2d.Config().gradient_clip
+
+
+BAD = [
+    {"objective": "moments"},
+    {"gradient_clip": -1.0},
+    {"densities": ("two_suns",)},
+    {"densities": ()},
+    {"sampler_step_size": 0.0},
+]
 
 
 @pytest.mark.parametrize("changes", BAD)

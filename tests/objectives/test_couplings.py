@@ -37,6 +37,17 @@ def test_pairs_agree_with_scipy_and_are_made_within_blocks():
         np.testing.assert_allclose(np.sum((paired[rows] - data[rows]) ** 2), least, rtol=1e-5)
 
 
+def test_noise_stays_within_its_class():
+    data, noise = jax.random.normal(jax.random.key(4), (2, 40, 2)) * 5.0
+    labels = jnp.arange(40) % 3
+    paired = np.asarray(couple(noise, data, labels))
+    for label in range(3):
+        rows = np.asarray(labels) == label
+        cost = squared_distances(np.asarray(noise)[rows], np.asarray(data)[rows])
+        least = cost[linear_sum_assignment(cost)].sum()
+        np.testing.assert_allclose(np.sum((paired[rows] - np.asarray(data)[rows]) ** 2), least, rtol=1e-5)
+
+
 def test_examples_of_several_leaves_are_paired_as_a_whole():
     data = {"a": jnp.array([[0.0], [10.0]]), "b": jnp.array([0.0, 1.0])}
     noise = {"a": jnp.array([[9.0], [1.0]]), "b": jnp.array([5.0, 7.0])}

@@ -27,6 +27,9 @@ from jaxebm.energies.compose import (
     tempered,
     tilt,
 )
+from jaxebm.energies.flows import CouplingFlow
+from jaxebm.energies.guidance import guided_energy
+from jaxebm.energies.level_networks import EnergyUNet, LevelConvNet, LevelMLP, level_features
 from jaxebm.energies.levels import at_level, joint_energy_at, marginal_energy_at
 from jaxebm.energies.many_modes import (
     GaussianMixtureParams,
@@ -48,6 +51,13 @@ from jaxebm.energies.networks import (
     refresh_statistics,
     trainable,
     training_apply,
+)
+from jaxebm.energies.offset import offset_params, with_offset
+from jaxebm.energies.potentials import (
+    inner_product_energy,
+    preconditioned_energy,
+    preconditioned_logits,
+    squared_norm_energy,
 )
 from jaxebm.energies.reparametrise import Bijection, box_transform, funnel_transform, reparametrise
 from jaxebm.energies.submodules import (
@@ -71,7 +81,11 @@ __all__ = [
     "Bijection",
     "ConvNet",
     "Convolution",
+    "CouplingFlow",
+    "EnergyUNet",
     "GaussianMixtureParams",
+    "LevelConvNet",
+    "LevelMLP",
     "Padding",
     "SplitEnergy",
     "SplitTarget",
@@ -95,8 +109,11 @@ __all__ = [
     "gaussian",
     "gaussian_log_reference",
     "gaussian_mixture",
+    "guided_energy",
+    "inner_product_energy",
     "joint_energy",
     "joint_energy_at",
+    "level_features",
     "log_class_probability",
     "many_well",
     "marginal_energy",
@@ -107,6 +124,9 @@ __all__ = [
     "multiscale_energy",
     "nearest_mode",
     "negation",
+    "offset_params",
+    "preconditioned_energy",
+    "preconditioned_logits",
     "product",
     "random_mixture",
     "refresh_statistics",
@@ -117,6 +137,7 @@ __all__ = [
     "rosenbrock",
     "skewed",
     "split_energy",
+    "squared_norm_energy",
     "submodule_input",
     "submodule_output",
     "tempered",
@@ -124,4 +145,5 @@ __all__ = [
     "trainable",
     "training_apply",
     "unbatched",
+    "with_offset",
 ]

@@ -10,7 +10,6 @@ layer the embedding scales and shifts every feature (FiLM): h <- act(h (1 + a(e)
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -74,14 +73,14 @@ class _Embedding(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, level: Array) -> Array:
+    def __call__(self, level: Array | float) -> Array:
         features = in_dtype(level_features(level), self.dtype)
         hidden = nn.Dense(self.width, dtype=self.dtype, kernel_init=he_normal, name="hidden")(features)
         return ACTIVATIONS[self.activation](hidden)
 
 
 class _Modulation(nn.Module):
-    """h (1 + a(e)) + b(e) for each feature of h, a = 0 at initialisation; h itself where there is no level."""
+    """h (1 + a(e)) + b(e) for each feature of h, a = 0 at initialisation; h itself without a level."""
 
     dtype: Any
 
@@ -106,30 +105,48 @@ class LevelMLP(nn.Module):
       widths: Units of each hidden layer.
       activation: A name in ``ACTIVATIONS``; smooth ones keep the energy's gradients continuous.
       embedding_width: Units of the embedding of the level.
+      num_waves: Sines and cosines of as many learnt linear functions of x that the first layer sees beside x,
+        which resolve detail much finer than the range of x; 0 for none.
+      wave_frequency: Standard deviation of those functions at initialisation, for entries of x of order one:
+        about a quarter of the range of x in units of its finest detail.
       dtype: What to compute in, as in `jaxebm.energies.MLP`.
 
     Raises:
-      ValueError: If an integer is below 1, the activation is unknown, the level is not one positive number, or
-        x has another size than at initialisation.
+      ValueError: If an integer is too small, ``wave_frequency`` is not positive, the activation is unknown,
+        the level is not one positive number, or x has another size than at initialisation.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> module = LevelMLP(num_outputs=None, widths=(32,))
       >>> variables = module.init(jax.random.key(0), jnp.zeros(2), 1.0)
       >>> jax.vmap(module.apply, (None, 0, 0))(variables, jnp.ones((5, 2)), jnp.full(5, 0.1)).shape
       (5,)
+
+    Reference:
+      Perez et al. 2018 (arXiv 1709.07871) for the modulation; Tancik et al. 2020 (arXiv 2006.10739) for the
+      waves.
     """
 
     num_outputs: int | None
     widths: Sequence[int] = (256, 256, 256)
     activation: str = "swish"
     embedding_width: int = 64
+    num_waves: int = 0
+    wave_frequency: float = 4.0
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, level: Array | float, train: bool = False) -> Array:
         """Returns logits (K,) or an energy () for one example of any shape; ``train`` is ignored."""
         check_options(self, {"widths": self.widths, "embedding_width": (self.embedding_width,)})
-        x = in_dtype(flatten(self, x, "hidden_0" if self.widths else "output"), self.dtype)
+        checks.integer("num_waves", self.num_waves, 0)
+        checks.positive_number("wave_frequency", self.wave_frequency)
+        first = "waves" if self.num_waves else "hidden_0" if self.widths else "output"
+        x = in_dtype(flatten(self, x, first), self.dtype)
+        if self.num_waves:
+            spread = nn.initializers.normal(self.wave_frequency / x.size**0.5)
+            waves = nn.Dense(self.num_waves, dtype=self.dtype, kernel_init=spread, name="waves")(x)
+            x = jnp.concatenate([x, jnp.sin(waves), jnp.cos(waves)])
         embedding = _Embedding(self.embedding_width, self.activation, self.dtype, name="level")(level)
         for depth, width in enumerate(self.widths):
             x = nn.Dense(width, dtype=self.dtype, kernel_init=he_normal, name=f"hidden_{depth}")(x)
@@ -155,6 +172,7 @@ class LevelConvNet(nn.Module):
         if an integer is below 1, the activation is unknown, or the level is not one positive number.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> module = LevelConvNet(num_outputs=10, channels=(8, 16))
       >>> variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((8, 8, 1)), 1.0)
       >>> jax.jit(module.apply)(variables, jnp.ones((8, 8, 1)), 0.5).shape
@@ -190,8 +208,9 @@ class EnergyUNet(nn.Module):
     sub-pixel convolutions, the features of each resolution added on the way up. No layer runs at full
     resolution: the last one gives the pixels of each 2 x 2 block as channels.
 
-    The level is optional, ``apply(variables, x)`` or ``apply(variables, x, level)``, as at initialisation. With
-    `jaxebm.energies.inner_product_energy` or `jaxebm.energies.squared_norm_energy` the field is an energy.
+    The level is optional, ``apply(variables, x)`` or ``apply(variables, x, level)``, as at initialisation.
+    With `jaxebm.energies.inner_product_energy` or `jaxebm.energies.squared_norm_energy` the field makes an
+    energy.
 
     Attributes:
       num_outputs: K for logits, ``None`` for a scalar energy; read only if ``field`` is not set.
@@ -206,13 +225,15 @@ class EnergyUNet(nn.Module):
         empty, the activation is unknown, or the level is not one positive number.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> module = EnergyUNet(channels=(8, 16))
       >>> variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((7, 7, 1)))
       >>> jax.jit(module.apply)(variables, jnp.ones((7, 7, 1))).shape
       (7, 7, 1)
 
     Reference:
-      Ronneberger et al. 2015 (arXiv 1505.04597); sub-pixel convolutions of Shi et al. 2016 (arXiv 1609.05158).
+      Ronneberger et al. 2015 (arXiv 1505.04597); sub-pixel convolutions of Shi et al. 2016 (arXiv
+      1609.05158).
     """
 
     num_outputs: int | None = None
@@ -268,5 +289,3 @@ def _blocks_to_pixels(h: Array, shape: tuple[int, ...]) -> Array:
     rows, columns, width = h.shape[0], h.shape[1], h.shape[2] // 4
     blocks = jnp.transpose(h.reshape(rows, columns, 2, 2, width), (0, 2, 1, 3, 4))
     return blocks.reshape(2 * rows, 2 * columns, width)[: shape[0], : shape[1]]
-
-

@@ -6,6 +6,7 @@ sampler and evaluation takes. As the energies of `jaxebm.energies.classifier`, e
 energies, so that they may be static arguments of ``jax.jit``.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,13 +141,51 @@ def joint_energy_at(logits_at: LevelLogitsFn) -> JointLevelEnergy:
     return JointLevelEnergy(logits_at)
 
 
-def uses_level(energy_at: LevelEnergyFn, params: Params, x: Position) -> bool:
-    """Returns whether an energy depends on the level that it is told, from its traced program alone."""
-    traced = jax.make_jaxpr(energy_at)(params, x, np.float32(1.0))
-    level = traced.jaxpr.invars[-1]
-    return _reads(traced.jaxpr, level)
+def uses_level(function_at: Callable[..., Any], params: Params, x: Position) -> bool:
+    """Returns whether what ``function_at(params, x, level)`` returns depends on the level, from its program.
+
+    Nothing is computed. Give the gradient in x of an energy to find one whose level only adds a constant.
+    """
+    return depends_on_last(function_at, params, x, np.float32(1.0))
 
 
-def _reads(jaxpr: Any, variable: Any) -> bool:
-    used = {id(invar) for equation in jaxpr.eqns for invar in equation.invars}
-    return id(variable) in used or any(variable is outvar for outvar in jaxpr.outvars)
+def depends_on_last(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Returns whether what a function returns depends on its last argument, one array, by its program.
+
+    What the program computes from it and does not use is no dependence. Loops and branches are not looked
+    into: an argument that enters one counts.
+    """
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return _needed(jaxpr, [True] * len(jaxpr.outvars))[-1]
+
+
+_CALLS = (
+    *("jit", "pjit", "closed_call", "core_call"),
+    *("custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"),
+)
+"""JAX's operations that call one inner program with their own arguments, once."""
+
+
+def _needed(jaxpr: Any, outputs: Sequence[bool]) -> list[bool]:
+    """Which arguments of a program those of its outputs need that are marked."""
+    needed = {id(variable) for variable, marked in zip(jaxpr.outvars, outputs, strict=True) if marked}
+    for equation in reversed(jaxpr.eqns):
+        wanted = [id(variable) in needed for variable in equation.outvars]
+        if not any(wanted):
+            continue
+        inner = _called(equation)
+        used = [True] * len(equation.invars) if inner is None else _needed(inner, wanted)
+        needed |= {id(variable) for variable, use in zip(equation.invars, used, strict=True) if use}
+    return [id(variable) in needed for variable in jaxpr.invars]
+
+
+def _called(equation: Any) -> Any:
+    """The inner program of a call; None of any other operation."""
+    if equation.primitive.name not in _CALLS:
+        return None
+    inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    if inner is None:
+        return None
+    inner = getattr(inner, "jaxpr", inner)  # with its constants, or without
+    sizes = (len(inner.invars), len(inner.outvars))
+    return inner if sizes == (len(equation.invars), len(equation.outvars)) else None

@@ -1,7 +1,7 @@
 """What pins the constant of a normalised energy: at the highest noise level the data are nearly Gaussian.
 
-Derivatives of U, or differences between levels, leave one constant free. Here it is learnt at the highest level
-sigma_max, where noisy data y = x + sigma_max z are told from draws of a Gaussian q of the same mean and
+Derivatives of U, or differences between levels, leave one constant free. Here it is learnt at the highest
+level sigma_max, where noisy data y = x + sigma_max z are told from draws of a Gaussian q of the same mean and
 variances by the log ratio -U(y; sigma_max) - log q(y) (noise-contrastive estimation). Its minimiser is
 U = -log p, normalised, whatever q is; near the Gaussian it takes few examples. The logistic loss has bounded
 gradients, so a U that is far off does no harm.
@@ -17,7 +17,15 @@ from jaxebm.energies.levels import uses_level
 from jaxebm.trees import normal_like, widened
 from jaxebm.types import Array, Position
 
-__all__ = ["GaussianReference", "anchor_loss", "check_level_used", "dimension", "fit_reference", "noisy"]
+__all__ = [
+    "GaussianReference",
+    "anchor_loss",
+    "check_level_used",
+    "check_levels",
+    "dimension",
+    "fit_reference",
+    "noisy",
+]
 
 _LOG_TWO_PI = 1.8378770664093453
 
@@ -86,8 +94,8 @@ def check_level_used(energy_at: Any, params: Any, x: Position, objective: str) -
     """Raises ``ValueError`` if an energy of (params, x, level) ignores the level: nothing could be learnt."""
     if not uses_level(energy_at, params, x):
         raise ValueError(
-            f"energy_at ignores the level that it is told: {objective} learns how the energy changes with the "
-            "level, so the network must read it, such as LevelMLP of jaxebm.energies."
+            f"energy_at ignores the level that it is told: {objective} learns how the energy changes with "
+            "the level, so the network must read it, such as LevelMLP of jaxebm.energies."
         )
 
 

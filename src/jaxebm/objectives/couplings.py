@@ -42,7 +42,7 @@ def check_coupling(coupling: Coupling) -> None:
     checks.one_of("coupling", coupling, get_args(Coupling))
 
 
-def couple(noise: Position, data: Position) -> Position:
+def couple(noise: Position, data: Position, labels: Array | None = None) -> Position:
     """Returns the noise in the order in which it lies closest to the data.
 
     The permutation pi that minimises sum_i |noise_pi(i) - data_i|^2, within blocks of at most 128 examples:
@@ -51,6 +51,8 @@ def couple(noise: Position, data: Position) -> Position:
     Args:
       noise: each leaf ``(n, ...)``.
       data: each leaf ``(n, ...)``, of the same shapes.
+      labels: classes of the data, ``(n,)``: noise is then exchanged within a class only, and stays
+        independent of the class, as it is where samples of a given class are drawn. None exchanges freely.
 
     Returns:
       The permuted noise; the data keep their order, and so their labels.
@@ -73,12 +75,18 @@ def couple(noise: Position, data: Position) -> Position:
         checks.floating(name, tree)
     checks.same_shapes("noise", noise, "those of data", data)
     length = checks.batch_length("data", data)
+    if labels is not None:
+        checks.array("labels", labels, (length,), f"({length},), one class for each example,")
 
     def flat(tree: Position) -> Array:
         return jnp.concatenate([widened(leaf).reshape(length, -1) for leaf in jax.tree.leaves(tree)], axis=1)
 
     # |a - b|^2 up to terms that no permutation changes.
     cost = -flat(data) @ flat(noise).T
+    if labels is not None:
+        # More than any exchange can gain: the identity is a permutation within classes.
+        reach = 2.0 * length * jnp.max(jnp.abs(cost)) + 1.0
+        cost = jnp.where(labels[:, None] == labels[None, :], cost, reach)
     starts = range(0, length, BLOCK)
     order = [start + _assign(cost[start : start + BLOCK, start : start + BLOCK]) for start in starts]
     return jax.tree.map(lambda leaf: leaf[jnp.concatenate(order)], noise)
@@ -91,7 +99,12 @@ def _assign(cost: Array) -> Array:
 
 
 def draw_paths(
-    rng_key: Array, data: Position, *, coupling: Coupling = "optimal", source_scale: float | Array = 1.0
+    rng_key: Array,
+    data: Position,
+    labels: Array | None = None,
+    *,
+    coupling: Coupling = "optimal",
+    source_scale: float | Array = 1.0,
 ) -> Paths:
     """Draws noise for each datum, pairs them, and draws one point on each path.
 
@@ -102,6 +115,7 @@ def draw_paths(
     Args:
       rng_key: one key.
       data: x_1, each leaf ``(n, ...)``, in random order.
+      labels: classes, ``(n,)``, within which pairs are optimal; None pairs regardless of classes.
       coupling: ``"optimal"`` or ``"independent"``.
       source_scale: s > 0, standard deviation of the noise, in the units of x.
 
@@ -130,7 +144,7 @@ def draw_paths(
     key_noise, key_time = jax.random.split(rng_key)
     noise = jax.tree.map(lambda n: (source_scale * n).astype(n.dtype), normal_like(key_noise, data))
     if coupling == "optimal":
-        noise = couple(noise, data)
+        noise = couple(noise, data, labels)
     time = (jnp.arange(length) + jax.random.uniform(key_time, (length,))) / length
 
     def between(start: Array, end: Array) -> Array:

@@ -1,13 +1,12 @@
 """Dual score matching: an energy told the noise level learns its gradient and its derivative by the level."""
 
-
 import functools
 
 import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.energies.levels import at_level
+from jaxebm.energies.levels import JointLevelEnergy, at_level
 from jaxebm.objectives.anchor import (
     anchor_loss,
     check_level_used,
@@ -26,38 +25,35 @@ __all__ = ["dual_score_matching"]
 
 
 def dual_score_matching(
-    energy_at: LevelEnergyFn,
+    energy_at: LevelEnergyFn | JointLevelEnergy,
     *,
     lowest: float,
     highest: float,
     level_weight: float | Array = 1.0,
     anchor_weight: float | Array = 1.0,
-    variance_reduced: bool = True,
     weight: float | Array = 1.0,
 ) -> Objective:
     r"""A normalised energy: U(y; sigma) = -log p_sigma(y) of y = x + sigma z, learnt by its two derivatives.
 
     .. math::
 
-      w \, \mathbb{E}\Big[\tfrac{1}{d} |\sigma \nabla_y U - z|^2
+      \frac{w}{d} \, \mathbb{E}\Big[|\sigma \nabla_y U - z|^2
       + \tfrac{w_l}{2 d} (\sigma \partial_\sigma U - d + |z|^2)^2\Big] + w \, w_a A
 
-    log sigma is uniform between the lowest and the highest level, and the conditional mean of each target given
-    y is the derivative of -log p_sigma, so both terms have the same minimiser. In t = sigma^2 the second one
-    fits dU/dt to d / (2 t) - |y - x|^2 / (2 t^2). Both are in units of their noise, which is the same at every
-    level: every level counts alike. One gradient of the energy gives both derivatives.
+    log sigma is uniform between the lowest and the highest level, and the conditional mean of each target
+    given y is the derivative of -log p_sigma, so both terms have the same minimiser. In t = sigma^2 the
+    second one fits dU/dt to d / (2 t) - |y - x|^2 / (2 t^2). Each is weighted by one over the variance of its
+    noise, 1 an entry of z and 2 d, which is the same at every level: every level counts alike. A larger w_l
+    drowns the first in the noise of the second. One gradient of the energy gives both derivatives.
 
     The derivatives leave one constant free. A pins it at the highest level, where noisy data are nearly
     Gaussian: the logistic loss of telling them from a Gaussian of the batch's mean and variances by
     -U - log q (noise-contrastive estimation), whose minimiser is normalised whatever q is.
 
-    ``variance_reduced`` replaces the second target by -|z - u|^2 - |u|^2 + d with u = sigma grad U without
-    gradient, which has the same conditional mean once the gradient is learnt, and a variance that vanishes at
-    levels above the spread of the data.
-
     **Choice of levels.** ``lowest``: -U is log p of the data smoothed by it; below the width of their finest
-    detail. ``highest``: five to ten times their spread. **Choice of network.** U spans d log(highest / lowest)
-    nats: `jaxebm.energies.preconditioned_energy` leaves to the network what differs from a Gaussian.
+    detail. ``highest``: five to ten times their spread. **Choice of network.** U spans
+    d log(highest / lowest) nats: `jaxebm.energies.preconditioned_energy` leaves to the network what differs
+    from a Gaussian.
 
     Args:
       energy_at: U(params, x, level) of one example, which must use the level; or one of
@@ -67,12 +63,12 @@ def dual_score_matching(
       level_weight: w_l >= 0, weight of the derivative by the level.
       anchor_weight: w_a >= 0; 0 leaves the constant to the network, such as one that is pinned by
         `jaxebm.energies.preconditioned_energy`.
-      variance_reduced: whether the second target is the one of lower variance.
       weight: w >= 0.
 
     Returns:
       An objective for data with or without labels; its energy is that at the lowest level: -E is log p(x).
-      Metrics: ``score_error`` and ``level_error``, the two terms; ``anchor_loss``, A, which is log 2 = .693
+      Metrics: ``score_error`` and ``level_error``, the means of the first over d and of the second over 2 d, at
+      most about 1 once learnt; ``anchor_loss``, A, which is log 2 = .693
       where noisy data cannot be told from the Gaussian.
 
     Raises:
@@ -103,7 +99,6 @@ def dual_score_matching(
         ("weight", weight),
     ):
         checks.non_negative_number(name, value)
-    checks.boolean("variance_reduced", variance_reduced)
     with_anchor = checks.is_traced(anchor_weight) or float(anchor_weight) > 0
     log_range = jnp.log(jnp.asarray([lowest, highest], jnp.float32))
 
@@ -121,7 +116,7 @@ def dual_score_matching(
             level = jnp.exp(jax.random.uniform(key_level, (), minval=log_range[0], maxval=log_range[1]))
             y, z = noisy(key_noise, x, level)
             score, by_level = jax.grad(energy, (1, 2))(params, y, level)
-            found = scaled_errors(score, by_level, z, level, variance_reduced)
+            found = scaled_errors(score, by_level, z, level)
             if with_anchor:
                 bound = functools.partial(energy, params)
                 found["anchor_loss"] = anchor_loss(key_anchor, bound, x, highest, reference)
@@ -136,7 +131,8 @@ def dual_score_matching(
             objective="dual_score_matching",
         )
         metrics = jax.tree.map(jnp.mean, metrics)
-        value = metrics["score_error"] + level_weight * metrics["level_error"]
+        size = dimension(reference.mean)
+        value = metrics["score_error"] + level_weight * metrics["level_error"] / size
         if with_anchor:
             value = value + anchor_weight * metrics["anchor_loss"]
         return weight * value, metrics
@@ -145,26 +141,16 @@ def dual_score_matching(
     return Objective(energy if learnt.conditional else ignore_label(energy), loss)
 
 
-def scaled_errors(
-    score: Position, by_level: Array, z: Position, level: Array, variance_reduced: bool
-) -> dict[str, Array]:
+def scaled_errors(score: Position, by_level: Array, z: Position, level: Array) -> dict[str, Array]:
     """Returns the two terms of one example, in units of their noise: of the gradient, of the derivative."""
     size = dimension(z)
-    scaled = jax.tree.map(lambda score: level * widened(score), score)
-    residual = jax.tree.map(jnp.subtract, scaled, z)
-    squared_residual = _squared_norm(residual)
-    if variance_reduced:
-        explained = _squared_norm(scaled)
-        target = size - jax.lax.stop_gradient(squared_residual + explained)
-    else:
-        target = size - _squared_norm(z)
+    residual = jax.tree.map(lambda score, z: level * widened(score) - z, score, z)
+    target = size - _squared_norm(z)
     return {
-        "score_error": squared_residual / size,
+        "score_error": _squared_norm(residual) / size,
         "level_error": (level * widened(by_level) - target) ** 2 / (2 * size),
     }
 
 
 def _squared_norm(tree: Position) -> Array:
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda leaf: jnp.sum(leaf**2), tree))
-
-

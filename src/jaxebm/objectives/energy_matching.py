@@ -48,8 +48,8 @@ def energy_matching(
       scale: c > 0. V has a slope of the order of |x_1 - x_0|, and outputs of a network are of order 1: 10 to
         1000 on images. Chains of V at temperature T with a step dt are chains of E with the step c dt and
         temperature T / c.
-      coupling: pairs of noise and data within a batch: ``"optimal"`` transport (`jaxebm.objectives.couple`)
-        or ``"independent"``.
+      coupling: pairs of noise and data within a batch, and within a class for an energy of E(x, y):
+        ``"optimal"`` transport (`jaxebm.objectives.couple`) or ``"independent"``.
       source_scale: s > 0, standard deviation of the noise, in the units of x.
       contrastive_weight: lambda >= 0.
       weight: w >= 0.
@@ -83,7 +83,8 @@ def energy_matching(
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         x, labels = examples_of(batch, "energy_matching", conditional=learnt.conditional)
-        paths = draw_paths(rng_key, x, coupling=coupling, source_scale=source_scale)
+        of_class = labels if learnt.conditional else None
+        paths = draw_paths(rng_key, x, of_class, coupling=coupling, source_scale=source_scale)
         error = mean_velocity_error(learnt, params, paths, labels, scale, jnp.ones(()))
         metrics = {"velocity_error": error}
         if not contrasts:

@@ -109,7 +109,8 @@ def equilibrium_matching(
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         del negatives
         x, labels = examples_of(batch, "equilibrium_matching", conditional=learnt.conditional)
-        paths = draw_paths(rng_key, x, coupling=coupling, source_scale=source_scale)
+        of_class = labels if learnt.conditional else None
+        paths = draw_paths(rng_key, x, of_class, coupling=coupling, source_scale=source_scale)
         factor = truncated_decay(paths.time, start=start, height=height)
         error = mean_velocity_error(learnt, params, paths, labels, scale, factor)
         return weight * error, {"velocity_error": error}

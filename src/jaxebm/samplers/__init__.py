@@ -9,14 +9,24 @@ from jaxebm.samplers.initial import (
     ClassGaussianInitial,
     GaussianInitial,
     Initial,
+    NormalInitial,
     UniformInitial,
     uniform_like,
 )
 from jaxebm.samplers.inner_updates import TargetInTwo, first_layer_sgld
 from jaxebm.samplers.langevin import LangevinInfo, LangevinState, langevin_temperature, scalar_target, sgld
 from jaxebm.samplers.metropolis import RoundedState, hmc, mala, nuts
+from jaxebm.samplers.momentum import MomentumForm, MomentumState, momentum_descent
 from jaxebm.samplers.noise_levels import annealed_langevin, geometric_levels
 from jaxebm.samplers.preconditioned import PreconditionedState, preconditioned_sgld
+from jaxebm.samplers.predictor_corrector import Predictor, predictor_corrector
+from jaxebm.samplers.probability_flow import (
+    Divergence,
+    FlowLogDensity,
+    FlowSamples,
+    probability_flow,
+    probability_flow_log_density,
+)
 from jaxebm.samplers.proximal import Proximal, box, projected, proximal_sgld, ridge, soft_threshold
 from jaxebm.samplers.replay import BufferDraw, ReplayBuffer, draw, init_buffer, write
 from jaxebm.samplers.sequential import SMCResult, sequential_monte_carlo
@@ -34,6 +44,9 @@ __all__ = [
     "Collect",
     "Convention",
     "DescentNorm",
+    "Divergence",
+    "FlowLogDensity",
+    "FlowSamples",
     "GaussianInitial",
     "HeatedState",
     "Initial",
@@ -41,7 +54,11 @@ __all__ = [
     "LangevinInfo",
     "LangevinNumbers",
     "LangevinState",
+    "MomentumForm",
+    "MomentumState",
+    "NormalInitial",
     "PreconditionedState",
+    "Predictor",
     "Proximal",
     "ReplayBuffer",
     "RoundedState",
@@ -69,10 +86,14 @@ __all__ = [
     "init_buffer",
     "langevin_temperature",
     "mala",
+    "momentum_descent",
     "nuts",
     "parallel_tempering",
     "polynomial_schedule",
     "preconditioned_sgld",
+    "predictor_corrector",
+    "probability_flow",
+    "probability_flow_log_density",
     "project_to_ball",
     "projected",
     "projected_gradient_descent",

@@ -99,7 +99,8 @@ def momentum_descent(
       equations 3 and 4; Chen, Fox & Guestrin 2014 (arXiv:1402.4102), with noise; Wang & Du 2025
       (arXiv:2510.02300), its sampling by optimisation, ``look_ahead``.
     """
-    check_numbers(step_size, noise_scale)
+    check_numbers(step_size)
+    checks.non_negative_number("noise_scale", noise_scale)
     _check_momentum(momentum)
     checks.one_of("form", form, get_args(MomentumForm))
     if gradient_clip is not None:

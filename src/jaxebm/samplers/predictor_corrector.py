@@ -119,7 +119,7 @@ def check_levels(levels: Any, at_least: int = 1) -> None:
     if len(shape) != 1 or shape[0] < at_least:
         raise ValueError(f"levels has shape {shape}: (L,) with at least {at_least} levels is needed.")
     checks.positive("levels", levels)
-    if not checks.is_traced(levels) and not np.all(np.diff(np.asarray(levels)) < 0):
+    if not checks.is_traced(levels) and not np.all(np.diff(np.asarray(levels, float)) < 0):
         raise ValueError(f"levels={np.asarray(levels)}: they must fall, from much noise to little.")
 
 
@@ -137,7 +137,9 @@ def _predictor_corrector(
     denoise: bool,
 ) -> Position:
     def energy(level: Array, x: Position) -> Array:
-        return energy_at(params, x, level)
+        value = energy_at(params, x, level)
+        checks.scalar_energy("energy_at", value)
+        return value
 
     def kernel_at(at: dict[str, Array]) -> Kernel:
         # Both are a step along the gradient and noise: one program for the whole path.

@@ -5,6 +5,7 @@ equation is solved by diffrax, which is imported when a function here is called.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -24,8 +25,8 @@ Divergence = Literal["exact", "hutchinson"]
 
 _STAGES = 6
 """Gradients of one step of the solver, Tsit5, whose last stage is the first of the next step."""
-_AT_START = 2
-"""Gradients that choose the first step."""
+_AT_START = 1
+"""The gradient at the start of a solution."""
 
 
 class FlowSamples(NamedTuple):
@@ -242,37 +243,22 @@ def _solve_all(
     """Solves from the first level to the last; returns ends, log-volumes ``(n, ...)``, costs, successes."""
     import diffrax
 
-    def flow(log_level: Array, state: tuple[Array, Array], of_one: tuple[Any, Array]) -> tuple[Array, Array]:
-        unravel, probe = of_one
-        level = jnp.exp(log_level)
-
-        def energy(flat: Array) -> Array:
-            value = energy_at(params, unravel(flat), level)
-            checks.scalar_energy("energy_at", value)
-            return value
-
-        # d sigma = sigma d log sigma
-        rate = jnp.square(level)
-        if divergence is None:
-            slope, laplacians = jax.grad(energy)(state[0]), jnp.zeros_like(state[1])
-        else:
-            slope, product = jax.linearize(jax.grad(energy), state[0])
-            along = jnp.eye(slope.size, dtype=slope.dtype) if divergence == "exact" else probe
-            parts = jnp.sum(along * jax.vmap(product)(along), axis=1)
-            laplacians = jnp.sum(parts, keepdims=True) if divergence == "exact" else parts
-        return (rate * slope).astype(state[0].dtype), (rate * laplacians).astype(state[1].dtype)
-
     def one(position: Position, probe: Array) -> tuple[Position, Array, Array, Array]:
         wide = jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), position)
         flat, unravel = ravel_pytree(wide)
         num_changes = 0 if divergence is None else len(probe) if divergence == "hutchinson" else 1
+        start = (flat, jnp.zeros(num_changes, flat.dtype))
+
+        term = _velocity(energy_at, params, unravel, probe, divergence)
+        # Here an error of the energy is its own; some releases of diffrax would hide it behind one of types.
+        jax.eval_shape(term, jnp.log(first), start, None)
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda s, state, args: flow(s, state, (unravel, probe))),  # type: ignore[arg-type]
+            diffrax.ODETerm(term),  # type: ignore[arg-type]
             diffrax.Tsit5(),
             t0=jnp.log(first),
             t1=jnp.log(last),
             dt0=None,
-            y0=(flat, jnp.zeros(num_changes, flat.dtype)),
+            y0=start,
             stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
             max_steps=max_steps,
             throw=False,
@@ -280,9 +266,41 @@ def _solve_all(
         finished = solution.result == diffrax.RESULTS.successful
         end, changes = jax.tree.map(lambda leaf: jnp.where(finished, leaf[-1], jnp.nan), solution.ys)
         end = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), unravel(end), position)
-        return end, changes, _STAGES * solution.stats["num_steps"] + _AT_START, jnp.asarray(finished)
+        num_gradients = _STAGES * jnp.asarray(solution.stats["num_steps"], jnp.int32) + _AT_START
+        return end, changes, num_gradients, jnp.asarray(finished)
 
     return jax.vmap(one, axis_name=BATCH_AXIS)(positions, probes)
+
+
+def _velocity(
+    energy_at: LevelEnergyFn,
+    params: Params,
+    unravel: Callable[[Array], Position],
+    probe: Array,
+    divergence: Divergence | None,
+) -> Callable[[Array, tuple[Array, Array], None], tuple[Array, Array]]:
+    """Returns d(x, log-volume) / d log sigma, as diffrax calls it; x is one flat array."""
+
+    def velocity(log_level: Array, state: tuple[Array, Array], args: None) -> tuple[Array, Array]:
+        del args
+        level = jnp.exp(log_level)
+
+        def energy(flat: Array) -> Array:
+            value = energy_at(params, unravel(flat), level)
+            checks.scalar_energy("energy_at", value)
+            return value
+
+        rate = jnp.square(level)  # sigma d sigma = sigma^2 d log sigma
+        flat, volumes = state
+        if divergence is None:
+            return (rate * jax.grad(energy)(flat)).astype(flat.dtype), jnp.zeros_like(volumes)
+        slope, hessian_product = jax.linearize(jax.grad(energy), flat)
+        directions = jnp.eye(flat.size, dtype=flat.dtype) if divergence == "exact" else probe
+        curvatures = jnp.sum(directions * jax.vmap(hessian_product)(directions), axis=1)
+        laplacians = jnp.sum(curvatures, keepdims=True) if divergence == "exact" else curvatures
+        return (rate * slope).astype(flat.dtype), (rate * laplacians).astype(volumes.dtype)
+
+    return velocity
 
 
 def _no_probes(positions: Position) -> Array:
@@ -291,9 +309,10 @@ def _no_probes(positions: Position) -> Array:
 
 def _gaussian_prior(level: Array) -> Callable[[Position], Array]:
     def log_density(x: Position) -> Array:
-        leaves = [leaf.astype(wide_dtype(leaf)) / level for leaf in jax.tree.leaves(x)]
-        return sum(
-            (-0.5 * jnp.sum(leaf**2) - leaf.size * jnp.log(level * np.sqrt(2 * np.pi)) for leaf in leaves),
+        scaled = [leaf.astype(wide_dtype(leaf)) / level for leaf in jax.tree.leaves(x)]
+        log_scale = jnp.log(level * math.sqrt(2 * math.pi))
+        return -sum(
+            (0.5 * jnp.sum(leaf**2) + leaf.size * log_scale for leaf in scaled),
             start=jnp.zeros((), level.dtype),
         )
 
@@ -318,7 +337,9 @@ def _check(
     for level_name, level in (("lowest", lowest), ("highest", highest)):
         checks.positive_number(level_name, level)
     if not (checks.is_traced(lowest) or checks.is_traced(highest)) and not lowest < highest:
-        raise ValueError(f"lowest={lowest!r} is not below highest={highest!r}: two different levels of noise.")
+        raise ValueError(
+            f"lowest={lowest!r} is not below highest={highest!r}: two different levels of noise."
+        )
     checks.fraction("tolerance", tolerance)
     checks.positive_integer("max_steps", max_steps)
     try:

@@ -1,0 +1,76 @@
+"""Classifier guidance: the energy of a model, conditioned on a class by a classifier."""
+
+import jax.numpy as jnp
+
+from jaxebm import checks
+from jaxebm.energies.classifier import log_class_probability, only_of_class
+from jaxebm.types import Array, EnergyFn, LogitsFn, Params, Position
+
+__all__ = ["guided_energy"]
+
+
+def guided_energy(
+    energy: EnergyFn, logits: LogitsFn, label: Array | int, strength: Array | float = 1.0
+) -> EnergyFn:
+    r"""Conditions a model on a class by a classifier.
+
+    .. math:: E(x \mid y) = E(x) - s \log p(y \mid x), \qquad p(y \mid x) = \mathrm{softmax}(f(x))[y]
+
+    At strength s = 1 it is Bayes' rule: if p(x) = exp(-E(x)) / Z and the classifier is that of the same joint
+    density, the result is p(x | y), and its normaliser Z p(y). Above 1 samples are more typical of the class
+    and less varied; at 0 it is E.
+
+    The energy and the classifier may be two networks, of two sets of parameters, or one network, whose
+    parameters are then given twice: with E(x) = -logsumexp f(x) of the same logits and s = 1 it is the joint
+    energy E(x, y) = -f(x)[y].
+
+    Energies that are told a noise level need a classifier of noisy examples, told the level, too:
+    ``lambda params, x, level: guided_energy(at_level(energy_at, level), at_level(logits_at, level), label)(
+    params, x)``, with ``at_level`` of this room.
+
+    Args:
+      energy: E, ``energy(params, x) -> ()`` for one example.
+      logits: f, ``logits(params, x) -> (K,)`` for one example.
+      label: y, one integer of shape (); may be traced, so that ``jax.vmap`` gives each chain its class.
+      strength: s >= 0, shape (); may be traced.
+
+    Returns:
+      The energy ``(params, x) -> ()``, params a pair: those of the energy and those of the classifier.
+
+    Raises:
+      TypeError: if energy or logits are no functions of two arguments or label no integer or, when it is
+        called, if the energy's output is no real number.
+      ValueError: if the label is negative or no scalar, or the strength not one number of at least 0 or, when
+        it is called, if params is no pair, the logits of one example are not ``(K,)``, or the label is not
+        one of their classes (NaN if it is traced).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> guided = guided_energy(
+      ...     lambda params, x: 0.5 * jnp.sum(x**2), lambda params, x: params @ x, 1, strength=2.0)
+      >>> round(float(guided((None, jnp.eye(2)), jnp.array([0.0, 3.0]))), 4)
+      4.5972
+
+    Reference:
+      Dhariwal & Nichol 2021 (arXiv 2105.05233), equation 14; Sohl-Dickstein et al. 2015 (arXiv 1503.03585).
+    """
+    checks.function("energy", energy, "params", "x")
+    checks.function("logits", logits, "params", "x")
+    checks.array("label", label, (), "one class, shape (),")
+    if not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+        raise TypeError(f"label has dtype {jnp.result_type(label)}: one integer class is needed.")
+    checks.non_negative("label", label)
+    checks.non_negative_number("strength", strength)
+    log_probability = log_class_probability(logits)
+
+    def guided(params: Params, x: Position, /) -> Array:
+        if not isinstance(params, tuple | list) or len(params) != 2:
+            found = f"{len(params)} entries" if isinstance(params, tuple | list) else type(params).__name__
+            raise ValueError(f"params is {found}: a pair is needed, of the energy's and the classifier's.")
+        value = energy(params[0], x)
+        checks.scalar_energy("energy", value)
+        probabilities = only_of_class(log_probability(params[1], x), label, "label")
+        of_class = probabilities.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return value - strength * of_class
+
+    return guided
