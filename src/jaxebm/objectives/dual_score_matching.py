@@ -67,9 +67,9 @@ def dual_score_matching(
 
     Returns:
       An objective for data with or without labels; its energy is that at the lowest level: -E is log p(x).
-      Metrics: ``score_error`` and ``level_error``, the means of the first over d and of the second over 2 d, at
-      most about 1 once learnt; ``anchor_loss``, A, which is log 2 = .693
-      where noisy data cannot be told from the Gaussian.
+      Metrics: ``score_error`` and ``level_error``, the means of the first term over d and of the second over
+      2 d, at most about 1 once learnt; ``anchor_loss``, A, which is log 2 = .693 where noisy data cannot be
+      told from the Gaussian.
 
     Raises:
       TypeError: if ``energy_at`` is no function of three arguments, or an option has the wrong type.

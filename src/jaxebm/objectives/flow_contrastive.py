@@ -52,8 +52,8 @@ def flow_contrastive(
       accuracy: share of data and samples that must be told apart before the flow learns, in [0, 1]; 0 lets
         it learn always, 1 never.
       alternate: whether the energy rests in the updates in which the flow learns, as in public code of the
-        method. Energies that learn in all updates were nearer to the data: KL of 0.014 against 0.023 nats on two moons, and 0.025 against
-        0.091 on eight Gaussians (one seed, 3000 updates, a network of 3 x 128).
+        method. Energies that learn in all updates were nearer to the data: KL of 0.014 against 0.023 nats on
+        two moons, and 0.025 against 0.091 on eight Gaussians (one seed, 3000 updates, a network of 3 x 128).
       likelihood_weight: v >= 0, adds the maximum likelihood of the flow, -v mean log q(x_data), in all
         updates: it brings a flow that starts far from the data to them.
       weight: w >= 0, of all terms.

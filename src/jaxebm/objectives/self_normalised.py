@@ -38,8 +38,8 @@ def self_normalised(
     may fall far below -log q where samples are rare, and one such sample then spoils an update. So let it
     learn a correction of the proposal, ``jaxebm.energies.tilt(energy, proposal.log_density)``, whose weights
     e^{-E} start near 1, or clip the gradient, ``optax.clip_by_global_norm(1.0)`` (on two moons, 3000 updates
-    of a network of 3 x 128: KL 0.009 nats by either, 0.13 without). Where weights are large at the start the loss is, too: let `jaxebm.energies.offset_params`
-    start near log Z.
+    of a network of 3 x 128: KL 0.009 nats by either, 0.13 without). Where weights are large at the start the
+    loss is, too: let `jaxebm.energies.offset_params` start near log Z.
 
     Args:
       energy: U(params, x) of one example, with an offset of its own; or an energy of ``joint_energy``.
