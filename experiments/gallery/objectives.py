@@ -169,7 +169,7 @@ def _flow_contrastive(settings: Settings, density: ToyDensity) -> Problem:
     return Problem(init, (Phase(objective),), _judged(objective))
 
 
-LATENTS, NOISE = 8, 0.1
+LATENTS, NOISE = 8, 0.3
 """Of the generator of cooperative learning: latent variables, and the standard deviation of its own noise."""
 
 
@@ -330,6 +330,8 @@ METHODS: Mapping[str, Method] = {
     "level_classification": Method(_of_levels(objectives.level_classification, 5.0), {"updates": 3000}),
     "energy_matching": Method(_energy_matching, {}),
     "equilibrium_matching": Method(_equilibrium_matching, {"updates": 2000}),
-    "cooperative": Method(_cooperative, {"updates": 2000, "batch_size": 256, "learning_rate": 2e-3}),
+    "cooperative": Method(
+        _cooperative, {"updates": 1000, "batch_size": 256, "learning_rate": 1e-3, "sampler_steps": 15}
+    ),
 }
 """By the names that ``density_2d.py --objective`` takes."""

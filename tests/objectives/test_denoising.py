@@ -236,7 +236,7 @@ def test_an_energy_that_ignores_the_level_is_refused(energy_at):
         (
             lambda: denoising_at_levels(isotropic_at, lowest=1.0, highest=1.0),
             ValueError,
-            "lowest=1.0.*highest",
+            "highest=1.0.*lowest",
         ),
         (lambda: denoising_at_levels(isotropic_at, lowest=0.1, highest=-2.0), ValueError, "highest=-2.0"),
         (lambda: denoising_at_levels(isotropic, lowest=0.1, highest=1.0), TypeError, "energy_at"),

@@ -53,7 +53,10 @@ def test_what_is_missing_has_its_default():
         ({"sampler": {"num_steps": 2.5}}, "sampler.num_steps=2.5: int is needed"),
         ({"sampler": {"num_steps": True}}, "sampler.num_steps=True: int is needed"),
         ({"sampler": {"gradient_clip": "no"}}, "sampler.gradient_clip='no': float or None is needed"),
-        ({"sampler": {"kernel": "hmc"}}, "sampler.kernel='hmc': one of sgld, first-layer, descent, heated is needed"),
+        (
+            {"sampler": {"kernel": "hmc"}},
+            "sampler.kernel='hmc': one of sgld, first-layer, descent, heated is",
+        ),
         ({"network": "convnett"}, "network='convnett': one of mlp, convnet, wide-resnet is needed"),
         ({"network": ["mlp"]}, "network=['mlp']"),
         ({"resume": 1}, "resume=1: bool is needed"),

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
+from jaxebm.energies.target import LOG_TWO_PI
 from jaxebm.trees import widened
 from jaxebm.types import Array, LevelEnergyFn, LevelLogitsFn, Params, Position
 
 __all__ = ["inner_product_energy", "preconditioned_energy", "preconditioned_logits", "squared_norm_energy"]
-
-_LOG_TWO_PI = 1.8378770664093453
 
 
 def _check_output(output: Any, x: Position) -> None:
@@ -133,7 +132,7 @@ def _gaussian(x: Array, level: Array, mean: float, scale: float) -> tuple[Array,
     """Returns x in units of the spread at this level, and -log N(x; mean, scale^2 + level^2)."""
     variance = widened(level) ** 2 + scale**2
     inputs = (widened(x) - mean) / jnp.sqrt(variance)
-    energy = 0.5 * jnp.sum(inputs**2) + 0.5 * jnp.size(x) * (jnp.log(variance) + _LOG_TWO_PI)
+    energy = 0.5 * jnp.sum(inputs**2) + 0.5 * jnp.size(x) * (jnp.log(variance) + LOG_TWO_PI)
     return inputs.astype(jnp.result_type(x)), energy
 
 

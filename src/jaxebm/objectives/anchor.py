@@ -12,22 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxebm import checks
-from jaxebm.energies.levels import uses_level
+from jaxebm.energies.target import LOG_TWO_PI
+from jaxebm.objectives.noisy_data import noisy
 from jaxebm.trees import normal_like, widened
 from jaxebm.types import Array, Position
 
 __all__ = [
     "GaussianReference",
     "anchor_loss",
-    "check_level_used",
-    "check_levels",
-    "dimension",
     "fit_reference",
-    "noisy",
 ]
-
-_LOG_TWO_PI = 1.8378770664093453
 
 
 class GaussianReference(NamedTuple):
@@ -48,7 +42,7 @@ class GaussianReference(NamedTuple):
         """Returns log q(y), shape ()."""
         terms = jax.tree.map(
             lambda mean, variance, y: jnp.sum(
-                -0.5 * (widened(y) - mean) ** 2 / variance - 0.5 * jnp.log(variance) - 0.5 * _LOG_TWO_PI
+                -0.5 * (widened(y) - mean) ** 2 / variance - 0.5 * jnp.log(variance) - 0.5 * LOG_TWO_PI
             ),
             *self,
             y,
@@ -65,12 +59,6 @@ def fit_reference(xs: Position, highest: Any) -> GaussianReference:
     )
 
 
-def noisy(rng_key: Array, x: Position, level: Any) -> tuple[Position, Position]:
-    """Returns (x + level z in the dtypes of x, z), z standard normal."""
-    z = normal_like(rng_key, x)
-    return jax.tree.map(lambda x, z: (widened(x) + level * z).astype(x.dtype), x, z), z
-
-
 def anchor_loss(
     rng_key: Array, energy_at: Any, x: Position, highest: Any, reference: GaussianReference
 ) -> Array:
@@ -83,25 +71,3 @@ def anchor_loss(
         return -widened(energy_at(y, highest)) - reference.log_density(y)
 
     return 0.5 * (jax.nn.softplus(-log_ratio(y)) + jax.nn.softplus(log_ratio(drawn)))
-
-
-def dimension(x: Position) -> int:
-    """Returns the number of entries of one example."""
-    return sum(int(jnp.size(leaf)) for leaf in jax.tree.leaves(x))
-
-
-def check_level_used(energy_at: Any, params: Any, x: Position, objective: str) -> None:
-    """Raises ``ValueError`` if an energy of (params, x, level) ignores the level: nothing could be learnt."""
-    if not uses_level(energy_at, params, x):
-        raise ValueError(
-            f"energy_at ignores the level that it is told: {objective} learns how the energy changes with "
-            "the level, so the network must read it, such as LevelMLP of jaxebm.energies."
-        )
-
-
-def check_levels(lowest: Any, highest: Any) -> None:
-    """Raises unless 0 < lowest < highest, each one number."""
-    checks.positive_number("lowest", lowest)
-    checks.positive_number("highest", highest)
-    if not (checks.is_traced(lowest) or checks.is_traced(highest)) and not lowest < highest:
-        raise ValueError(f"highest={highest!r}: highest must be above lowest={lowest!r}.")

@@ -21,9 +21,10 @@ from jaxebm.energies.levels import JointLevelEnergy, at_level, uses_level
 from jaxebm.objectives.examples import learnt_energy, learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
 from jaxebm.objectives.neighbours import example_size
+from jaxebm.objectives.noisy_data import check_level_range, noisy
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.objectives.second_derivatives import Slope, square_norm
-from jaxebm.trees import normal_like, wide_dtype, widened
+from jaxebm.trees import wide_dtype, widened
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, JointEnergyFn, LevelEnergyFn, Metrics, Params, Position
 
 __all__ = ["denoising_at_levels", "denoising_score_matching"]
@@ -148,10 +149,7 @@ def denoising_at_levels(
       Kingma et al. 2021 (arXiv 2107.00630), appendix I.1.
     """
     learnt = learnt_level_energy(energy_at)
-    checks.positive_number("lowest", lowest)
-    checks.positive_number("highest", highest)
-    if not (checks.is_traced(lowest) or checks.is_traced(highest)) and not lowest < highest:
-        raise ValueError(f"lowest={lowest!r} is not below highest={highest!r}: 0 < lowest < highest.")
+    check_level_range(lowest, highest)
     if num_levels is not None:
         checks.integer("num_levels", num_levels, 2)
     checks.non_negative_number("weight", weight)
@@ -197,12 +195,8 @@ def _height(start: Array, num_levels: int | None) -> Array:
 
 def _error_and_square(rng_key: Array, slope: Slope, x: Position, level: float | Array) -> tuple[Array, Array]:
     """norm(sigma dE(x~)/dx - z)^2 and norm(dE(x~)/dx)^2 of one example."""
-    noise = normal_like(rng_key, x)
-
-    def add(leaf: Array, noise: Array) -> Array:
-        return (widened(leaf) + level * noise).astype(leaf.dtype)
-
-    gradient = slope(jax.tree.map(add, x, noise))
+    perturbed, noise = noisy(rng_key, x, level)
+    gradient = slope(perturbed)
     residual = jax.tree.map(lambda leaf, noise: level * widened(leaf) - noise, gradient, noise)
     return square_norm(residual), square_norm(gradient)
 

@@ -7,16 +7,10 @@ import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.energies.levels import JointLevelEnergy, at_level
-from jaxebm.objectives.anchor import (
-    anchor_loss,
-    check_level_used,
-    check_levels,
-    dimension,
-    fit_reference,
-    noisy,
-)
+from jaxebm.objectives.anchor import anchor_loss, fit_reference
 from jaxebm.objectives.examples import learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
+from jaxebm.objectives.noisy_data import check_level_range, check_level_used, dimension, noisy
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.trees import widened
 from jaxebm.types import Array, LevelEnergyFn, Metrics, Params, Position
@@ -92,7 +86,7 @@ def dual_score_matching(
       Guth, Kadkhodaie & Simoncelli 2025 (arXiv 2506.05310), section 2. They pin the constant after training.
     """
     learnt = learnt_level_energy(energy_at)
-    check_levels(lowest, highest)
+    check_level_range(lowest, highest)
     for name, value in (
         ("level_weight", level_weight),
         ("anchor_weight", anchor_weight),

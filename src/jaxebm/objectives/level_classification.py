@@ -8,16 +8,10 @@ import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.energies.levels import JointLevelEnergy, at_level
-from jaxebm.objectives.anchor import (
-    anchor_loss,
-    check_level_used,
-    check_levels,
-    dimension,
-    fit_reference,
-    noisy,
-)
+from jaxebm.objectives.anchor import anchor_loss, fit_reference
 from jaxebm.objectives.examples import learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
+from jaxebm.objectives.noisy_data import check_level_range, check_level_used, dimension, noisy
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.trees import widened
 from jaxebm.types import Array, LevelEnergyFn, Metrics, Params, Position
@@ -93,7 +87,7 @@ def level_classification(
       OuYang, Grenioux & Hernandez-Lobato 2026 (arXiv 2601.21025), the multi-level loss.
     """
     learnt = learnt_level_energy(energy_at)
-    check_levels(lowest, highest)
+    check_level_range(lowest, highest)
     checks.integer("num_classes", num_classes, 2)
     if num_levels is not None:
         checks.integer("num_levels", num_levels, num_classes)

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.energies.levels import JointLevelEnergy, at_level
-from jaxebm.objectives.anchor import check_level_used, noisy
 from jaxebm.objectives.examples import learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
+from jaxebm.objectives.noisy_data import check_level_used, noisy
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.samplers.chains import run_annealed_chain, run_chain
 from jaxebm.samplers.langevin import LangevinState, sgld
-from jaxebm.samplers.predictor_corrector import check_levels
+from jaxebm.samplers.noise_levels import check_levels
 from jaxebm.trees import euclidean_norm, wide_dtype, widened
 from jaxebm.types import BATCH_AXIS, Array, Kernel, LevelEnergyFn, Metrics, Params, Position, Target
 

@@ -106,12 +106,7 @@ def annealed_langevin(
     """
     checks.rng_key("rng_key", rng_key)
     checks.function("energy_at", energy_at, "params", "x", "level")
-    shape = np.shape(levels)
-    if len(shape) != 1 or shape[0] < 1:
-        raise ValueError(f"levels has shape {shape}: (L,) with at least one level is needed.")
-    checks.positive("levels", levels)
-    if not checks.is_traced(levels) and not np.all(np.diff(np.asarray(levels)) < 0):
-        raise ValueError(f"levels={np.asarray(levels)}: they must fall, from much noise to little.")
+    check_levels(levels)
     checks.positive_number("step_size", step_size)
     checks.positive_integer("num_steps_per_level", num_steps_per_level)
     checks.batch_length("positions", positions)
@@ -130,6 +125,17 @@ def annealed_langevin(
             num_steps_per_level=num_steps_per_level,
             denoise=denoise,
         )
+
+
+def check_levels(levels: Any, at_least: int = 1) -> None:
+    """Raises ``ValueError`` unless these are positive levels that fall, ``(L,)``; traced numbers pass."""
+    checks.array("levels", levels)
+    shape = np.shape(levels)
+    if len(shape) != 1 or shape[0] < at_least:
+        raise ValueError(f"levels has shape {shape}: (L,) with at least {at_least} levels is needed.")
+    checks.positive("levels", levels)
+    if not checks.is_traced(levels) and not np.all(np.diff(np.asarray(levels, float)) < 0):
+        raise ValueError(f"levels={np.asarray(levels)}: they must fall, from much noise to little.")
 
 
 @functools.partial(jax.jit, static_argnames=("energy_at", "num_steps_per_level", "denoise"))

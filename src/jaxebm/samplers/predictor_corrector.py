@@ -1,15 +1,15 @@
 """Predictor-corrector sampling: one chain from noise to data through an energy that is told its level."""
 
 import functools
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxebm import checks
 from jaxebm.samplers.chains import run_annealed_chain
 from jaxebm.samplers.langevin import sgld
+from jaxebm.samplers.noise_levels import check_levels
 from jaxebm.trees import wide_dtype
 from jaxebm.types import BATCH_AXIS, Array, Kernel, LevelEnergyFn, Params, Position
 
@@ -110,17 +110,6 @@ def predictor_corrector(
             num_corrector_steps=num_corrector_steps,
             denoise=denoise,
         )
-
-
-def check_levels(levels: Any, at_least: int = 1) -> None:
-    """Raises ``ValueError`` unless these are positive levels that fall, ``(L,)``; traced numbers pass."""
-    checks.array("levels", levels)
-    shape = np.shape(levels)
-    if len(shape) != 1 or shape[0] < at_least:
-        raise ValueError(f"levels has shape {shape}: (L,) with at least {at_least} levels is needed.")
-    checks.positive("levels", levels)
-    if not checks.is_traced(levels) and not np.all(np.diff(np.asarray(levels, float)) < 0):
-        raise ValueError(f"levels={np.asarray(levels)}: they must fall, from much noise to little.")
 
 
 @functools.partial(jax.jit, static_argnames=("energy_at", "predictor", "num_corrector_steps", "denoise"))
