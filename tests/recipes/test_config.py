@@ -55,7 +55,7 @@ def test_what_is_missing_has_its_default():
         ({"sampler": {"gradient_clip": "no"}}, "sampler.gradient_clip='no': float or None is needed"),
         (
             {"sampler": {"kernel": "hmc"}},
-            "sampler.kernel='hmc': one of sgld, first-layer, descent, heated is",
+            "sampler.kernel='hmc': one of sgld, first-layer, descent, heated",
         ),
         ({"network": "convnett"}, "network='convnett': one of mlp, convnet, wide-resnet is needed"),
         ({"network": ["mlp"]}, "network=['mlp']"),
