@@ -1,10 +1,11 @@
-"""Speed of jaxebm and other packages: samplers, the JEM update, associative memories, scaling, utilisation.
+"""Speed of jaxebm and other packages: samplers, objectives, JEM, associative memories, scaling, utilisation.
 
     pip install torch torchebm numpyro hamux fastcore     # other packages; a missing one is named in its row
     python experiments/benchmark.py                       # images, sgld, mala, hmc, jem-8, jem-32
     python experiments/benchmark.py --only samplers --rounds 9
     python experiments/benchmark.py --only hopfield --rounds 7 --output runs/benchmark_hopfield.json
     python experiments/benchmark.py --only recovery --rounds 9 --seconds 1
+    python experiments/benchmark.py --only objectives --threads 1 --clock processor --rounds 7
     python experiments/benchmark.py --only curves
     python experiments/benchmark.py --only utilisation
 
@@ -29,16 +30,19 @@ import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends
 # isort: split
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from benchmarks import curves, hopfield, samplers, suite, utilisation
+from benchmarks import curves, hopfield, objectives, samplers, suite, utilisation
 from benchmarks.harness import aims_table, compete, describe_machine, heading, judge, set_threads, tables
 from jaxebm import checks
 from jaxebm.recipes.command_line import as_json, refuse_existing, run_experiment
 from jaxebm.training import write_atomically
+
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Config(suite.Sizes):
     only: tuple[str, ...] = suite.DEFAULT
     """Groups, or parts of them: samplers (sgld, mala, hmc, gaussian-sgld, gaussian-mala, gaussian-hmc,
     images), training (jem-8, jem-32), hopfield (retrieval, asynchronous, sparse, attention, compilations),
-    curves (curve-chains, curve-steps, curve-width, curve-devices), recovery, utilisation."""
+    curves (curve-chains, curve-steps, curve-width, curve-devices), objectives (each objective without chains,
+    by the name of its function with hyphens), recovery, utilisation."""
     output: Path = Path("runs/benchmark.json")
     """The file to write; tables (.md) and curves (.png) get the same name."""
     overwrite: bool = False
@@ -57,6 +62,9 @@ class Config(suite.Sizes):
     """Number of rounds; each round times every implementation once."""
     seconds: float = 0.2
     """Seconds of repeated calls of an implementation in a round; at least one call is made."""
+    clock: Literal["wall", "processor"] = "wall"
+    """Wall time, or the time of the processor over all threads: with one thread, what a busy machine
+    disturbs less. It does not count a GPU."""
     seed: int = 0
     """Seed of weights, positions and noise."""
     threads: int | None = None
@@ -67,6 +75,7 @@ class Config(suite.Sizes):
         suite.check_parts(self.only)
         checks.positive_integer("rounds", self.rounds)
         checks.non_negative("seconds", self.seconds)
+        checks.one_of("clock", self.clock, tuple(CLOCKS))
         if self.threads is not None:
             checks.positive_integer("threads", self.threads)
         super().check()
@@ -78,8 +87,11 @@ def as_markdown(card: Mapping[str, Any]) -> str:
     parts = [heading(card)]
     if card["aims"]:
         parts.append(aims_table(card["aims"]))
-    if card["workloads"]:
-        parts.append(tables(list(card["workloads"].values())).rstrip())
+    others = [found for name, found in card["workloads"].items() if not objectives.is_objective(name)]
+    if others:
+        parts.append(tables(others).rstrip())
+    if len(others) < len(card["workloads"]):
+        parts.append(objectives.as_markdown(card["workloads"]))
     sampled = [card["workloads"][name] for name in samplers.WORKLOADS if name in card["workloads"]]
     if sampled:
         worst = max((sigma for one in sampled for sigma in one["differences"].values()), default=0.0)
@@ -119,7 +131,8 @@ def main(config: Config) -> dict[str, Any]:
         else:
             for name, (workload, differences) in suite.make_workloads(config, part, seed).items():
                 with suite.precision_of(part):
-                    results[name] = compete(workload, rounds, config.seconds) | {"differences": differences}
+                    found = compete(workload, rounds, config.seconds, CLOCKS[config.clock])
+                results[name] = found | {"differences": differences}
                 print(tables([results[name]]), flush=True)  # now, in case the run is stopped
     card = {
         "schema": 2,

@@ -122,23 +122,26 @@ def check_agreement(workload: Workload) -> None:
                 )
 
 
-def _seconds_an_item(contender: Contender, at_least: float) -> float:
+def _seconds_an_item(contender: Contender, at_least: float, clock: Callable[[], float]) -> float:
     assert contender.run is not None
     jax.block_until_ready(contender.run())  # Warm-up of caches and threads.
-    calls, started = 0, time.perf_counter()
-    while calls == 0 or time.perf_counter() - started < at_least:
+    calls, started = 0, clock()
+    while calls == 0 or clock() - started < at_least:
         jax.block_until_ready(contender.run())
         calls += 1
-    return (time.perf_counter() - started) / calls / contender.items
+    return (clock() - started) / calls / contender.items
 
 
-def compete(workload: Workload, rounds: int, seconds: float) -> dict[str, Any]:
+def compete(
+    workload: Workload, rounds: int, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any]:
     """Times the contenders in turns.
 
     Args:
       workload: the computation, compiled and compared by `check_agreement`.
       rounds: number of rounds; each times every contender once.
       seconds: duration of the repeated calls in a round; at least one call is made.
+      clock: what tells the time in seconds.
 
     Returns:
       Plain values for JSON: for each contender its times of all rounds and their median in seconds per item,
@@ -149,7 +152,7 @@ def compete(workload: Workload, rounds: int, seconds: float) -> dict[str, Any]:
     times = {contender.name: np.zeros(rounds) for contender in present}
     for number in range(rounds):
         for contender in present[:: -1 if number % 2 else 1]:
-            times[contender.name][number] = _seconds_an_item(contender, seconds)
+            times[contender.name][number] = _seconds_an_item(contender, seconds, clock)
     rows: dict[str, Any] = {one.name: {"missing": one.note} for one in workload.contenders}
     for name, values in times.items():
         ratios = values / times[present[0].name]

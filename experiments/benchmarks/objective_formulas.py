@@ -15,6 +15,7 @@ from jaxebm import objectives
 from jaxebm.energies import tilt
 from jaxebm.objectives import Objective
 from jaxebm.objectives.couplings import draw_paths
+from jaxebm.objectives.level_classification import default_num_levels
 from jaxebm.types import Array, EnergyFn, LevelEnergyFn
 
 __all__ = ["FORMULAS", "Formula", "Problem"]
@@ -275,8 +276,7 @@ def _dual(problem: Problem, params: Any, numbers: dict[str, Any], x: Array) -> A
 def _draw_windows(problem: Problem, rng_key: Array, x: Array) -> dict[str, Any]:
     del problem
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(jax.random.split(rng_key, len(x)))
-    count = objectives.level_classification.__globals__["default_num_levels"](LOWEST, HIGHEST, x[0].size)
-    count = max(CLASSES, count)
+    count = max(CLASSES, default_num_levels(LOWEST, HIGHEST, x[0].size))
     sequence = jnp.geomspace(LOWEST, HIGHEST, count, dtype=jnp.float32)
     start = jax.vmap(lambda key: jax.random.randint(key, (), 0, count - CLASSES + 1))(keys[:, 0])
     true = jax.vmap(lambda key: jax.random.randint(key, (), 0, CLASSES))(keys[:, 1])
@@ -293,7 +293,9 @@ def _level_classification(problem: Problem, params: Any, numbers: dict[str, Any]
     own, slopes = jax.vmap(jax.value_and_grad(problem.energy_at, 1), (None, 0, 0))(params, y, levels[0])
     others = (CLASSES - 1) * [y]
     told = jnp.concatenate([levels[1:].ravel(), jnp.full(2 * n, HIGHEST)])
-    energies = jax.vmap(problem.energy_at, (None, 0, 0))(params, jnp.concatenate([*others, data, drawn]), told)
+    energies = jax.vmap(problem.energy_at, (None, 0, 0))(
+        params, jnp.concatenate([*others, data, drawn]), told
+    )
     rest, last = jnp.split(energies, [(CLASSES - 1) * n])
     window = jnp.concatenate([own[None], rest.reshape(CLASSES - 1, n)])
     cross_entropies = own + jax.nn.logsumexp(-window, axis=0)

@@ -7,6 +7,7 @@ what random numbers cost from what the objective costs. All give the same loss a
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -21,7 +22,16 @@ from jaxebm.objectives import Batch, Negatives, gaussian_proposal
 from jaxebm.report.markdown import markdown_table
 from jaxebm.types import Array
 
-__all__ = ["PROBLEMS", "Sizes", "as_markdown", "compared_workloads", "is_objective", "make_problem"]
+__all__ = [
+    "FORMULAS",
+    "PROBLEMS",
+    "Sizes",
+    "as_markdown",
+    "compare",
+    "compared_workloads",
+    "is_objective",
+    "make_problem",
+]
 
 BARE, DRAWN, OURS = "bare derivatives", "bare derivatives and draws", "jaxebm"
 PROBLEMS = ("mlp", "convnet")
@@ -53,6 +63,7 @@ class Sizes:
                 checks.positive_integer(name, number)
 
 
+@cache
 def make_problem(sizes: Sizes, kind: str, seed: int) -> Problem:
     """Makes the networks and random data of one of `PROBLEMS`."""
     keys = jax.random.split(jax.random.key(seed), 4)
@@ -133,7 +144,7 @@ def compare(problem: Problem, name: str, formula: Formula, seed: int) -> tuple[W
             raise RuntimeError(
                 f"{workload.title}: {part}s differ from the formula's by {difference:.2g}, more than 1e-3."
             )
-    counts = {label: program.cost_analysis()["flops"] for label, program in programs.items()}
+    counts = {label: program.cost_analysis().get("flops", np.nan) for label, program in programs.items()}
     return workload, differences | {"operations": counts[OURS] / counts[BARE]}
 
 
@@ -145,7 +156,7 @@ def _relative_difference(ours: Any, theirs: Any) -> float:
 
 
 def compared_workloads(sizes: Sizes, name: str, seed: int) -> dict[str, tuple[Workload, dict[str, float]]]:
-    """Makes the workloads of one of the objectives: of each of `PROBLEMS`, but of images no exact Laplacian."""
+    """Makes the workloads of one objective, one for each of `PROBLEMS`; no exact Laplacian of images."""
     found, formula = {}, FORMULAS[name]
     for kind in PROBLEMS:
         problem = make_problem(sizes, kind, seed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import jax
 
-from benchmarks import curves, hopfield, recovery, samplers, training, utilisation
+from benchmarks import curves, hopfield, objectives, recovery, samplers, training, utilisation
 from benchmarks.harness import Aim, Workload, check_agreement
 
 __all__ = [
@@ -33,6 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "hopfield": (*hopfield.WORKLOADS, "compilations"),
     "curves": tuple(CURVES),
     "recovery": ("recovery",),
+    "objectives": tuple(objectives.FORMULAS),
     "utilisation": ("utilisation",),
 }
 """The parts of each group; a group is chosen by its name, and so is each part."""
@@ -77,6 +78,8 @@ class Sizes:
     """Sizes of the JEM updates."""
     memories: hopfield.Sizes = field(default_factory=hopfield.Sizes)
     """Sizes of the associative memories."""
+    losses: objectives.Sizes = field(default_factory=objectives.Sizes)
+    """Sizes of the objectives without chains."""
     wide: utilisation.WideSizes = field(default_factory=utilisation.WideSizes)
     """Sizes of the network whose utilisation is measured."""
     curve: curves.CurveSizes = field(default_factory=curves.CurveSizes)
@@ -84,7 +87,7 @@ class Sizes:
 
     def check(self) -> None:
         """Raises ``ValueError`` naming what is out of range."""
-        for sizes in (self.sampling, self.jem, self.memories, self.wide, self.curve):
+        for sizes in (self.sampling, self.jem, self.memories, self.losses, self.wide, self.curve):
             sizes.check()
 
 
@@ -130,12 +133,14 @@ def make_workloads(sizes: Sizes, part: str, seed: int) -> dict[str, tuple[Worklo
 
     Returns:
       By name, each workload and the differences that were found: of samplers in standard errors, of updates
-      relative to the largest number.
+      and gradients relative to the largest number.
 
     Raises:
       RuntimeError: if contenders that must agree do not.
     """
     with precision_of(part):
+        if part in objectives.FORMULAS:
+            return objectives.compared_workloads(sizes.losses, part, seed)
         if part in samplers.WORKLOADS:
             return {part: samplers.compared_workload(sizes.sampling, part, seed)}
         if part in UPDATES:

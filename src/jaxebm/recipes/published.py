@@ -63,8 +63,9 @@ MATCHED = {
     "sampler.num_steps": 100,
     "sampler.step_size": 0.6,  # steps of .02 in the time from noise to data, times the scale
     "sampler.noise": 0.0,
+    "sampler.stop_after": 100,
     "sampler.gradient_clip": None,
-    "sampler.clamp": False,
+    "sampler.clamp": True,
     "sampler.initial": "normal",
     "optimizer.kind": "adam",
     "optimizer.weight_decay": 0.0,
@@ -255,7 +256,12 @@ RECIPES: dict[str, Recipe] = {
         reference="Balcerak et al. 2025, arXiv 2504.10612: equation 4 (phase 1), with the classes of JEM",
     ),
     "equilibrium_matching": Recipe(
-        method={**MATCHED, "objective.method": "equilibrium-matching", "objective.coupling": "independent"},
+        method={
+            **MATCHED,
+            "objective.method": "equilibrium-matching",
+            "objective.coupling": "independent",
+            "sampler.step_size": 0.15,  # a quarter: the published velocity is four times as high
+        },
         learning={
             **WIDE,
             "architecture.norm": "none",
