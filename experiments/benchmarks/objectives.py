@@ -110,7 +110,7 @@ def compare(problem: Problem, name: str, formula: Formula, seed: int) -> tuple[W
       the objective over that of the bare derivatives, as XLA counts them.
 
     Raises:
-      RuntimeError: if losses or gradients differ by more than 1e-3.
+      RuntimeError: if losses or gradients differ by more than the formula's tolerance.
     """
     objective, params, x = formula.make(problem), problem.params[formula.params], problem.x
     key, nothing = jax.random.key(seed + 1), Negatives(None, None)
@@ -140,9 +140,10 @@ def compare(problem: Problem, name: str, formula: Formula, seed: int) -> tuple[W
         for part in ("loss", "gradient")
     }
     for part, difference in differences.items():
-        if not difference <= 1e-3:
+        if not difference <= formula.tolerance:
             raise RuntimeError(
-                f"{workload.title}: {part}s differ from the formula's by {difference:.2g}, more than 1e-3."
+                f"{workload.title}: {part}s differ from the formula's by {difference:.2g}, more than "
+                f"{formula.tolerance:g}."
             )
     counts = {label: program.cost_analysis().get("flops", np.nan) for label, program in programs.items()}
     return workload, differences | {"operations": counts[OURS] / counts[BARE]}

@@ -8,7 +8,8 @@ are; p(x) = exp(-E(x)) / Z. Everything else here is a function of that function:
 - `jaxebm.hopfield`: associative memories, classical to modern, as energies; retrieval, storage, Flax layers.
 - `jaxebm.samplers`: kernels (SGLD, MALA, HMC, NUTS), chains by ``lax.scan``, the replay buffer.
 - `jaxebm.data`: images, two-dimensional densities, and batches drawn inside the compiled step.
-- `jaxebm.objectives`: training objectives (`likelihood`, `jem`, `classifier`) and samplers of negatives.
+- `jaxebm.objectives`: training objectives with samples of the model (`likelihood`, `jem`) and without
+  (score matching, noise contrast, energy matching), and samplers of negatives.
 - `jaxebm.evaluation`: log Z, calibration, out-of-distribution scores, sample quality.
 - `jaxebm.training`: `learner` and `fit`, recovery from divergence, checkpoints, the run's folder.
 - `jaxebm.report`: the evaluation card of any energy or classifier.
