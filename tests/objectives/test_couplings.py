@@ -68,6 +68,32 @@ def test_paths_are_straight_from_noise_of_the_given_scale_to_the_data(coupling):
     assert np.array_equal(np.floor(np.sort(paths.time) * 512), np.arange(512))  # one in each 512th
 
 
+def test_the_time_of_a_datum_does_not_depend_on_its_place():
+    """Batches of several strata hold one stratum after another."""
+    draw = jax.jit(jax.vmap(lambda key: draw_paths(key, jnp.ones((8, 1)), coupling="independent").time))
+    times = draw(jax.random.split(jax.random.key(5), 4000))
+    error = np.sqrt(1 / 12 / 4000)
+    assert np.all(np.abs(times.mean(axis=0) - 0.5) < 5 * error)
+
+
+def test_positions_keep_their_dtype():
+    paths = draw_paths(jax.random.key(0), jnp.ones((4, 2), jnp.bfloat16))
+    assert (paths.position.dtype, paths.velocity.dtype, paths.time.dtype) == (
+        jnp.bfloat16,
+        jnp.float32,
+        jnp.float32,
+    )
+
+
+def test_pairs_are_optimal_far_from_zero():
+    data, noise = jax.random.normal(jax.random.key(6), (2, 30, 2))
+    far = 1e3 + 0.01 * data
+    # A shift of all data changes no assignment; in float64, where the shift costs no digits.
+    least = linear_sum_assignment(squared_distances(noise, np.asarray(far, np.float64) - 1e3))
+    chosen = np.asarray(couple(noise, far))
+    np.testing.assert_array_equal(chosen[least[1]], np.asarray(noise)[least[0]])
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="coupling='sinkhorn'"):
         draw_paths(jax.random.key(0), jnp.ones((4, 2)), coupling="sinkhorn")

@@ -136,6 +136,28 @@ def test_a_joint_energy_learns_from_the_labelled_examples_of_each_class():
         of_class.loss(params, jax.random.key(1), Batch(None, None, x), NONE)
 
 
+def test_negatives_need_labels_only_where_the_energy_has_classes():
+    x = jax.random.normal(jax.random.key(0), (4, 2))
+    batch, samples = Batch(x, jnp.zeros(4, int), x), Negatives(x[:3], None)
+    params = {"precision": jnp.eye(2), "field": jnp.zeros(2)}
+    contrast = energy_matching(quadratic, contrastive_weight=0.1)
+    metrics = contrast.loss(params, jax.random.key(0), batch, samples)[1]
+    expected = jnp.mean(0.5 * jnp.sum(x[:3] ** 2, axis=1))
+    chex.assert_trees_all_close(metrics["energy_model"], expected, rtol=1e-5)
+    of_class = energy_matching(joint_energy(lambda params, x: params @ x), contrastive_weight=0.1)
+    with pytest.raises(ValueError, match="negatives have no labels"):
+        of_class.loss(jnp.eye(2), jax.random.key(0), batch, samples)
+
+
+def test_cross_entropy_is_added_once():
+    def logits(params, x):
+        return params @ x
+
+    hybrid = with_classification(energy_matching(joint_energy(logits)), logits)
+    with pytest.raises(ValueError, match="learns classes already"):
+        with_classification(hybrid, logits)
+
+
 def test_decay_is_constant_then_linear_to_zero():
     time = jnp.array([0.0, 0.5, 0.75, 1.0])
     np.testing.assert_allclose(truncated_decay(time, start=0.5, height=2.0), [2.0, 2.0, 1.0, 0.0])

@@ -153,12 +153,38 @@ def test_a_wrong_name_or_value_is_refused(changes, message: str):
         ({"run.resume_step": 10}, "run.resume_step is the checkpoint to go on from: it needs resume=True"),
         ({"evaluation.likelihood_steps": 1}, "likelihood_steps=1"),
         ({"evaluation.sample_steps": (10, 5)}, "sample_steps"),
+        ({"objective.coupling": "independent"}, "objective.coupling is for objective.method=energy-matching"),
+        ({"objective.matching_scale": 7.0}, "objective.matching_scale is for objective.method"),
+        ({"sampler.stop_after": 5}, "sampler.stop_after is for sampler.kernel=heated"),
     ],
     ids=str,
 )
 def test_settings_that_do_not_fit_are_refused(changes, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         replace_settings(Config(), changes).check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.p_x_weight": 1.0}, "matches one energy"),
+        ({"objective.energy_l2": 0.1}, "objective.energy_l2"),
+        ({"objective.adversarial_radius": 1.0}, "objective.adversarial_radius"),
+        ({"objective.last_step_weight": 1.0}, "objective.last_step_weight is about the chains"),
+        ({"objective.contrast": "binary"}, "objective.contrast=binary"),
+        ({"objective.matching_scale": 0.0}, "objective.matching_scale=0.0"),
+        ({"architecture.norm": "batch"}, "architecture.norm=batch"),
+        ({"sampler.cold_steps": 5}, "sampler.noise=0"),
+        ({"sampler.stop_after": 0}, "sampler.stop_after"),
+        ({"data.labels_per_class": 10}, "data.labels_per_class"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_a_method_without_chains_are_refused(changes, message: str):
+    config = base_config("energy_matching", network="convnet")
+    config.check()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace_settings(config, changes).check()
 
 
 def test_a_configuration_made_by_hand_is_checked_for_its_types():

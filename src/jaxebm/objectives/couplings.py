@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxebm import checks
-from jaxebm.trees import normal_like, widened
+from jaxebm.trees import normal_like, wide_dtype, widened
 from jaxebm.types import Array, Position
 
 __all__ = ["Coupling", "Paths", "couple", "draw_paths"]
@@ -28,7 +28,7 @@ class Paths(NamedTuple):
 
     Attributes:
       position: x_t, each leaf ``(n, ...)``.
-      time: t in [0, 1), ``(n,)``; stratified over the batch.
+      time: t in [0, 1), ``(n,)``; stratified over the batch, in random order.
       velocity: x_1 - x_0, each leaf ``(n, ...)``.
     """
 
@@ -81,14 +81,16 @@ def couple(noise: Position, data: Position, labels: Array | None = None) -> Posi
     def flat(tree: Position) -> Array:
         return jnp.concatenate([widened(leaf).reshape(length, -1) for leaf in jax.tree.leaves(tree)], axis=1)
 
-    # |a - b|^2 up to terms that no permutation changes.
-    cost = -flat(data) @ flat(noise).T
+    # |a - b|^2 up to terms that no permutation changes. About the means: far from 0, products lose digits.
+    ends, starts = flat(data), flat(noise)
+    ends, starts = (rows - jnp.mean(rows, axis=0, keepdims=True) for rows in (ends, starts))
+    cost = -ends @ starts.T
     if labels is not None:
         # More than any exchange can gain: the identity is a permutation within classes.
         reach = 2.0 * length * jnp.max(jnp.abs(cost)) + 1.0
         cost = jnp.where(labels[:, None] == labels[None, :], cost, reach)
-    starts = range(0, length, BLOCK)
-    order = [start + _assign(cost[start : start + BLOCK, start : start + BLOCK]) for start in starts]
+    blocks = range(0, length, BLOCK)
+    order = [first + _assign(cost[first : first + BLOCK, first : first + BLOCK]) for first in blocks]
     return jax.tree.map(lambda leaf: leaf[jnp.concatenate(order)], noise)
 
 
@@ -108,13 +110,13 @@ def draw_paths(
 ) -> Paths:
     """Draws noise for each datum, pairs them, and draws one point on each path.
 
-    x_0 ~ N(0, s^2 I), x_t = (1 - t) x_0 + t x_1, t_i = (i + u_i) / n with u_i ~ U(0, 1)
+    x_0 ~ N(0, s^2 I), x_t = (1 - t) x_0 + t x_1, t_i = (pi(i) + u_i) / n with u_i ~ U(0, 1), pi a permutation
 
-    Times are stratified: each datum has a t that is uniform over batches, and a batch covers [0, 1] evenly.
+    Times are stratified: the t of each datum is uniform on [0, 1], and a batch covers [0, 1] evenly.
 
     Args:
       rng_key: one key.
-      data: x_1, each leaf ``(n, ...)``, in random order.
+      data: x_1, each leaf ``(n, ...)``.
       labels: classes, ``(n,)``, within which pairs are optimal; None pairs regardless of classes.
       coupling: ``"optimal"`` or ``"independent"``.
       source_scale: s > 0, standard deviation of the noise, in the units of x.
@@ -141,15 +143,17 @@ def draw_paths(
     length = checks.batch_length("data", data)
     check_coupling(coupling)
     checks.positive_number("source_scale", source_scale)
-    key_noise, key_time = jax.random.split(rng_key)
+    key_noise, key_time, key_order = jax.random.split(rng_key, 3)
     noise = jax.tree.map(lambda n: (source_scale * n).astype(n.dtype), normal_like(key_noise, data))
     if coupling == "optimal":
         noise = couple(noise, data, labels)
-    time = (jnp.arange(length) + jax.random.uniform(key_time, (length,))) / length
+    dtype = jnp.result_type(*map(wide_dtype, jax.tree.leaves(data)))
+    time = (jnp.arange(length) + jax.random.uniform(key_time, (length,), dtype)) / length
+    time = jax.random.permutation(key_order, time.astype(dtype))
 
     def between(start: Array, end: Array) -> Array:
-        t = time.reshape(-1, *[1] * (end.ndim - 1)).astype(end.dtype)
-        return (1 - t) * start + t * end
+        t = time.reshape(-1, *[1] * (end.ndim - 1))
+        return ((1 - t) * start + t * widened(end)).astype(end.dtype)
 
-    velocity = jax.tree.map(jnp.subtract, data, noise)
+    velocity = jax.tree.map(lambda end, start: widened(end) - start, data, noise)
     return Paths(jax.tree.map(between, noise, data), time, velocity)

@@ -85,7 +85,7 @@ def energy_matching(
         x, labels = examples_of(batch, "energy_matching", conditional=learnt.conditional)
         of_class = labels if learnt.conditional else None
         paths = draw_paths(rng_key, x, of_class, coupling=coupling, source_scale=source_scale)
-        error = mean_velocity_error(learnt, params, paths, labels, scale, jnp.ones(()))
+        error = mean_velocity_error(learnt, params, paths, labels, scale, jnp.ones_like(paths.time))
         metrics = {"velocity_error": error}
         if not contrasts:
             return weight * error, metrics
@@ -99,17 +99,16 @@ def energy_matching(
 def mean_velocity_error(
     learnt: LearntEnergy, params: Params, paths: Paths, labels: Array, scale: Any, factor: Array
 ) -> Array:
-    """Returns mean |c grad E(x_t, y) + k velocity|^2 / d, with k = ``factor`` of shape () or ``(n,)``."""
+    """Returns mean |c grad E(x_t, y) + k velocity|^2 / d, with k = ``factor`` of shape ``(n,)``."""
 
     def error(params: Params, x: Position, label: Array, velocity: Position, factor: Array) -> Array:
         slope = jax.grad(learnt.energy, argnums=1)(params, x, label)
         residual = jax.tree.map(lambda g, v: scale * widened(g) + factor * widened(v), slope, velocity)
         return optax.tree.norm(residual, squared=True) / optax.tree.size(x)
 
-    factors = jnp.broadcast_to(factor, paths.time.shape)
     with noted("energy", params=params, x=paths.position):
         errors = jax.vmap(error, (None, 0, 0, 0, 0), axis_name=BATCH_AXIS)(
-            params, paths.position, labels, paths.velocity, factors
+            params, paths.position, labels, paths.velocity, factor
         )
     return jnp.mean(errors)
 
@@ -121,6 +120,12 @@ def _contrast(
     energies = jax.vmap(learnt.energy, (None, 0, 0), axis_name=BATCH_AXIS)
     data = jnp.mean(energies(params, x, labels))
     samples = jax.lax.stop_gradient(negatives.positions)
-    of_samples = labels if negatives.labels is None else negatives.labels
+    of_samples = negatives.labels
+    if of_samples is None:
+        if learnt.conditional:
+            raise ValueError(
+                "negatives have no labels: energy_matching of E(x, y) compares data with samples of classes."
+            )
+        of_samples = jnp.zeros(checks.batch_length("negatives.positions", samples), jnp.int32)
     model = jnp.mean(energies(params, samples, of_samples))
     return {"energy_data": data, "energy_model": model, "energy_gap": data - model}

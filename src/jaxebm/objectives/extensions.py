@@ -110,8 +110,8 @@ def with_classification(
 
     Raises:
       TypeError: if ``objective`` or logits have the wrong type.
-      ValueError: if ``weight`` is not one number of at least 0, or ``label_smoothing`` is out of range; from
-        the loss, if the data have no labels.
+      ValueError: if ``weight`` is not one number of at least 0, ``label_smoothing`` is out of range, or the
+        objective learns classes already; from the loss, if the data have no labels.
 
     Example:
       >>> import jax.numpy as jnp
@@ -121,12 +121,16 @@ def with_classification(
       >>> hybrid = with_classification(score_matching(marginal_energy(logits)), logits, weight=0.5)
       >>> batch, none = Batch(jnp.eye(2), jnp.array([0, 1]), jnp.eye(2)), Negatives(None, None)
       >>> sorted(hybrid.loss(jnp.eye(2), jax.random.key(0), batch, none)[1])[:2]
-      ['cross_entropy', 'score_norm']
+      ['cross_entropy', 'laplacian']
 
     Reference:
       Grathwohl et al. 2020 (arXiv 1912.03263), section 4, with another objective for log p(x).
     """
     checks.instance("objective", objective, Objective)
+    if objective.logits is not None:
+        raise ValueError(
+            "objective learns classes already (objective.logits is set): its cross-entropy would count twice."
+        )
     check_function("logits", logits, "params", "x")
     checks.non_negative_number("weight", weight)
     checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)

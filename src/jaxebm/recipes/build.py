@@ -289,9 +289,9 @@ def build(config: Config, dataset: Dataset, params: Params | None = None) -> Tra
     optimizer = make_optimizer(config, num_steps)
     augment = make_augment(config, config.data.max_shift)
     augment_x_data = make_augment(config, config.data.max_shift_p_x) if config.data.augment_p_x else None
-    if config.generative and not config.uses_chains:
-        # Only the cross-entropy learns augmented images (`make_matching`).
-        augment = augment_x_data = None
+    if config.generative and not config.uses_chains and config.task == "supervised":
+        # The labelled images are augmented for the cross-entropy alone (`make_matching`).
+        augment = None
     frozen = config.architecture.freeze_statistics
     rho = config.optimizer.sharpness_rho
 

@@ -113,7 +113,8 @@ class DataConfig:
     max_shift: float = 0.25
     """Random translation of labelled images by up to this many pixels (bilinear)."""
     max_shift_p_x: float = 0.25
-    """The same for the images of log p(x); large values teach it blur, and may make it diverge."""
+    """The same for the images of log p(x); large values teach it blur, and may make it diverge. A method that
+    learns E(x, y) without chains takes the labelled images for it, as they are."""
     crop_padding: int = 0
     """Random crop: pixels of reflection padding at each edge; 0 crops nothing."""
     flip: bool = False

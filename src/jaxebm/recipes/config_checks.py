@@ -175,9 +175,18 @@ def _check_sampler(config: "Config") -> None:
         for name in ("cold_steps", "heating_steps", "stop_after"):
             if getattr(sampler, name):
                 raise ValueError(f"sampler.{name} is for sampler.kernel=heated.")
+    elif sampler.noise == 0 and (sampler.cold_steps or sampler.heating_steps):
+        raise ValueError(
+            "sampler.cold_steps and heating_steps say when the noise of sampler.kernel=heated begins: it has "
+            "none, sampler.noise=0."
+        )
     if weights.method != "chains":
         _check_matching(config)
         return
+    defaults = type(weights)()
+    for name in ("matching_scale", "coupling"):
+        if getattr(weights, name) != getattr(defaults, name):
+            raise ValueError(f"objective.{name} is for objective.method=energy-matching.")
     if sampler.negatives == "persistent" and sampler.buffer_size < sampler.num_chains:
         raise ValueError(
             f"sampler.buffer_size={sampler.buffer_size} is smaller than "
@@ -199,6 +208,11 @@ def _check_matching(config: "Config") -> None:
     ):
         if getattr(weights, name):
             raise ValueError(f"objective.{name}: objective.method={weights.method} {reason}; set it to 0.")
+    if weights.p_xy_weight > 0 and config.data.labels_per_class is not None:
+        raise ValueError(
+            f"data.labels_per_class: objective.method={weights.method} learns E(x, y) from labelled images "
+            "alone; for the others set objective.p_x_weight=1, p_xy_weight=0, sampler.chains=marginal."
+        )
     if weights.contrast != "likelihood":
         raise ValueError(
             f"objective.contrast={weights.contrast} compares data with samples of chains, which "

@@ -44,6 +44,7 @@ def heated_sgld(
     the cold ones). A chain from noise follows the gradient to the data without disturbance, and then mixes.
     With ``stop_after`` it ends there: later steps leave it as it is. So the samples of a model that was not
     learnt for long chains do not depend on how much longer a chain is run. A step costs one gradient.
+    ``run_annealed_chain`` calls ``init`` at every step, so that k stays 0, unless ``keep_state=True``.
 
     Args:
       target: position -> energy ``()``.
