@@ -16,7 +16,7 @@ from jaxebm.energies import tilt
 from jaxebm.objectives import Objective
 from jaxebm.objectives.couplings import draw_paths
 from jaxebm.objectives.level_classification import default_num_levels
-from jaxebm.types import Array, EnergyFn, LevelEnergyFn
+from jaxebm.types import Array, EnergyFn
 
 __all__ = ["FORMULAS", "Formula", "Problem"]
 
@@ -43,9 +43,9 @@ class Problem(NamedTuple):
     title: str
     x: Array
     energy: EnergyFn
-    energy_at: LevelEnergyFn
+    energy_at: Any
     flow: Any
-    proposal: objectives.Proposal
+    proposal: Any
     params: dict[str, Any]
     exact: bool
 

@@ -52,12 +52,15 @@ class Sizes:
     """Their height and width."""
     channels: tuple[int, ...] = (64, 128)
     """Channels of the ConvNet."""
+    flow_layers: int = 8
+    """Coupling layers of the flow."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming what is out of range."""
         for name in ("batch_size", "num_images"):
             checks.integer(name, getattr(self, name), 2)
         checks.integer("pixels", self.pixels, 4)
+        checks.positive_integer("flow_layers", self.flow_layers)
         for name in ("widths", "channels"):
             for number in getattr(self, name):
                 checks.positive_integer(name, number)
@@ -76,7 +79,7 @@ def make_problem(sizes: Sizes, kind: str, seed: int) -> Problem:
         x = jax.random.uniform(keys[0], shape, minval=-1.0)
         modules = ConvNet(None, channels=sizes.channels), LevelConvNet(None, channels=sizes.channels)
         name = f"images {sizes.pixels} x {sizes.pixels} x 1, ConvNet, batch {sizes.num_images}"
-    flow = CouplingFlow()
+    flow = CouplingFlow(sizes.flow_layers)
     energy = jax.jit(modules[0].init)(keys[1], x[0])
     level = jax.jit(modules[1].init)(keys[2], x[0], 1.0)
     params = {
@@ -88,8 +91,9 @@ def make_problem(sizes: Sizes, kind: str, seed: int) -> Problem:
     proposal = gaussian_proposal(
         np.asarray(x), widening=1.5, covariance="full" if kind == "mlp" else "diagonal"
     )
-    energies: Any = modules[0].apply, modules[1].apply
-    return Problem(name, x, *energies, flow, proposal, params, exact=x[0].size <= 10)
+    plain: Any = modules[0].apply
+    told: Any = modules[1].apply
+    return Problem(name, x, plain, told, flow, proposal, params, exact=x[0].size <= 10)
 
 
 def _program(loss: Callable[[Any, Any, Array], tuple[Array, Any]], *arguments: Any) -> Any:

@@ -11,7 +11,7 @@ from jaxebm.energies.levels import JointLevelEnergy, at_level
 from jaxebm.objectives.anchor import anchor_loss, fit_reference
 from jaxebm.objectives.examples import learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.noisy_data import check_level_range, check_level_used, dimension, noisy
+from jaxebm.objectives.noisy_data import check_level_used, dimension, floating_levels, level_dtype, noisy
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.trees import widened
 from jaxebm.types import Array, LevelEnergyFn, Metrics, Params, Position
@@ -87,7 +87,7 @@ def level_classification(
       OuYang, Grenioux & Hernandez-Lobato 2026 (arXiv 2601.21025), the multi-level loss.
     """
     learnt = learnt_level_energy(energy_at)
-    check_level_range(lowest, highest)
+    lowest, highest = floating_levels(lowest, highest)
     checks.integer("num_classes", num_classes, 2)
     if num_levels is not None:
         checks.integer("num_levels", num_levels, num_classes)
@@ -111,15 +111,16 @@ def level_classification(
 
             check_level_used(energy, params, x, "level_classification")
             count = num_levels or max(num_classes, default_num_levels(lowest, highest, dimension(x)))
-            levels = jnp.geomspace(lowest, highest, count, dtype=jnp.float32)
+            levels = jnp.geomspace(lowest, highest, count, dtype=level_dtype(x))
             start = jax.random.randint(key_window, (), 0, count - num_classes + 1)
             true_class = jax.random.randint(key_class, (), 0, num_classes)
             others = (true_class + jnp.arange(1, num_classes)) % num_classes
             level = levels[start + true_class]
             y, z = noisy(key_noise, x, level)
             own, score = jax.value_and_grad(energy, 1)(params, y, level)
-            rest = jax.vmap(energy, (None, None, 0))(params, y, levels[start + others])
-            energies = widened(jnp.concatenate([own[None], rest]))
+            # One by one: on small networks a vmap within that over examples takes 1.25 times as long.
+            rest = [energy(params, y, other) for other in levels[start + others]]
+            energies = widened(jnp.stack([own, *rest]))
             errors = jax.tree.map(lambda s, z: jnp.sum((level * widened(s) - z) ** 2), score, z)
             found = {
                 "score_error": jax.tree.reduce(jnp.add, errors) / dimension(x),
