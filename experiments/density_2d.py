@@ -62,7 +62,8 @@ class Config(ResumableFlags):
     """Learn two-dimensional densities and measure the exact Kullback-Leibler divergence."""
 
     objective: str = "likelihood"
-    """What is minimised, a name of METHODS; the defaults of the flags below are those tuned for it."""
+    """What is minimised (docs/objectives.md lists the names); `--objective NAME --help` shows the defaults of
+    the flags below that were tuned for it."""
     densities: tuple[str, ...] = tuple(TOY_DENSITIES)
     """Densities to learn: two_moons, spiral, eight_gaussians, rings, pinwheel, checkerboard."""
     output: Path = Path("runs/density_2d")

@@ -379,6 +379,17 @@ def test_intervals():
         checks.interval("ends", (np.zeros(2), 1.0), "Use box.")
 
 
+def test_stable_steps():
+    for value in (1e-9, 1.99, np.float32(1.0)):
+        checks.below_two("step_factor", value, "why")
+    jax.jit(lambda value: checks.below_two("step_factor", value, "why"))(2.0)
+    for value in (0.0, 2, 3.0, np.nan):
+        with pytest.raises(ValueError, match="step_factor="):
+            checks.below_two("step_factor", value, "why")
+    with pytest.raises(ValueError, match=r"above 0 and below 2: why\.$"):
+        checks.below_two("step_factor", 2.0, "why")
+
+
 def test_fractions():
     for value in (0.5, 1e-30, np.float32(0.25), jnp.array(0.9)):
         checks.fraction("alpha", value)

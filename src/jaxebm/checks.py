@@ -20,6 +20,7 @@ __all__ = [
     "arrays",
     "batch_length",
     "batch_of",
+    "below_two",
     "boolean",
     "bound_kernel",
     "broadcasts",
@@ -182,6 +183,13 @@ def fraction(name: str, value: Any) -> None:
         if not np.all((numbers > 0) & (numbers < 1)):
             _fail(name, value, "strictly between 0 and 1")
     one_number(name, value)
+
+
+def below_two(name: str, value: Any, reason: str) -> None:
+    """Raises unless ``value`` is one number above 0 and below 2, where a step of gradients is stable."""
+    positive_number(name, value)
+    if not is_traced(value) and not _numbers(name, value) < 2:
+        _fail(name, value, f"above 0 and below 2: {reason}")
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> None:

@@ -76,6 +76,15 @@ def test_gradients_by_x_and_level_are_those_of_differences(name):
     check_grads(lambda x, u: apply(variables, x, jnp.exp(u)), (x, 0.3), 1, ["rev"], rtol=2e-2, eps=1e-2)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1.0, None), (None, 1.0)])
+def test_a_unet_is_told_a_level_at_both_initialisation_and_application_or_at_neither(before, after):
+    module, x = EnergyUNet(channels=(4, 8), field=False), jnp.zeros((8, 8, 1))
+    variables = jax.eval_shape(module.init, jax.random.key(0), x, before)
+    assert jax.eval_shape(module.apply, variables, x, before).shape == ()
+    with pytest.raises(ValueError, match="a level must be given to both init and apply, or to neither"):
+        jax.eval_shape(module.apply, variables, x, after)
+
+
 def test_gradients_of_a_field_are_those_of_differences():
     module = EnergyUNet(channels=(2, 4))
     variables = _init(module, (5, 4, 1), None)

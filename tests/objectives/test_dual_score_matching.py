@@ -1,5 +1,7 @@
 """Dual score matching: its minimiser is -log p at every level, normalised."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -45,32 +47,45 @@ def batch_of(xs, labels=None):
     return Batch(None if labels is None else xs, labels, xs)
 
 
-def gradient_and_error(objective, params, num_batches=60, batch_size=200, sample=mixture_sample):
-    """The mean gradient of the loss over fresh batches, and its standard error, each flat."""
+OBJECTIVE = dual_score_matching(mixture_energy, lowest=0.2, highest=12.0)
+
+
+@functools.cache
+def compiled_gradients(objective):
+    """Of the loss over 60 fresh batches of 200, flat: compiled once for all parameters."""
 
     @jax.jit
-    def gradients(rng_key):
-        key_data, key_loss = jax.random.split(rng_key)
-        batch = batch_of(sample(key_data, batch_size))
-        found = jax.grad(lambda params: objective.loss(params, key_loss, batch, NONE)[0])(params)
-        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(found)])
+    def gradients(params):
+        def gradient(rng_key):
+            key_data, key_loss = jax.random.split(rng_key)
+            batch = batch_of(mixture_sample(key_data, 200))
+            found = jax.grad(lambda params: objective.loss(params, key_loss, batch, NONE)[0])(params)
+            return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(found)])
 
-    found = np.asarray(jax.lax.map(gradients, jax.random.split(jax.random.key(0), num_batches)))
-    return found.mean(0), found.std(0) / np.sqrt(num_batches)
+        return jax.lax.map(gradient, jax.random.split(jax.random.key(0), 60))
+
+    return gradients
+
+
+def gradient_and_error(objective, params):
+    """The mean gradient of the loss over fresh batches, and its standard error, each flat."""
+    found = np.asarray(compiled_gradients(objective)(params))
+    return found.mean(0), found.std(0) / np.sqrt(len(found))
 
 
 @pytest.mark.parametrize("options", [{}, {"level_weight": 0.0}, {"anchor_weight": 0.0}])
 def test_gradient_is_zero_at_the_truth(options):
-    objective = dual_score_matching(mixture_energy, lowest=0.2, highest=12.0, **options)
+    objective = OBJECTIVE
+    if options:
+        objective = dual_score_matching(mixture_energy, lowest=0.2, highest=12.0, **options)
     mean, error = gradient_and_error(objective, TRUE)
     assert np.all(np.abs(mean) <= 4 * error + 1e-6)
     assert np.max(error) < 0.04
 
 
 def test_gradient_is_not_zero_beside_the_truth():
-    objective = dual_score_matching(mixture_energy, lowest=0.2, highest=12.0)
     for name in ("offset", "slope"):  # which the gradient in x alone does not see
-        mean, error = gradient_and_error(objective, TRUE | {name: jnp.asarray(0.3)}, num_batches=20)
+        mean, error = gradient_and_error(OBJECTIVE, TRUE | {name: jnp.float32(0.3)})
         place = sorted(TRUE).index(name) - len(TRUE)
         assert mean[place] > 6 * error[place]
 
@@ -140,7 +155,7 @@ def test_fit_recovers_a_mixture_with_its_constant():
         "offset": jnp.asarray(1.0),
         "slope": jnp.asarray(-0.5),
     }
-    objective = dual_score_matching(mixture_energy, lowest=0.2, highest=12.0)
+    objective = OBJECTIVE
     rate = optax.cosine_decay_schedule(0.03, 500)
     learn = learner(objective, optimizer=optax.adam(rate), batch_size=256, ema_decay=0.99)
     found = fit(jax.random.key(4), learn, start, mixture_sample, num_steps=500).params
@@ -152,6 +167,7 @@ def test_fit_recovers_a_mixture_with_its_constant():
     assert abs(differences.mean()) < 0.06
 
 
+@pytest.mark.slow  # the fit of the mixture shows the mathematics
 def test_network_in_two_dimensions_is_normalised():
     network = LevelMLP(None, (24, 24), embedding_width=8)
     energy_at = preconditioned_energy(network.apply, scale=1.0)
@@ -200,6 +216,27 @@ def test_positions_may_be_pytrees():
     loss, metrics = jax.jit(objective.loss)(0.5, jax.random.key(0), batch_of(xs), NONE)
     chex.assert_shape([loss, *metrics.values()], ())
     chex.assert_tree_all_finite(metrics)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_levels_are_floats_as_wide_as_the_data(dtype):
+    """Under x64, from levels given as integers, and so is the loss."""
+    told = []
+
+    def energy_at(params, x, level):
+        told.append(level)
+        return 0.5 * jnp.sum(x**2) / (params + level**2) + x.size * jnp.log(level)
+
+    with jax.enable_x64(True):
+        objective = dual_score_matching(energy_at, lowest=np.array(1), highest=jnp.array(8))
+        xs = jnp.ones((4, 2), dtype)
+        batch = Batch(None, None, xs)
+        found = jax.eval_shape(objective.loss, jnp.ones((), dtype), jax.random.key(0), batch, NONE)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(found)} == {dtype}
+        # The first is that of the check whether the level is used.
+        assert {str(level.dtype) for level in told[1:]} == {dtype}
+        objective.energy(1.0, xs[0], 0)
+        assert isinstance(told[-1], float)
 
 
 def test_an_energy_that_ignores_the_level_is_refused():

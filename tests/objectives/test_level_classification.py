@@ -1,5 +1,7 @@
 """Classification of noise levels: its minimiser is -log p at every level, normalised."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,16 +41,28 @@ def mixture_sample(rng_key, n):
     return TRUE["means"][component] + jnp.exp(TRUE["log_scales"])[component][:, None] * noise
 
 
-def gradient_and_error(objective, params, num_batches):
-    """By name, the mean gradient of the loss over fresh batches of 200, and its standard error."""
+OBJECTIVE = level_classification(mixture_energy, lowest=0.2, highest=20.0)
+
+
+@functools.cache
+def compiled_gradients(objective, num_batches):
+    """Of the loss over fresh batches of 200: compiled once for all parameters."""
 
     @jax.jit
-    def gradients(rng_key):
-        key_data, key_loss = jax.random.split(rng_key)
-        batch = Batch(None, None, mixture_sample(key_data, 200))
-        return jax.grad(lambda params: objective.loss(params, key_loss, batch, NONE)[0])(params)
+    def gradients(params):
+        def gradient(rng_key):
+            key_data, key_loss = jax.random.split(rng_key)
+            batch = Batch(None, None, mixture_sample(key_data, 200))
+            return jax.grad(lambda params: objective.loss(params, key_loss, batch, NONE)[0])(params)
 
-    found = jax.lax.map(gradients, jax.random.split(jax.random.key(0), num_batches))
+        return jax.lax.map(gradient, jax.random.split(jax.random.key(0), num_batches))
+
+    return gradients
+
+
+def gradient_and_error(objective, params, num_batches=60):
+    """By name, the mean gradient of the loss over fresh batches, and its standard error."""
+    found = compiled_gradients(objective, num_batches)(params)
     return {
         name: (np.mean(leaf, axis=0), np.std(leaf, axis=0) / np.sqrt(num_batches))
         for name, leaf in found.items()
@@ -57,8 +71,10 @@ def gradient_and_error(objective, params, num_batches):
 
 @pytest.mark.parametrize("options", [{}, {"num_levels": 5, "num_classes": 3}])
 def test_gradient_is_zero_at_the_truth(options):
-    objective = level_classification(mixture_energy, lowest=0.2, highest=20.0, **options)
-    for mean, error in gradient_and_error(objective, TRUE, 60).values():
+    objective = OBJECTIVE
+    if options:
+        objective = level_classification(mixture_energy, lowest=0.2, highest=20.0, **options)
+    for mean, error in gradient_and_error(objective, TRUE).values():
         assert np.all(np.abs(mean) <= 4 * error + 1e-6)
         assert np.max(error) < 0.04
 
@@ -76,9 +92,8 @@ def test_classification_sees_the_weights_of_separate_modes_and_denoising_does_no
 
 
 def test_gradient_sees_the_constant_of_each_level_and_of_all():
-    objective = level_classification(mixture_energy, lowest=0.2, highest=20.0)
     for name in ("offset", "slope"):
-        mean, error = gradient_and_error(objective, TRUE | {name: jnp.asarray(0.3)}, 20)[name]
+        mean, error = gradient_and_error(OBJECTIVE, TRUE | {name: jnp.float32(0.3)})[name]
         assert mean > 6 * error
 
 
@@ -90,8 +105,8 @@ def test_metrics_of_levels_that_are_told_with_certainty_and_of_those_that_are_no
 
     far = level_classification(energy_at, lowest=1e-3, highest=1e3, num_levels=4)
     near = level_classification(energy_at, lowest=1.0, highest=1.0001, num_levels=4)
-    _, certain = far.loss(0.0, jax.random.key(0), batch, NONE)
-    _, guessed = near.loss(0.0, jax.random.key(0), batch, NONE)
+    _, certain = jax.jit(far.loss)(0.0, jax.random.key(0), batch, NONE)
+    _, guessed = jax.jit(near.loss)(0.0, jax.random.key(0), batch, NONE)
     assert float(certain["level_cross_entropy"]) < 1e-3
     assert float(certain["level_accuracy"]) == 1.0
     assert float(guessed["level_cross_entropy"]) == pytest.approx(np.log(4), abs=0.01)
@@ -114,7 +129,7 @@ def test_fit_recovers_a_mixture_with_its_constant():
         "offset": jnp.asarray(0.3),
         "slope": jnp.asarray(-0.1),
     }
-    objective = level_classification(mixture_energy, lowest=0.2, highest=20.0)
+    objective = OBJECTIVE
     learn = learner(
         objective,
         optimizer=optax.adam(optax.cosine_decay_schedule(0.03, 400)),
@@ -146,6 +161,27 @@ def test_energies_of_classes_learn_from_the_labelled_examples():
     assert jnp.max(jnp.abs(gradients(jax.random.key(8)))) < 0.1
     with pytest.raises(ValueError, match="level_classification needs labels"):
         objective.loss(means, jax.random.key(0), Batch(None, None, xs), NONE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_levels_are_floats_as_wide_as_the_data(dtype):
+    """Under x64, from levels given as integers, and so is the loss."""
+    told = []
+
+    def energy_at(params, x, level):
+        told.append(level)
+        return 0.5 * jnp.sum(x**2) / (params + level**2) + x.size * jnp.log(level)
+
+    with jax.enable_x64(True):
+        objective = level_classification(energy_at, lowest=np.array(1), highest=jnp.array(8))
+        xs = jnp.ones((4, 2), dtype)
+        batch = Batch(None, None, xs)
+        found = jax.eval_shape(objective.loss, jnp.ones((), dtype), jax.random.key(0), batch, NONE)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(found)} == {dtype}
+        # The first is that of the check whether the level is used.
+        assert {str(level.dtype) for level in told[1:]} == {dtype}
+        objective.energy(1.0, xs[0], 0)
+        assert isinstance(told[-1], float)
 
 
 def test_an_energy_that_ignores_the_level_is_refused():

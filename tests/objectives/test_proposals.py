@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from jaxebm.data import TOY_DENSITIES
-from jaxebm.energies import gaussian_mixture
+from jaxebm.energies import gaussian_mixture, joint_energy
 from jaxebm.objectives import (
     Batch,
     Negatives,
@@ -17,7 +17,8 @@ from jaxebm.objectives import (
     proposal_of,
     self_normalised,
 )
-from jaxebm.objectives.proposals import check_proposal
+from jaxebm.objectives.examples import learnt_energy
+from jaxebm.objectives.proposals import check_proposal, energies_with_noise
 from jaxebm.samplers import fit_gaussian
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -115,3 +116,14 @@ def test_noise_of_another_shape_is_refused(proposal, message):
 def test_options_out_of_range_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         gaussian_proposal(FLAT, **options)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(2, [0, 3]), (4, [0, 1, 3, 4]), (8, [0, 1, 2, 3, 4, 5, 0, 1])])
+def test_noise_takes_labels_from_the_whole_batch(count, rows):
+    """A batch sorted by class: the first rows alone would be one class."""
+    learnt = learnt_energy(joint_energy(lambda params, x: -params))
+    xs, labels = jnp.zeros((6, 1)), jnp.arange(6)
+    _, energies = energies_with_noise(
+        learnt, jnp.arange(6.0), KEY, Batch(xs, labels, xs), jnp.zeros((count, 1)), "test"
+    )
+    assert energies.tolist() == rows  # -logit of the label is the label

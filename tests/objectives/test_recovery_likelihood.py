@@ -12,7 +12,7 @@ import pytest
 
 from jaxebm.energies import joint_energy_at
 from jaxebm.objectives import Batch, Negatives, recovery_likelihood, recovery_samples
-from jaxebm.samplers import mala
+from jaxebm.samplers import mala, momentum_descent
 from jaxebm.training import fit, learner
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -114,6 +114,31 @@ def test_samples_follow_the_closed_form_of_their_chains_on_a_gaussian(num_steps)
     assert abs(np.mean((x - offset) ** 2) - variance) < 5 * variance * np.sqrt(2 / n)
 
 
+def test_samples_keep_the_state_of_the_kernel_within_a_level_as_the_loss_does():
+    """Heavy ball without noise, whose first step is that of gradient descent: the state makes the second."""
+    levels, factor, momentum, start = np.array([2.0, 1.0, 0.5]), 0.5, 0.8, 4.0
+    kernel = functools.partial(momentum_descent, momentum=momentum)
+    x = recovery_samples(
+        jax.random.key(0),
+        gaussian_at,
+        GAUSSIAN,
+        jnp.full((1, 1), start),
+        levels,
+        num_steps=4,
+        step_factor=factor,
+        kernel=kernel,
+    )
+    y = start
+    for higher, lower in itertools.pairwise(levels):
+        spread, position, velocity = higher**2 - lower**2, y, 0.0
+        for _ in range(4):
+            slope = (position - 1.5) / (0.25 + lower**2) + (position - y) / spread
+            velocity = momentum * velocity - factor * spread * lower**2 / higher**2 * slope
+            position += velocity
+        y = position
+    assert float(x[0, 0]) == pytest.approx(y, rel=1e-5)
+
+
 def test_long_chains_draw_the_data_from_noise():
     n = 4000
     levels = np.geomspace(16.0, 0.05, 10)
@@ -185,6 +210,7 @@ BAD = [
     ({"levels": np.array([1.0])}, ValueError, r"levels has shape \(1,\).*at least 2"),
     ({"num_steps": 0}, ValueError, "num_steps=0"),
     ({"step_factor": 0.0}, ValueError, "step_factor=0.0"),
+    ({"step_factor": 2.0}, ValueError, r"step_factor=2\.0.*above 0 and below 2"),
     ({"kernel": "sgld"}, TypeError, "kernel='sgld'"),
     ({"energy_at": lambda params, x: 0.0}, TypeError, r"energy_at.*params, x, level"),
 ]

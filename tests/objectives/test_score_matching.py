@@ -233,8 +233,11 @@ def test_sums_are_in_float32_for_narrow_positions_and_for_float32_under_x64():
         narrow = jnp.bfloat16(2.0), xs.astype(jnp.bfloat16)
         for make in (EXACT, HUTCHINSON, PLAIN):
             assert {leaf.dtype for leaf in jax.tree.leaves(shapes(make, *narrow)[0])} == {xs.dtype}
-        with pytest.raises(TypeError, match=r"energy returned dtype bfloat16: .*float32 or wider"):
+        with pytest.raises(TypeError, match=r"the examples have dtype bfloat16.*float32 or wider"):
             shapes(DIFFERENCES, *narrow)
+        objective = DIFFERENCES(lambda params, x: jnp.sum(params * x**2).astype(jnp.bfloat16))
+        with pytest.raises(TypeError, match=r"energy returned dtype bfloat16: .*float32 or wider"):
+            evaluated(objective, 2.0, xs)
 
 
 # --- what is refused ---

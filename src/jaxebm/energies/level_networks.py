@@ -222,7 +222,8 @@ class EnergyUNet(nn.Module):
 
     Raises:
       ValueError: If x is not one image of at least 4 x 4 pixels; if an integer is below 1, ``channels`` is
-        empty, the activation is unknown, or the level is not one positive number.
+        empty, the activation is unknown, the level is not one positive number, or it is given to a network
+        that was initialised without one or missing for one that was initialised with one.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -251,6 +252,7 @@ class EnergyUNet(nn.Module):
         if not self.channels:
             raise ValueError("channels=(): at least one resolution is needed.")
         check_image(x, smallest=4)
+        self._check_told(level)
         act, shape = ACTIVATIONS[self.activation], x.shape
         embedding = None
         if level is not None:
@@ -276,6 +278,18 @@ class EnergyUNet(nn.Module):
         pooled = jnp.mean(widened(h), axis=(0, 1))
         features = jnp.concatenate([pooled, widened(flatten(self, coarse, "coarse"))])
         return output_layer(features, self.num_outputs, spectral_norm=False, train=train, dtype=self.dtype)
+
+    def _check_told(self, level: Array | float | None) -> None:
+        """Raises unless there is a level where there was one at initialisation, and only there."""
+        if self.get_variable("params", "down_0") is None:
+            return
+        initialised = self.get_variable("params", "level") is not None
+        if initialised != (level is not None):
+            given, before = ("a level", "without") if level is not None else ("no level", "with")
+            raise ValueError(
+                f"EnergyUNet is given {given} and was initialised {before} one: a level must be given to "
+                f"both init and apply, or to neither."
+            )
 
 
 def _convolution(network: Any, width: int, size: tuple[int, int], stride: int, name: str) -> nn.Module:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm.energies.target import LOG_TWO_PI
-from jaxebm.objectives.noisy_data import noisy
+from jaxebm.objectives.noisy_data import level_dtype, noisy
 from jaxebm.trees import normal_like, widened
 from jaxebm.types import Array, Position
 
@@ -47,15 +47,18 @@ class GaussianReference(NamedTuple):
             *self,
             y,
         )
-        return sum(jax.tree.leaves(terms), start=jnp.zeros(()))
+        return jax.tree.reduce(jnp.add, terms)
 
 
 def fit_reference(xs: Position, highest: Any) -> GaussianReference:
     """Returns the Gaussian of x + highest z by the moments of a batch, each leaf ``(n, ...)``."""
     xs = jax.lax.stop_gradient(jax.tree.map(widened, xs))
+
+    def variance(leaf: Array) -> Array:
+        return jnp.var(leaf, axis=0) + jnp.square(jnp.asarray(highest, leaf.dtype))
+
     return GaussianReference(
-        jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), xs),
-        jax.tree.map(lambda leaf: jnp.var(leaf, axis=0) + highest**2, xs),
+        jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), xs), jax.tree.map(variance, xs)
     )
 
 
@@ -64,6 +67,7 @@ def anchor_loss(
 ) -> Array:
     """The logistic loss of one example and one draw of the reference; log 2 where the two agree."""
     key_noise, key_reference = jax.random.split(rng_key)
+    highest = jnp.asarray(highest, level_dtype(x))
     y, _ = noisy(key_noise, x, highest)
     drawn = jax.tree.map(lambda q, x: q.astype(x.dtype), reference.sample(key_reference), x)
 

@@ -71,7 +71,7 @@ def cooperative(
       num_steps: steps that revise a proposal, at least 1.
       noise_level: s > 0, the generator's own noise, in the units of x.
       num_latent_steps: steps on the latent variables; at least 0, better about 1 / ``latent_step_size``.
-      latent_step_size: their step, in units of z^2: stable below 2 / (1 + |dg/dz|^2 / s^2).
+      latent_step_size: their step, in units of z^2, below 2: stable below 2 / (1 + |dg/dz|^2 / s^2).
       num_samples: proposals of an update; as many as there are examples in the batch by default.
       generator_weight: w_g >= 0.
       weight: w >= 0.
@@ -104,7 +104,7 @@ def cooperative(
     """
     _check(energy, generator, make_kernel, latent_size, num_steps, noise_level)
     checks.integer("num_latent_steps", num_latent_steps, 0)
-    checks.positive_number("latent_step_size", latent_step_size)
+    checks.below_two("latent_step_size", latent_step_size, "longer steps diverge whatever the generator is")
     if num_samples is not None:
         checks.positive_integer("num_samples", num_samples)
     checks.non_negative_number("generator_weight", generator_weight)

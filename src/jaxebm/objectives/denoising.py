@@ -21,10 +21,10 @@ from jaxebm.energies.levels import JointLevelEnergy, at_level, uses_level
 from jaxebm.objectives.examples import learnt_energy, learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
 from jaxebm.objectives.neighbours import example_size
-from jaxebm.objectives.noisy_data import check_level_range, noisy
+from jaxebm.objectives.noisy_data import floating_levels, level_dtype, noisy
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.objectives.second_derivatives import Slope, square_norm
-from jaxebm.trees import wide_dtype, widened
+from jaxebm.trees import widened
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, JointEnergyFn, LevelEnergyFn, Metrics, Params, Position
 
 __all__ = ["denoising_at_levels", "denoising_score_matching"]
@@ -149,7 +149,7 @@ def denoising_at_levels(
       Kingma et al. 2021 (arXiv 2107.00630), appendix I.1.
     """
     learnt = learnt_level_energy(energy_at)
-    check_level_range(lowest, highest)
+    lowest, highest = floating_levels(lowest, highest)
     if num_levels is not None:
         checks.integer("num_levels", num_levels, 2)
     checks.non_negative_number("weight", weight)
@@ -165,8 +165,7 @@ def denoising_at_levels(
 
             _check_level_used(slope_at, params, x)
             height = _height(start, num_levels)
-            wide = jnp.result_type(*map(wide_dtype, jax.tree.leaves(x)))
-            level = (lowest * (highest / lowest) ** height).astype(wide)
+            level = (lowest * (highest / lowest) ** height).astype(level_dtype(x))
             return *_error_and_square(rng_key, lambda x: slope_at(params, x, level), x, level), height
 
         errors, squares, heights = over_examples(

@@ -10,7 +10,7 @@ from jaxebm.energies.levels import JointLevelEnergy, at_level
 from jaxebm.objectives.anchor import anchor_loss, fit_reference
 from jaxebm.objectives.examples import learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.noisy_data import check_level_range, check_level_used, dimension, noisy
+from jaxebm.objectives.noisy_data import check_level_used, dimension, floating_levels, level_dtype, noisy
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.trees import widened
 from jaxebm.types import Array, LevelEnergyFn, Metrics, Params, Position
@@ -86,7 +86,7 @@ def dual_score_matching(
       Guth, Kadkhodaie & Simoncelli 2025 (arXiv 2506.05310), section 2. They pin the constant after training.
     """
     learnt = learnt_level_energy(energy_at)
-    check_level_range(lowest, highest)
+    lowest, highest = floating_levels(lowest, highest)
     for name, value in (
         ("level_weight", level_weight),
         ("anchor_weight", anchor_weight),
@@ -94,7 +94,6 @@ def dual_score_matching(
     ):
         checks.non_negative_number(name, value)
     with_anchor = checks.is_traced(anchor_weight) or float(anchor_weight) > 0
-    log_range = jnp.log(jnp.asarray([lowest, highest], jnp.float32))
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         del negatives
@@ -107,7 +106,9 @@ def dual_score_matching(
                 return learnt.energy_at(params, y, label, level)
 
             check_level_used(energy, params, x, "dual_score_matching")
-            level = jnp.exp(jax.random.uniform(key_level, (), minval=log_range[0], maxval=log_range[1]))
+            wide = level_dtype(x)
+            least, most = jnp.log(jnp.asarray([lowest, highest], wide))
+            level = jnp.exp(jax.random.uniform(key_level, (), wide, least, most))
             y, z = noisy(key_noise, x, level)
             score, by_level = jax.grad(energy, (1, 2))(params, y, level)
             found = scaled_errors(score, by_level, z, level)

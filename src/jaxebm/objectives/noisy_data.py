@@ -7,16 +7,21 @@ import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.energies.levels import uses_level
-from jaxebm.trees import normal_like, widened
+from jaxebm.trees import normal_like, wide_dtype, widened
 from jaxebm.types import Array, Position
 
-__all__ = ["check_level_range", "check_level_used", "dimension", "noisy"]
+__all__ = ["check_level_used", "dimension", "floating_levels", "level_dtype", "noisy"]
 
 
 def noisy(rng_key: Array, x: Position, level: Any) -> tuple[Position, Position]:
     """Returns (x + level z in the dtypes of x, z), z standard normal."""
     z = normal_like(rng_key, x)
     return jax.tree.map(lambda x, z: (widened(x) + level * z).astype(x.dtype), x, z), z
+
+
+def level_dtype(x: Position) -> jnp.dtype:
+    """Returns the dtype in which levels are told for x: under x64, float64 would widen float32 energies."""
+    return jnp.result_type(*map(wide_dtype, jax.tree.leaves(x)))
 
 
 def dimension(x: Position) -> int:
@@ -33,9 +38,14 @@ def check_level_used(energy_at: Any, params: Any, x: Position, objective: str) -
         )
 
 
-def check_level_range(lowest: Any, highest: Any) -> None:
-    """Raises unless 0 < lowest < highest, each one number."""
+def floating_levels(lowest: Any, highest: Any) -> tuple[Any, Any]:
+    """Returns both as floating-point numbers; raises unless 0 < lowest < highest, each one number."""
     checks.positive_number("lowest", lowest)
     checks.positive_number("highest", highest)
     if not (checks.is_traced(lowest) or checks.is_traced(highest)) and not lowest < highest:
         raise ValueError(f"highest={highest!r}: highest must be above lowest={lowest!r}.")
+    return _floating(lowest), _floating(highest)
+
+
+def _floating(level: Any) -> Any:
+    return widened(level) if checks.is_traced(level) else float(level)

@@ -254,14 +254,16 @@ def energies_with_noise(
 ) -> tuple[Array, Array]:
     """Returns energies of the learnt examples and of noise, ``(n,)`` and ``(m,)``, from one pass.
 
-    Noise takes the labels of the examples in turn. The energies are float32 or wider.
+    Noise takes the labels of the examples in turn; fewer draws than examples take those of examples that are
+    evenly spread over the batch. The energies are float32 or wider.
     """
     x = learnt_examples(batch, conditional=learnt.conditional, objective=objective)
     length = checks.batch_length("batch.x_data", x)
     both = jax.tree.map(lambda *parts: jnp.concatenate(parts), x, noise)
     if learnt.conditional:
         labels = jnp.asarray(batch.labels)
-        turns = np.arange(checks.batch_length("noise", noise)) % length
+        count = checks.batch_length("noise", noise)
+        turns = np.arange(count) % length if count >= length else np.arange(count) * length // count
         batch = Batch(both, jnp.concatenate([labels, labels[turns]]), both)
     else:
         batch = Batch(None, None, both)

@@ -6,7 +6,6 @@ from y. Samples are drawn from noise in the same way, level by level.
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,8 @@ from jaxebm.objectives.examples import learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
 from jaxebm.objectives.noisy_data import check_level_used, noisy
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
-from jaxebm.samplers.chains import run_annealed_chain, run_chain
-from jaxebm.samplers.langevin import LangevinState, sgld
+from jaxebm.samplers.chains import run_chain
+from jaxebm.samplers.langevin import sgld
 from jaxebm.samplers.noise_levels import check_levels
 from jaxebm.trees import euclidean_norm, wide_dtype, widened
 from jaxebm.types import BATCH_AXIS, Array, Kernel, LevelEnergyFn, Metrics, Params, Position, Target
@@ -95,7 +94,7 @@ def recovery_likelihood(
     learnt = learnt_level_energy(energy_at)
     check_levels(levels, 2)
     checks.positive_integer("num_steps", num_steps)
-    checks.positive_number("step_factor", step_factor)
+    _check_step_factor(step_factor)
     checks.kernel_constructor("kernel", kernel)
     checks.kernel_parameters("kernel", kernel, {"step_size": step_factor})
     checks.non_negative_number("weight", weight)
@@ -165,8 +164,9 @@ def recovery_samples(
     r"""Draws from noise, level by level, with the conditional chains of `recovery_likelihood`; compiled.
 
     At each level after the first the position y becomes the condition, and a chain of ``num_steps`` steps on
-    E(x; sigma_{i+1}) + |y - x|^2 / (2 s_i^2) starts from it. Chains that forget y draw exact samples, if the
-    first positions and the energies are exact.
+    E(x; sigma_{i+1}) + |y - x|^2 / (2 s_i^2) starts from it; the kernel keeps its state, such as a momentum,
+    within the level. Chains that forget y draw exact samples, if the first positions and the energies are
+    exact.
 
     A sample costs (L - 1) ``num_steps`` gradients with ``sgld``. Compiled once for each energy, kernel, shape
     and number of steps; ``energy_at`` and ``kernel`` are recognised by identity.
@@ -208,7 +208,7 @@ def recovery_samples(
     checks.function("energy_at", energy_at, "params", "x", "level")
     check_levels(levels, 2)
     checks.positive_integer("num_steps", num_steps)
-    checks.positive_number("step_factor", step_factor)
+    _check_step_factor(step_factor)
     checks.kernel_constructor("kernel", kernel)
     checks.kernel_parameters("kernel", kernel, {"step_size": step_factor})
     checks.batch_length("positions", positions, "a batch of chains")
@@ -239,43 +239,30 @@ def _recovery_samples(
     num_steps: int,
     kernel: Callable[..., Kernel],
 ) -> Position:
-    def kernel_at(at: dict[str, Array]) -> Kernel:
-        """Moves x of the pair (x, y); the first step of a level makes x the new y."""
-
-        def energy(x: Position) -> Array:
-            value = energy_at(params, x, at["level"])
-            checks.scalar_energy("energy_at", value)
-            return value
-
-        def init(position: Position, rng_key: Array | None = None) -> LangevinState:
-            del rng_key
-            return LangevinState(position)
-
-        def step(rng_key: Array, state: LangevinState) -> tuple[LangevinState, Any]:
-            x, y = state.position
-            y = jax.tree.map(lambda x, y: jnp.where(at["is_first"], x, y), x, y)
-            bound = kernel(_conditional(energy, y, at["spread"]), step_size=at["step_size"])
-            key_init, key_step = jax.random.split(rng_key)
-            moved, info = bound.step(key_step, bound.init(x, rng_key=key_init))
-            return LangevinState((moved.position, y)), info
-
-        return Kernel(init, step)
-
     def one_chain(chain_key: Array, position: Position) -> Position:
-        state, _ = run_annealed_chain(chain_key, kernel_at, schedule, (position, position))
-        return state.position[0]
+        def one_level(y: Position, at: tuple[Array, ...]) -> tuple[Position, None]:
+            rng_key, level, spread, step_size = at
+
+            def energy(x: Position) -> Array:
+                value = energy_at(params, x, level)
+                checks.scalar_energy("energy_at", value)
+                return value
+
+            bound = kernel(_conditional(energy, y, spread), step_size=step_size)
+            return run_chain(rng_key, bound, y, num_steps)[0].position, None
+
+        rng_keys = jax.random.split(chain_key, lower.shape[0])
+        return jax.lax.scan(one_level, position, (rng_keys, lower, spreads, step_sizes))[0]
 
     higher, lower = levels[:-1], levels[1:]
-    spread = jnp.sqrt(higher**2 - lower**2)
-    by_level = {
-        "level": lower,
-        "spread": spread,
-        "step_size": step_factor * jnp.square(spread * lower / higher),
-    }
-    schedule: dict[str, Array] = {name: jnp.repeat(value, num_steps) for name, value in by_level.items()}
-    schedule["is_first"] = jnp.arange(lower.shape[0] * num_steps) % num_steps == 0
+    spreads = jnp.sqrt(higher**2 - lower**2)
+    step_sizes = step_factor * jnp.square(spreads * lower / higher)
     rng_keys = jax.random.split(rng_key, checks.batch_length("positions", positions))
     return jax.vmap(one_chain, axis_name=BATCH_AXIS)(rng_keys, positions)
+
+
+def _check_step_factor(step_factor: float | Array) -> None:
+    checks.below_two("step_factor", step_factor, "longer steps diverge where all data are one point")
 
 
 def _conditional(energy: Target, y: Position, spread: Array) -> Target:

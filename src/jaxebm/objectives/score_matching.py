@@ -197,7 +197,7 @@ def finite_difference_score_matching(
     and keep energies from growing.
 
     Args:
-      energy: E(params, x) of one example, float32 or wider; or E(params, x, y) of
+      energy: E(params, x) of one example, both float32 or wider; or E(params, x, y) of
         `jaxebm.energies.joint_energy`, which learns p(x | y) from labelled examples.
       step: epsilon > 0, a length in the units of x.
       num_directions: m, directions u for each example, drawn anew in every update.
@@ -208,7 +208,7 @@ def finite_difference_score_matching(
 
     Raises:
       TypeError: if ``energy`` is no function of parameters and an example, the examples are not
-        floating-point, or their energies are narrower than float32.
+        floating-point, or the examples or their energies are narrower than float32.
       ValueError: if ``step`` is not one number above 0, ``num_directions`` no integer of at least 1, or
         ``weight`` not one number of at least 0.
 
@@ -230,6 +230,11 @@ def finite_difference_score_matching(
 
     def points_around(rng_key: Array, x: Position) -> Position:
         def move(leaf: Array, direction: Array) -> Array:
+            if jnp.finfo(leaf.dtype).bits < 32:
+                raise TypeError(
+                    f"the examples have dtype {leaf.dtype}, to which points that are a step apart would be "
+                    f"rounded; float32 or wider is needed."
+                )
             both = jnp.concatenate([direction, -direction])
             return jnp.concatenate([leaf[None], (widened(leaf)[None] + step * both).astype(leaf.dtype)])
 

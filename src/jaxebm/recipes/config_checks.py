@@ -186,7 +186,9 @@ def _check_sampler(config: "Config") -> None:
     defaults = type(weights)()
     for name in ("matching_scale", "coupling"):
         if getattr(weights, name) != getattr(defaults, name):
-            raise ValueError(f"objective.{name} is for objective.method=energy-matching.")
+            raise ValueError(
+                f"objective.{name} is for objective.method=energy-matching and equilibrium-matching."
+            )
     if sampler.negatives == "persistent" and sampler.buffer_size < sampler.num_chains:
         raise ValueError(
             f"sampler.buffer_size={sampler.buffer_size} is smaller than "

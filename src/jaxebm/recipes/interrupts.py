@@ -101,6 +101,9 @@ def what_is_kept(config: Any, folder: Path | None, since: float, again: str, go_
         return f"interrupted: {folder} is not complete. Begin again: {again}"
     checkpoints = begun.parent.rglob("checkpoints/*/default")
     steps = [int(path.parent.name) for path in checkpoints if path.parent.name.isdecimal()]
+    cells = len(list(begun.parent.glob("cells/*.json")))
+    if not steps and cells:
+        return f"interrupted: {folder} keeps {cells} finished cell{'s' * (cells > 1)}. Go on: {go_on}"
     if not steps:
         return f"interrupted: {folder} has no checkpoint yet. Begin again: {go_on}"
     newest = max(steps)
