@@ -89,7 +89,9 @@ def test_a_contender_that_differs_is_caught():
 
 def test_ratios_are_of_one_round_and_turn_around_for_speeds(monkeypatch: pytest.MonkeyPatch):
     durations = iter([2.0, 4.0, 9.0, 3.0])  # first, second; then second, first
-    monkeypatch.setattr("benchmarks.harness._seconds_an_item", lambda contender, seconds: next(durations))
+    monkeypatch.setattr(
+        "benchmarks.harness._seconds_an_item", lambda contender, seconds, clock: next(durations)
+    )
     contenders = [Contender("first", lambda: 0), Contender("missing", None), Contender("second", lambda: 0)]
     result = compete(Workload("times", contenders), rounds=2, seconds=0.0)
     assert result["contenders"]["second"]["rounds"] == [4.0, 9.0]

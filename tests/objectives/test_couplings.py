@@ -101,5 +101,9 @@ def test_bad_arguments_are_named():
         draw_paths(jax.random.key(0), jnp.ones((4, 2)), source_scale=0.0)
     with pytest.raises(ValueError, match="noise"):
         couple(jnp.ones((4, 3)), jnp.ones((4, 2)))
+    with pytest.raises(TypeError, match="labels has dtype float32"):
+        couple(jnp.ones((4, 2)), jnp.ones((4, 2)), jnp.ones(4))
+    with pytest.raises(ValueError, match="labels"):
+        draw_paths(jax.random.key(0), jnp.ones((4, 2)), jnp.zeros(3, int))
     with pytest.raises(TypeError, match="data"):
         couple(jnp.ones((4, 3)), jnp.ones((4, 3), jnp.int32))

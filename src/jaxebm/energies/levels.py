@@ -26,7 +26,11 @@ class _AtLevel:
     level: Any
 
     def __call__(self, params: Params, x: Position, /) -> Any:
-        return self.function(params, x, self.level)
+        value = self.function(params, x, self.level)
+        checks.instance("what energy_at returns", value, (jax.Array, np.ndarray, np.generic, float))
+        checks.array("what energy_at returns", value)
+        checks.floating("what energy_at returns", value)
+        return value
 
     def _identity(self) -> Any:
         # A traced level is no constant: such a function equals itself alone.
@@ -77,7 +81,7 @@ def at_level(energy_at: LevelEnergyFn | LevelLogitsFn | JointLevelEnergy, level:
     Example:
       >>> import jax.numpy as jnp
       >>> energy = at_level(lambda mean, x, level: 0.5 * jnp.sum((x - mean) ** 2) / (1 + level**2), 2.0)
-      >>> float(energy(0.0, jnp.array([3.0, 1.0])))
+      >>> print(energy(0.0, jnp.array([3.0, 1.0])))
       1.0
     """
     checks.non_negative_number("level", level)

@@ -77,6 +77,8 @@ def couple(noise: Position, data: Position, labels: Array | None = None) -> Posi
     length = checks.batch_length("data", data)
     if labels is not None:
         checks.array("labels", labels, (length,), f"({length},), one class for each example,")
+        if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+            raise TypeError(f"labels has dtype {jnp.result_type(labels)}: integer class labels are needed.")
 
     def flat(tree: Position) -> Array:
         return jnp.concatenate([widened(leaf).reshape(length, -1) for leaf in jax.tree.leaves(tree)], axis=1)

@@ -30,8 +30,8 @@ def truncated_decay(time: Array | float, *, start: float = 0.8, height: float | 
       ValueError: if a number is out of range.
 
     Example:
-      >>> [round(float(c), 3) for c in truncated_decay(jnp.array([0.0, 0.8, 0.9, 1.0]))]
-      [4.0, 4.0, 2.0, 0.0]
+      >>> print(truncated_decay(jnp.array([0.0, 0.8, 0.9, 1.0])).round(3))
+      [4. 4. 2. 0.]
 
     Reference:
       Wang & Du 2025 (arXiv 2510.02300), equation 7 and section 5.

@@ -151,7 +151,9 @@ def _annealed_langevin(
     denoise: bool,
 ) -> Position:
     def energy(level: Array, x: Position) -> Array:
-        return energy_at(params, x, level)
+        value = energy_at(params, x, level)
+        checks.scalar_energy("energy_at", value)
+        return value
 
     def kernel_at(level: Array) -> Kernel:
         return sgld(functools.partial(energy, level), step_size * jnp.square(level / levels[-1]))
