@@ -13,11 +13,11 @@ from jaxebm.types import Array
 __all__ = ["euclidean_norm", "leaf_keys", "normal_like", "square_root", "wide_dtype", "widened"]
 
 
-def wide_dtype(leaf: Any) -> jnp.dtype:
-    """Returns float32, or the wider floating-point type of ``leaf``.
+def wide_dtype(tree: Any) -> jnp.dtype:
+    """Returns float32, or the widest floating-point type of the leaves where that is wider.
 
     Args:
-      leaf: an array or a number, whose dtype is read.
+      tree: an array, a number or a pytree of them, whose dtypes are read.
 
     Returns:
       A dtype.
@@ -26,7 +26,7 @@ def wide_dtype(leaf: Any) -> jnp.dtype:
       >>> str(wide_dtype(jnp.zeros(2, jnp.bfloat16)))
       'float32'
     """
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    return jnp.promote_types(jnp.result_type(*jax.tree.leaves(tree)), jnp.float32)
 
 
 def widened(leaf: Any) -> Array:

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm.energies.target import LOG_TWO_PI
-from jaxebm.objectives.noisy_data import level_dtype, noisy
-from jaxebm.trees import normal_like, widened
+from jaxebm.objectives.noisy_data import noisy
+from jaxebm.trees import normal_like, wide_dtype, widened
 from jaxebm.types import Array, Position
 
 __all__ = [
@@ -67,7 +67,7 @@ def anchor_loss(
 ) -> Array:
     """The logistic loss of one example and one draw of the reference; log 2 where the two agree."""
     key_noise, key_reference = jax.random.split(rng_key)
-    highest = jnp.asarray(highest, level_dtype(x))
+    highest = jnp.asarray(highest, wide_dtype(x))
     y, _ = noisy(key_noise, x, highest)
     drawn = jax.tree.map(lambda q, x: q.astype(x.dtype), reference.sample(key_reference), x)
 

@@ -239,7 +239,7 @@ def _revise(
     noise_level: float | Array,
 ) -> _Revised:
     key_latent, key_noise, key_chain = jax.random.split(rng_key, 3)
-    wide = jnp.result_type(*map(wide_dtype, jax.tree.leaves(example)))
+    wide = wide_dtype(example)
     latent = jax.random.normal(key_latent, (latent_size,), wide)
     mean = _generated(generator, params["generator"], latent, example)
     proposal = jax.tree.map(

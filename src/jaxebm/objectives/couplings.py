@@ -149,7 +149,7 @@ def draw_paths(
     noise = jax.tree.map(lambda n: (source_scale * n).astype(n.dtype), normal_like(key_noise, data))
     if coupling == "optimal":
         noise = couple(noise, data, labels)
-    dtype = jnp.result_type(*map(wide_dtype, jax.tree.leaves(data)))
+    dtype = wide_dtype(data)
     time = (jnp.arange(length) + jax.random.uniform(key_time, (length,), dtype)) / length
     time = jax.random.permutation(key_order, time.astype(dtype))
 

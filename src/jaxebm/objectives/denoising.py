@@ -21,10 +21,10 @@ from jaxebm.energies.levels import JointLevelEnergy, at_level, uses_level
 from jaxebm.objectives.examples import learnt_energy, learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
 from jaxebm.objectives.neighbours import example_size
-from jaxebm.objectives.noisy_data import floating_levels, level_dtype, noisy
+from jaxebm.objectives.noisy_data import floating_levels, noisy
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.objectives.second_derivatives import Slope, square_norm
-from jaxebm.trees import widened
+from jaxebm.trees import wide_dtype, widened
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, JointEnergyFn, LevelEnergyFn, Metrics, Params, Position
 
 __all__ = ["denoising_at_levels", "denoising_score_matching"]
@@ -165,7 +165,7 @@ def denoising_at_levels(
 
             _check_level_used(slope_at, params, x)
             height = _height(start, num_levels)
-            level = (lowest * (highest / lowest) ** height).astype(level_dtype(x))
+            level = (lowest * (highest / lowest) ** height).astype(wide_dtype(x))
             return *_error_and_square(rng_key, lambda x: slope_at(params, x, level), x, level), height
 
         errors, squares, heights = over_examples(

@@ -10,9 +10,10 @@ from jaxebm.energies.levels import JointLevelEnergy, at_level
 from jaxebm.objectives.anchor import anchor_loss, fit_reference
 from jaxebm.objectives.examples import learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.noisy_data import check_level_used, dimension, floating_levels, level_dtype, noisy
+from jaxebm.objectives.noisy_data import check_level_used, dimension, floating_levels, noisy
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
-from jaxebm.trees import widened
+from jaxebm.objectives.second_derivatives import square_norm
+from jaxebm.trees import wide_dtype, widened
 from jaxebm.types import Array, LevelEnergyFn, Metrics, Params, Position
 
 __all__ = ["dual_score_matching"]
@@ -106,7 +107,7 @@ def dual_score_matching(
                 return learnt.energy_at(params, y, label, level)
 
             check_level_used(energy, params, x, "dual_score_matching")
-            wide = level_dtype(x)
+            wide = wide_dtype(x)
             least, most = jnp.log(jnp.asarray([lowest, highest], wide))
             level = jnp.exp(jax.random.uniform(key_level, (), wide, least, most))
             y, z = noisy(key_noise, x, level)
@@ -140,12 +141,8 @@ def scaled_errors(score: Position, by_level: Array, z: Position, level: Array) -
     """Returns the two terms of one example, in units of their noise: of the gradient, of the derivative."""
     size = dimension(z)
     residual = jax.tree.map(lambda score, z: level * widened(score) - z, score, z)
-    target = size - _squared_norm(z)
+    target = size - square_norm(z)
     return {
-        "score_error": _squared_norm(residual) / size,
+        "score_error": square_norm(residual) / size,
         "level_error": (level * widened(by_level) - target) ** 2 / (2 * size),
     }
-
-
-def _squared_norm(tree: Position) -> Array:
-    return jax.tree.reduce(jnp.add, jax.tree.map(lambda leaf: jnp.sum(leaf**2), tree))

@@ -7,21 +7,16 @@ import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.energies.levels import uses_level
-from jaxebm.trees import normal_like, wide_dtype, widened
+from jaxebm.trees import normal_like, widened
 from jaxebm.types import Array, Position
 
-__all__ = ["check_level_used", "dimension", "floating_levels", "level_dtype", "noisy"]
+__all__ = ["check_level_used", "dimension", "floating_levels", "noisy"]
 
 
 def noisy(rng_key: Array, x: Position, level: Any) -> tuple[Position, Position]:
     """Returns (x + level z in the dtypes of x, z), z standard normal."""
     z = normal_like(rng_key, x)
     return jax.tree.map(lambda x, z: (widened(x) + level * z).astype(x.dtype), x, z), z
-
-
-def level_dtype(x: Position) -> jnp.dtype:
-    """Returns the dtype in which levels are told for x: under x64, float64 would widen float32 energies."""
-    return jnp.result_type(*map(wide_dtype, jax.tree.leaves(x)))
 
 
 def dimension(x: Position) -> int:

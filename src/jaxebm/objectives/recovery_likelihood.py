@@ -108,7 +108,7 @@ def recovery_likelihood(
         def of_example(params: Params, rng_key: Array, x: Position, label: Array) -> tuple[Array, ...]:
             key_pair, key_x, key_y, key_chain = jax.random.split(rng_key, 4)
             # In the precision of the example: under x64, float64 levels would widen float32 energies.
-            wide = jnp.result_type(*map(wide_dtype, jax.tree.leaves(x)))
+            wide = wide_dtype(x)
 
             def energy(params: Params, x: Position, level: Array) -> Array:
                 return learnt.energy_at(params, x, label, level)
@@ -213,7 +213,7 @@ def recovery_samples(
     checks.kernel_parameters("kernel", kernel, {"step_size": step_factor})
     checks.batch_length("positions", positions, "a batch of chains")
     checks.floating("positions", positions)
-    wide = jnp.result_type(*map(wide_dtype, jax.tree.leaves(positions)))
+    wide = wide_dtype(positions)
     with checks.shapes_noted(params=params, positions=positions):
         return _recovery_samples(
             rng_key,

@@ -97,7 +97,7 @@ def predictor_corrector(
     checks.floating("positions", positions)
     checks.boolean("denoise", denoise)
     # In the precision of the chains: under x64, float64 levels would widen the energies of float32 positions.
-    wide = jnp.result_type(*map(wide_dtype, jax.tree.leaves(positions)))
+    wide = wide_dtype(positions)
     with checks.shapes_noted(params=params, positions=positions):
         return _predictor_corrector(
             rng_key,

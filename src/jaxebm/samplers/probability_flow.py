@@ -114,7 +114,7 @@ def probability_flow(
       et al. 2022 (arXiv:2206.00364), equation 1.
     """
     _check("probability_flow", energy_at, positions, lowest, highest, tolerance, max_steps)
-    wide = jnp.result_type(*map(wide_dtype, jax.tree.leaves(positions)))
+    wide = wide_dtype(positions)
     with checks.shapes_noted(params=params, positions=positions), jax.numpy_rank_promotion("allow"):
         ends, _, num_gradients, finished = _solve_all(
             _no_probes(positions),
@@ -203,7 +203,7 @@ def probability_flow_log_density(
         checks.function("log_prior", log_prior, "x")
     length = checks.batch_length("positions", positions)
     num_entries = sum(np.size(leaf) for leaf in jax.tree.leaves(positions)) // length
-    wide = jnp.result_type(*map(wide_dtype, jax.tree.leaves(positions)))
+    wide = wide_dtype(positions)
     probes = _no_probes(positions)
     if divergence == "hutchinson":
         probes = jax.random.rademacher(rng_key, (length, num_probes, num_entries), wide)
