@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxebm.energies import at_level, guided_energy, joint_energy, marginal_energy, tempered
+from jaxebm.energies import (
+    at_level,
+    guided_energy,
+    guided_energy_at,
+    joint_energy,
+    joint_energy_at,
+    marginal_energy,
+    tempered,
+)
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -113,3 +121,23 @@ def test_bad_arguments_are_named(arguments, error, message):
 def test_params_must_be_a_pair():
     with pytest.raises(ValueError, match="params is 3 entries: a pair"):
         guided_energy(energy, logits, 0)(PARAMS, jnp.array(0.5))
+
+
+def test_guidance_of_one_network_at_a_level_is_that_of_its_two_parts():
+    def logits_at(params, x, level):
+        return logits(params, x) / (1 + level)
+
+    guided_at = guided_energy_at(logits_at, 2.5)
+    two_parts = guided_energy(marginal_energy(at_level(logits_at, 0.7)), at_level(logits_at, 0.7), 1, 2.5)
+    x = jnp.array(0.4)
+    chex.assert_trees_all_close(guided_at(PARAMS, x, 1, 0.7), two_parts((PARAMS, PARAMS), x), rtol=1e-5)
+    joint = joint_energy_at(logits_at)
+    chex.assert_trees_all_close(
+        guided_energy_at(logits_at)(PARAMS, x, 1, 0.7), joint(PARAMS, x, 1, 0.7), rtol=1e-6
+    )
+    with pytest.raises(TypeError, match="logits_at"):
+        guided_energy_at(logits)
+    with pytest.raises(ValueError, match=r"strength=-1\.0"):
+        guided_energy_at(logits_at, -1.0)
+    with pytest.raises(ValueError, match="y"):
+        guided_at(PARAMS, x, 9, 0.7)

@@ -19,6 +19,10 @@ SMALL = {
     "mlp": (functools.partial(LevelMLP, widths=(8, 8)), (4, 4, 1)),
     "waves": (functools.partial(LevelMLP, widths=(8, 8), num_waves=4), (4, 4, 1)),
     "convnet": (functools.partial(LevelConvNet, channels=(4, 8)), (8, 8, 1)),
+    "residual": (
+        functools.partial(LevelConvNet, channels=(4, 8), blocks=(1, 2), widths=(8,), level_offset=True),
+        (8, 8, 1),
+    ),
     "unet": (functools.partial(EnergyUNet, channels=(4, 8), field=False), (8, 8, 1)),
 }
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -140,7 +144,37 @@ def test_bad_levels_and_options(name):
         make(None).apply(variables, jnp.zeros((3, *shape)), 1.0)
 
 
-def test_bad_options_of_the_mlp_and_the_unet():
+def test_the_level_offset_moves_all_logits_by_a_function_of_the_level_times_the_entries_of_x():
+    make, shape = SMALL["residual"]
+    module = make(3)
+    variables = _init(module, shape)
+    x = jnp.ones(shape)
+    before = module.apply(variables, x, 0.3)
+    variables["params"]["offset"]["bias"] = variables["params"]["offset"]["bias"] + 0.25
+    chex.assert_trees_all_close(module.apply(variables, x, 0.3) - before, jnp.full(3, 0.25 * 64), rtol=1e-4)
+
+
+def test_residual_layers_keep_the_features_where_they_are_zero():
+    plain, residual = (LevelConvNet(2, channels=(4, 8), blocks=blocks) for blocks in ((), (0, 1)))
+    variables = _init(residual, (8, 8, 1))
+    zeroed = variables["params"] | {
+        "block_1_0": jax.tree.map(jnp.zeros_like, variables["params"]["block_1_0"])
+    }
+    zeroed["block_modulation_1_0"] = jax.tree.map(jnp.zeros_like, zeroed["block_modulation_1_0"])
+    x = jnp.linspace(-1, 1, 64).reshape(8, 8, 1)
+    both = [module.apply({"params": zeroed}, x, 0.5) for module in (plain, residual)]
+    chex.assert_trees_all_close(*both, rtol=1e-6)
+
+
+def test_bad_options_of_the_networks():
+    with pytest.raises(ValueError, match="more than the 1 resolutions"):
+        LevelConvNet(None, channels=(4,), blocks=(1, 1)).init(jax.random.key(0), jnp.zeros((8, 8, 1)), 1.0)
+    with pytest.raises(ValueError, match="blocks"):
+        LevelConvNet(None, channels=(4,), blocks=(-1,)).init(jax.random.key(0), jnp.zeros((8, 8, 1)), 1.0)
+    with pytest.raises(ValueError, match="widths"):
+        LevelConvNet(None, widths=(0,)).init(jax.random.key(0), jnp.zeros((8, 8, 1)), 1.0)
+    with pytest.raises(TypeError, match="level_offset"):
+        LevelConvNet(None, level_offset=1).init(jax.random.key(0), jnp.zeros((8, 8, 1)), 1.0)
     with pytest.raises(ValueError, match="num_waves"):
         LevelMLP(None, num_waves=-1).init(jax.random.key(0), jnp.zeros(2), 1.0)
     with pytest.raises(ValueError, match="wave_frequency"):

@@ -98,9 +98,28 @@ def test_the_network_sees_inputs_and_levels_of_order_one():
     assert float(difference) == pytest.approx(10 / 5 + 100 * 4 / 3, rel=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"scale": 0.0}, {"scale": -1.0}, {"mean": np.nan}])
+def test_with_unit_slope_the_network_finds_the_denoised_part_of_the_noise():
+    """sigma dU/dy = (sigma / sqrt(v)) u + dF/du, at levels far below and far above the scale."""
+
+    def network(params, u, level):
+        return params @ u * jnp.log(level)
+
+    energy_at = preconditioned_energy(network, mean=1.0, scale=3.0, unit_slope=True)
+    x, slope = jnp.array([4.0, -2.0]), jnp.array([0.3, -0.7])
+    for level in (0.01, 2.0, 500.0):
+        root = np.sqrt(3.0**2 + level**2)
+        found = level * jax.grad(energy_at, 1)(slope, x, level)
+        expected = level / root * (x - 1) / root + slope * np.log(level / 3)
+        chex.assert_trees_all_close(found, expected, rtol=1e-4)
+    logits_at = preconditioned_logits(
+        lambda *args: network(*args)[None], mean=1.0, scale=3.0, unit_slope=True
+    )
+    chex.assert_trees_all_close(logits_at(-slope, x, 0.5)[0], -energy_at(slope, x, 0.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"scale": 0.0}, {"scale": -1.0}, {"mean": np.nan}, {"unit_slope": 1}])
 def test_bad_options(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
+    with pytest.raises((ValueError, TypeError), match=next(iter(options))):
         preconditioned_energy(linear_at, **options)
 
 

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 
 from jaxebm.energies import LevelMLP, joint_energy_at, preconditioned_energy
 from jaxebm.objectives import Batch, Negatives, dual_score_matching
 from jaxebm.objectives.anchor import GaussianReference, anchor_loss, fit_reference
 from jaxebm.objectives.dual_score_matching import scaled_errors
+from jaxebm.objectives.noisy_data import LevelLaw
 from jaxebm.training import fit, learner
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -73,7 +75,11 @@ def gradient_and_error(objective, params):
     return found.mean(0), found.std(0) / np.sqrt(len(found))
 
 
-@pytest.mark.parametrize("options", [{}, {"level_weight": 0.0}, {"anchor_weight": 0.0}])
+IMAGES = {"level_median": 0.6, "level_spread": 0.8, "data_scale": 1.0}
+"""Levels around a median, and a weight that grows with the level: the same minimiser."""
+
+
+@pytest.mark.parametrize("options", [{}, {"level_weight": 0.0}, {"anchor_weight": 0.0}, IMAGES])
 def test_gradient_is_zero_at_the_truth(options):
     objective = OBJECTIVE
     if options:
@@ -135,6 +141,52 @@ def test_anchor_is_least_where_the_energy_is_normalised():
     slopes = np.asarray(jax.vmap(jax.grad(loss), (None, 0, 0))(0.0, keys, xs))
     assert abs(slopes.mean()) < 4 * slopes.std() / np.sqrt(len(xs))
     assert abs(np.asarray(jax.vmap(jax.grad(loss), (None, 0, 0))(0.2, keys, xs)).mean()) > 0.02
+
+
+@pytest.mark.parametrize("median", [None, 0.05, 2.0, 1e3])
+def test_levels_follow_their_law(median):
+    """Quantiles against the law itself: uniform or normal in log sigma, cut off at both ends."""
+    law = LevelLaw(0.1, 20.0, median, 0.9).check()
+    shares = np.linspace(0.005, 0.995, 101)
+    levels = np.asarray(law.quantile(jnp.asarray(shares, jnp.float32)), np.float64)
+    ends = np.log([0.1, 20.0])
+    base = scipy.stats.uniform(ends[0], np.diff(ends)[0])
+    if median is not None:
+        base = scipy.stats.norm(np.log(median), 0.9)
+    below, above = base.cdf(ends)
+    tolerance = 2e-3 if median != 1e3 else 0.1  # far from the median in float32
+    np.testing.assert_allclose((base.cdf(np.log(levels)) - below) / (above - below), shares, atol=tolerance)
+    assert levels.min() >= 0.1 * (1 - 1e-6)
+    assert levels.max() <= 20.0 * (1 + 1e-6)
+
+
+def test_classes_of_noisy_examples_are_learnt_too():
+    """Two Gaussians: the metric is the cross-entropy of the true posterior, and it adds to the loss."""
+
+    def logits_at(params, x, level):
+        return -0.5 * (x - jnp.array([-1.0, 1.0])) ** 2 / (1 + level**2) * params
+
+    energy_at = joint_energy_at(logits_at)
+    options = {"lowest": 0.5, "highest": 0.5001, "anchor_weight": 0.0}
+    labels = jnp.arange(4000) % 2
+    xs = 2.0 * labels - 1 + jax.random.normal(jax.random.key(1), labels.shape)
+    batch = batch_of(xs, labels)
+    plain = dual_score_matching(energy_at, **options)
+    classes = dual_score_matching(energy_at, class_weight=0.5, **options)
+    key = jax.random.key(2)
+    (loss, metrics), (without, _) = (made.loss(1.0, key, batch, NONE) for made in (classes, plain))
+    assert float(loss) == pytest.approx(
+        float(without) + 0.5 * float(metrics["noisy_cross_entropy"]), rel=1e-5
+    )
+    points = np.linspace(-12, 12, 4001)
+    density = scipy.stats.norm(1, np.sqrt(1.25)).pdf(points)
+    exact = np.sum(density * np.log1p(np.exp(-2 * points / 1.25))) * (points[1] - points[0])
+    assert float(metrics["noisy_cross_entropy"]) == pytest.approx(exact, abs=5 * 0.6 / np.sqrt(4000))
+
+
+def test_classes_need_an_energy_of_classes():
+    with pytest.raises(ValueError, match=r"class_weight=0.1: energy_at knows no classes"):
+        dual_score_matching(mixture_energy, lowest=0.2, highest=12.0, class_weight=0.1)
 
 
 def test_reference_has_the_moments_of_the_noisy_batch():

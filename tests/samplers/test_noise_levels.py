@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, norm
 
-from jaxebm.samplers.noise_levels import annealed_langevin, geometric_levels
+from jaxebm.samplers.noise_levels import annealed_langevin, geometric_levels, power_levels
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -96,6 +96,17 @@ def test_geometric_levels():
     assert (float(levels[0]), float(levels[-1])) == (10.0, np.float32(0.01))
 
 
+def test_power_levels_are_those_of_karras_and_tend_to_a_geometric_sequence():
+    # The first three of 18 levels from 80 to .002 at rho = 7, from equation 5.
+    levels = power_levels(80.0, 0.002, 18)
+    np.testing.assert_allclose(levels[:3], [80.0, 57.586, 40.786], rtol=1e-4)
+    assert (float(levels[0]), float(levels[-1])) == (80.0, np.float32(0.002))
+    np.testing.assert_allclose(power_levels(9.0, 1.0, 5, power=1.0), [9.0, 7.0, 5.0, 3.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        power_levels(10.0, 0.1, 6, power=1e4), geometric_levels(10.0, 0.1, 6), rtol=1e-2
+    )
+
+
 def pytree_at(params, x, level):
     return 0.5 * params * (jnp.sum(x["a"] ** 2) + jnp.sum(x["b"] ** 2)) / level**2
 
@@ -173,5 +184,11 @@ def test_bad_arguments_are_named(arguments, error, message):
     ],
 )
 def test_bad_levels_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        geometric_levels(*arguments)
+    for levels in (geometric_levels, power_levels):
+        with pytest.raises(ValueError, match=message):
+            levels(*arguments)
+
+
+def test_a_power_below_one_is_named():
+    with pytest.raises(ValueError, match=r"power=0.5: a number of at least 1"):
+        power_levels(2.0, 1.0, 3, power=0.5)

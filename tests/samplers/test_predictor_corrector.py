@@ -27,9 +27,9 @@ def law(mean, variance, levels, *, predictor, num_corrector_steps, r, denoise):
     """Mean offset and variance at the end, moment by moment, from N(mean + 1, first level^2 + variance)."""
     offset, spread = 1.0, levels[0] ** 2 + variance
     for before, after in itertools.pairwise(levels):
-        tau = before**2 - after**2
+        tau = before * (before - after) if predictor == "flow" else before**2 - after**2
         shrink = 1 - tau / (variance + before**2)
-        noise = tau * (after**2 / before**2 if predictor == "ancestral" else 1.0)
+        noise = tau * {"reverse_diffusion": 1.0, "ancestral": after**2 / before**2, "flow": 0.0}[predictor]
         offset, spread = shrink * offset, shrink**2 * spread + noise
         step = 2 * r**2 * after**2
         shrink = 1 - step / (variance + after**2)
@@ -43,7 +43,7 @@ def law(mean, variance, levels, *, predictor, num_corrector_steps, r, denoise):
 
 @pytest.mark.parametrize(
     ("predictor", "num_corrector_steps", "denoise"),
-    [("reverse_diffusion", 2, True), ("ancestral", 1, False)],
+    [("reverse_diffusion", 2, True), ("ancestral", 1, False), ("flow", 0, True)],
 )
 def test_on_a_gaussian_the_law_is_the_closed_form(predictor, num_corrector_steps, denoise):
     mean, scale, r = -2.0, 0.7, 0.3
@@ -74,6 +74,9 @@ def test_the_closed_form_tends_to_the_data_and_correctors_remove_errors():
     assert error(400, 0) < error(100, 0) / 3 < error(25, 0) / 9
     assert error(400, 0, "ancestral") < error(100, 0, "ancestral") / 3
     assert error(1600, 0) < 0.02
+    # Without noise the error is that of Euler's method, and small with few levels.
+    assert error(100, 0, "flow") < error(25, 0, "flow") / 3
+    assert error(25, 0, "flow") < error(25, 0) / 2
     assert error(25, 4) < error(25, 0) / 2
     # Ancestral steps are exact where all data are one point.
     _, variance = law(0.0, 0.0, LEVELS, predictor="ancestral", num_corrector_steps=0, r=0.3, denoise=False)

@@ -28,7 +28,7 @@ from jaxebm.energies.compose import (
     tilt,
 )
 from jaxebm.energies.flows import CouplingFlow
-from jaxebm.energies.guidance import guided_energy
+from jaxebm.energies.guidance import guided_energy, guided_energy_at
 from jaxebm.energies.level_networks import EnergyUNet, LevelConvNet, LevelMLP, level_features
 from jaxebm.energies.levels import at_level, joint_energy_at, marginal_energy_at
 from jaxebm.energies.many_modes import (
@@ -110,6 +110,7 @@ __all__ = [
     "gaussian_log_reference",
     "gaussian_mixture",
     "guided_energy",
+    "guided_energy_at",
     "inner_product_energy",
     "joint_energy",
     "joint_energy_at",

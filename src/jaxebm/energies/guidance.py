@@ -1,12 +1,16 @@
 """Classifier guidance: the energy of a model, conditioned on a class by a classifier."""
 
+from dataclasses import dataclass
+
+import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.energies.classifier import log_class_probability, only_of_class
-from jaxebm.types import Array, EnergyFn, LogitsFn, Params, Position
+from jaxebm.energies.levels import at_level
+from jaxebm.types import Array, EnergyFn, LevelLogitsFn, LogitsFn, Params, Position
 
-__all__ = ["guided_energy"]
+__all__ = ["guided_energy", "guided_energy_at"]
 
 
 def guided_energy(
@@ -74,3 +78,50 @@ def guided_energy(
         return value - strength * of_class
 
     return guided
+
+
+@dataclass(frozen=True)
+class _GuidedLevelEnergy:
+    logits_at: LevelLogitsFn
+    strength: float | Array
+
+    def __call__(self, params: Params, x: Position, y: Array, level: Array, /) -> Array:
+        values = only_of_class(at_level(self.logits_at, level)(params, x), y)
+        return (self.strength - 1) * jax.nn.logsumexp(values) - self.strength * values[y]
+
+
+def guided_energy_at(logits_at: LevelLogitsFn, strength: float | Array = 1.0) -> _GuidedLevelEnergy:
+    r"""The same of one network that is told a noise level: its logits give the energy and the classifier.
+
+    .. math::
+
+      E(x \mid y; \sigma) = -\log \sum_k e^{f(x; \sigma)_k} - s \log p(y \mid x; \sigma)
+                         = (s - 1) \log \sum_k e^{f(x; \sigma)_k} - s f(x; \sigma)_y
+
+    It costs one gradient of the network. At s = 1 it is the energy of `jaxebm.energies.joint_energy_at`.
+
+    Args:
+      logits_at: f, ``logits_at(params, x, level) -> (K,)`` for one example.
+      strength: s >= 0, shape (); may be traced.
+
+    Returns:
+      ``energy_at(params, x, y, level) -> ()``, y one integer.
+
+    Raises:
+      TypeError: if ``logits_at`` is no function of three arguments.
+      ValueError: if the strength is not one number of at least 0 or, when it is called, if y is no class (NaN
+        if it is traced).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> energy_at = guided_energy_at(lambda params, x, level: params @ x / level, strength=2.0)
+      >>> round(float(energy_at(jnp.eye(2), jnp.array([0.0, 3.0]), 1, 1.0)), 4)  # 3.0486 - 2 * 3
+      -2.9514
+
+    Reference:
+      Dhariwal & Nichol 2021 (arXiv 2105.05233), section 4; Ho & Salimans 2022 (arXiv 2207.12598), equation 6,
+      whose w is s - 1.
+    """
+    checks.function("logits_at", logits_at, "params", "x", "level")
+    checks.non_negative_number("strength", strength)
+    return _GuidedLevelEnergy(logits_at, strength)

@@ -158,22 +158,28 @@ class LevelMLP(nn.Module):
 class LevelConvNet(nn.Module):
     """`jaxebm.energies.ConvNet` that is told a noise level: strided convolutions and a linear layer.
 
-    Every layer halves the image, and its channels are scaled and shifted by the embedding of the level.
+    Every strided layer halves the image. The features of each layer are scaled and shifted by the embedding
+    of the level. Residual layers, h + act(conv h), and hidden linear layers come where asked for.
 
     Attributes:
       num_outputs: K, the number of logits; ``None`` for a scalar energy.
       channels: Features at 1/2, 1/4, ... of the image's height and width, rounded up.
+      blocks: Residual 3 x 3 layers at each of these resolutions, from the finest; 0 where left out.
+      widths: Units of each hidden linear layer after the last resolution.
+      level_offset: Whether all outputs are moved by d b(sigma), d the number of entries of x and b a learnt
+        function of the level alone: normalised energies of images change by d log(sigma) with the level.
       activation: A name in ``ACTIVATIONS``; smooth ones keep the energy's gradients continuous.
       embedding_width: Units of the embedding of the level.
       dtype: What to compute in, as in `jaxebm.energies.ConvNet`.
 
     Raises:
       ValueError: If x is not one image of at least 4 x 4 pixels, or has another size than at initialisation;
-        if an integer is below 1, the activation is unknown, or the level is not one positive number.
+        if an integer is too small, there are more ``blocks`` than ``channels``, the activation is unknown, or
+        the level is not one positive number.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> module = LevelConvNet(num_outputs=10, channels=(8, 16))
+      >>> module = LevelConvNet(num_outputs=10, channels=(8, 16), blocks=(1,), widths=(32,))
       >>> variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((8, 8, 1)), 1.0)
       >>> jax.jit(module.apply)(variables, jnp.ones((8, 8, 1)), 0.5).shape
       (10,)
@@ -181,6 +187,9 @@ class LevelConvNet(nn.Module):
 
     num_outputs: int | None
     channels: Sequence[int] = (64, 128)
+    blocks: Sequence[int] = ()
+    widths: Sequence[int] = ()
+    level_offset: bool = False
     activation: str = "swish"
     embedding_width: int = 64
     dtype: Any = None
@@ -188,17 +197,46 @@ class LevelConvNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, level: Array | float, train: bool = False) -> Array:
         """Returns logits (K,) or an energy () for one image (H, W, C); ``train`` is ignored."""
-        check_options(self, {"channels": self.channels, "embedding_width": (self.embedding_width,)})
+        sizes = {"channels": self.channels, "widths": self.widths, "embedding_width": (self.embedding_width,)}
+        check_options(self, sizes)
+        check_blocks(self.blocks, self.channels)
+        checks.boolean("level_offset", self.level_offset)
         check_image(x, smallest=4)
-        x = in_dtype(x, self.dtype)
         embedding = _Embedding(self.embedding_width, self.activation, self.dtype, name="level")(level)
+
+        def activated(h: Array, name: str) -> Array:
+            return ACTIVATIONS[self.activation](_Modulation(self.dtype, name=name)(h, embedding))
+
+        h = in_dtype(x, self.dtype)
         for depth, width in enumerate(self.channels):
             # The first kernel is wider: it sees few channels, and its windows overlap by half.
-            x = _convolution(self, width, (4, 4) if depth == 0 else (3, 3), 2, f"level_{depth}")(x)
-            x = _Modulation(self.dtype, name=f"modulation_{depth}")(x, embedding)
-            x = ACTIVATIONS[self.activation](x)
-        x = flatten(self, x, "output")
-        return output_layer(x, self.num_outputs, spectral_norm=False, train=train, dtype=self.dtype)
+            h = _convolution(self, width, (4, 4) if depth == 0 else (3, 3), 2, f"level_{depth}")(h)
+            h = activated(h, f"modulation_{depth}")
+            for block in range(self.blocks[depth] if depth < len(self.blocks) else 0):
+                inner = _convolution(self, width, (3, 3), 1, f"block_{depth}_{block}")(h)
+                h = h + activated(inner, f"block_modulation_{depth}_{block}")
+        h = flatten(self, h, "hidden_0" if self.widths else "output")
+        for depth, width in enumerate(self.widths):
+            h = nn.Dense(width, dtype=self.dtype, kernel_init=he_normal, name=f"hidden_{depth}")(h)
+            h = activated(h, f"hidden_modulation_{depth}")
+        outputs = output_layer(h, self.num_outputs, spectral_norm=False, train=train, dtype=self.dtype)
+        if not self.level_offset:
+            return outputs
+        zeros = nn.initializers.zeros_init()
+        hidden = nn.Dense(self.embedding_width, kernel_init=he_normal, name="offset_hidden")(
+            widened(embedding)
+        )
+        offset = nn.Dense(1, kernel_init=zeros, name="offset")(ACTIVATIONS[self.activation](hidden))
+        return outputs + jnp.size(x) * offset[0]
+
+
+def check_blocks(blocks: Sequence[int], channels: Sequence[int], *, name: str = "blocks") -> None:
+    """Raises unless there is a number of residual layers, at least 0, for none or some of the resolutions."""
+    checks.instance(name, blocks, (tuple, list), "One number a resolution.")
+    for count in blocks:
+        checks.integer(name, count, 0)
+    if len(blocks) > len(channels):
+        raise ValueError(f"{name}={blocks}: more than the {len(channels)} resolutions of channels.")
 
 
 class EnergyUNet(nn.Module):

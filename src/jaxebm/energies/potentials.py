@@ -128,6 +128,11 @@ def squared_norm_energy(field: Callable[..., Any]) -> Any:
     return _SquaredNorm(field)
 
 
+def _gain(level: Array, scale: float) -> Array:
+    """sqrt(level^2 + scale^2) / level: with it, slopes of the network are of order one at every level."""
+    return jnp.sqrt(1 + (scale / widened(level)) ** 2)
+
+
 def _gaussian(x: Array, level: Array, mean: float, scale: float) -> tuple[Array, Array]:
     """Returns x in units of the spread at this level, and -log N(x; mean, scale^2 + level^2)."""
     variance = widened(level) ** 2 + scale**2
@@ -141,12 +146,14 @@ class _Preconditioned:
     network: Any
     mean: float
     scale: float
+    unit_slope: bool
 
     def __call__(self, params: Params, x: Array, level: Array, /) -> Array:
         inputs, gaussian = _gaussian(x, level, self.mean, self.scale)
         rest = self.network(params, inputs, level / self.scale)
         checks.scalar_energy("network", rest)
-        return gaussian + widened(rest)
+        gain = _gain(level, self.scale) if self.unit_slope else 1.0
+        return gaussian + gain * widened(rest)
 
 
 @dataclass(frozen=True)
@@ -154,15 +161,19 @@ class _PreconditionedLogits:
     network: Any
     mean: float
     scale: float
+    unit_slope: bool
 
     def __call__(self, params: Params, x: Array, level: Array, /) -> Array:
         inputs, gaussian = _gaussian(x, level, self.mean, self.scale)
         logits = self.network(params, inputs, level / self.scale)
         checks.array("the output of network", logits, (None,), "(K,), logits of one example,")
-        return widened(logits) - gaussian
+        gain = _gain(level, self.scale) if self.unit_slope else 1.0
+        return gain * widened(logits) - gaussian
 
 
-def preconditioned_energy(network: LevelEnergyFn, *, mean: float = 0.0, scale: float = 1.0) -> LevelEnergyFn:
+def preconditioned_energy(
+    network: LevelEnergyFn, *, mean: float = 0.0, scale: float = 1.0, unit_slope: bool = False
+) -> LevelEnergyFn:
     r"""Returns -log p_sigma of a Gaussian plus a network: a normalised energy begins near its magnitude.
 
     .. math::
@@ -174,11 +185,15 @@ def preconditioned_energy(network: LevelEnergyFn, *, mean: float = 0.0, scale: f
     levels above s, and sees inputs and levels of order one. Without it a network would have to learn
     d log(highest / lowest) nats.
 
+    With ``unit_slope`` F is multiplied by sqrt(v) / sigma. Then sigma dU/dy = (sigma / sqrt(v)) u + dF/du,
+    which finds the noise z: dF/du is of order one at every level, also where sigma is far below s.
+
     Args:
       network: F, ``network(params, u, relative_level) -> ()`` of one example, such as the ``apply`` of
         `jaxebm.energies.LevelMLP`.
       mean: m, the mean over all entries of the data.
       scale: s > 0, the standard deviation over all entries of the data.
+      unit_slope: whether F is multiplied by sqrt(v) / sigma; then levels must be above 0.
 
     Returns:
       ``energy_at(params, y, level) -> ()`` of arrays y.
@@ -195,31 +210,35 @@ def preconditioned_energy(network: LevelEnergyFn, *, mean: float = 0.0, scale: f
       3.2242
 
     Reference:
-      Karras et al. 2022 (arXiv 2206.00364), section 5, of a denoiser; of an energy, OuYang et al. 2026 (arXiv
-      2601.21025).
+      Karras et al. 2022 (arXiv 2206.00364), section 5, of a denoiser, which ``unit_slope`` follows; of
+      an energy, OuYang et al. 2026 (arXiv 2601.21025).
     """
     _check_function("network", network, "params", "x", "level")
     checks.number("mean", mean)
     checks.positive_number("scale", scale)
-    return _Preconditioned(network, mean, scale)
+    checks.boolean("unit_slope", unit_slope)
+    return _Preconditioned(network, mean, scale, unit_slope)
 
 
-def preconditioned_logits(network: LevelLogitsFn, *, mean: float = 0.0, scale: float = 1.0) -> LevelLogitsFn:
+def preconditioned_logits(
+    network: LevelLogitsFn, *, mean: float = 0.0, scale: float = 1.0, unit_slope: bool = False
+) -> LevelLogitsFn:
     r"""The same of a classifier: its energies are those of a Gaussian less the logits of a network.
 
     .. math::
 
       f(y; \sigma)_k = F(u; \sigma / s)_k - \tfrac{1}{2} |u|^2 - \tfrac{d}{2} \log (2 \pi v)
 
-    p(k | y) = softmax_k f is that of F. The energies of `jaxebm.energies.marginal_energy_at` and
-    `jaxebm.energies.joint_energy_at` begin near the magnitude of a normalised energy, as in
-    `jaxebm.energies.preconditioned_energy`.
+    p(k | y) = softmax_k f is that of F, without ``unit_slope``. The energies of
+    `jaxebm.energies.marginal_energy_at` and `jaxebm.energies.joint_energy_at` begin near the magnitude of a
+    normalised energy, as in `jaxebm.energies.preconditioned_energy`.
 
     Args:
       network: F, ``network(params, u, relative_level) -> (K,)`` of one example, such as the ``apply`` of
         `jaxebm.energies.LevelConvNet`.
       mean: m, the mean over all entries of the data.
       scale: s > 0, the standard deviation over all entries of the data.
+      unit_slope: whether F is multiplied by sqrt(v) / sigma, as there; then p(k | y) is that of the product.
 
     Returns:
       ``logits_at(params, y, level) -> (K,)`` of arrays y.
@@ -240,4 +259,5 @@ def preconditioned_logits(network: LevelLogitsFn, *, mean: float = 0.0, scale: f
     _check_function("network", network, "params", "x", "level")
     checks.number("mean", mean)
     checks.positive_number("scale", scale)
-    return _PreconditionedLogits(network, mean, scale)
+    checks.boolean("unit_slope", unit_slope)
+    return _PreconditionedLogits(network, mean, scale, unit_slope)

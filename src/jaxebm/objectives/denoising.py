@@ -21,11 +21,11 @@ from jaxebm.energies.levels import JointLevelEnergy, at_level, uses_level
 from jaxebm.objectives.examples import learnt_energy, learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
 from jaxebm.objectives.neighbours import example_size
-from jaxebm.objectives.noisy_data import floating_levels, noisy
+from jaxebm.objectives.noisy_data import floating_levels, noisy, spread_evenly
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.objectives.second_derivatives import Slope, square_norm
 from jaxebm.trees import wide_dtype, widened
-from jaxebm.types import BATCH_AXIS, Array, EnergyFn, JointEnergyFn, LevelEnergyFn, Metrics, Params, Position
+from jaxebm.types import Array, EnergyFn, JointEnergyFn, LevelEnergyFn, Metrics, Params, Position
 
 __all__ = ["denoising_at_levels", "denoising_score_matching"]
 
@@ -181,12 +181,8 @@ def denoising_at_levels(
 
 
 def _height(start: Array, num_levels: int | None) -> Array:
-    """log(sigma / lowest) / log(highest / lowest) of one example of a batch, in [0, 1].
-
-    From one random start for the whole batch: u = start + i / n modulo 1 for example i of n.
-    """
-    share = jax.lax.axis_index(BATCH_AXIS) / jax.lax.axis_size(BATCH_AXIS)
-    height = (start + share.astype(jnp.float32)) % 1.0
+    """log(sigma / lowest) / log(highest / lowest) of one example of a batch, in [0, 1]."""
+    height = spread_evenly(start)
     if num_levels is None:
         return height
     return jnp.minimum(jnp.floor(height * num_levels), num_levels - 1) / (num_levels - 1)

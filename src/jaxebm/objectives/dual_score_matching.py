@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
+from jaxebm.energies.classifier import only_of_class
 from jaxebm.energies.levels import JointLevelEnergy, at_level
 from jaxebm.objectives.anchor import anchor_loss, fit_reference
 from jaxebm.objectives.examples import learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.noisy_data import check_level_used, dimension, floating_levels, noisy
+from jaxebm.objectives.noisy_data import LevelLaw, check_level_used, dimension, noisy, spread_evenly
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.objectives.second_derivatives import square_norm
 from jaxebm.trees import wide_dtype, widened
-from jaxebm.types import Array, LevelEnergyFn, Metrics, Params, Position
+from jaxebm.types import Array, LevelEnergyFn, LevelLogitsFn, Metrics, Params, Position
 
 __all__ = ["dual_score_matching"]
 
@@ -24,7 +25,11 @@ def dual_score_matching(
     *,
     lowest: float,
     highest: float,
+    level_median: float | Array | None = None,
+    level_spread: float | Array = 1.2,
+    data_scale: float | Array | None = None,
     level_weight: float | Array = 1.0,
+    class_weight: float | Array = 0.0,
     anchor_weight: float | Array = 1.0,
     weight: float | Array = 1.0,
 ) -> Objective:
@@ -45,6 +50,13 @@ def dual_score_matching(
     Gaussian: the logistic loss of telling them from a Gaussian of the batch's mean and variances by
     -U - log q (noise-contrastive estimation), whose minimiser is normalised whatever q is.
 
+    **Images.** What they show is decided at middle levels: ``level_median`` draws more of those, with
+    log sigma normal and cut off at both ends. ``data_scale`` s weighs the first term by 1 + sigma^2 / s^2,
+    which makes it the error of the denoised image in units of what a network has to find (Karras et al.
+    2022). Neither changes the minimiser. For classes, ``class_weight`` adds w_c times the cross-entropy of
+    p(k | y; sigma) = softmax_k f(y; sigma) of the noisy examples, whose logits are computed anyway: a
+    classifier at every level, which guidance needs.
+
     **Choice of levels.** ``lowest``: -U is log p of the data smoothed by it; below the width of their finest
     detail. ``highest``: five to ten times their spread. **Choice of network.** U spans
     d log(highest / lowest) nats: `jaxebm.energies.preconditioned_energy` leaves to the network what differs
@@ -55,7 +67,12 @@ def dual_score_matching(
         `jaxebm.energies.joint_energy_at`, which then learns -log p(x | y) of each class.
       lowest: the smallest noise level, above 0, in units of x.
       highest: the largest noise level, above ``lowest``.
+      level_median: median of the levels, above 0; None draws log sigma uniformly.
+      level_spread: standard deviation of log sigma around the median, above 0.
+      data_scale: s > 0, the standard deviation over all entries of the data, for the weight of the first
+        term; None weighs every level alike.
       level_weight: w_l >= 0, weight of the derivative by the level.
+      class_weight: w_c >= 0; above 0 ``energy_at`` must be one of `jaxebm.energies.joint_energy_at`.
       anchor_weight: w_a >= 0; 0 leaves the constant to the network, such as one that is pinned by
         `jaxebm.energies.preconditioned_energy`.
       weight: w >= 0.
@@ -64,12 +81,13 @@ def dual_score_matching(
       An objective for data with or without labels; its energy is that at the lowest level: -E is log p(x).
       Metrics: ``score_error`` and ``level_error``, the means of the first term over d and of the second over
       2 d, at most about 1 once learnt; ``anchor_loss``, A, which is log 2 = .693 where noisy data cannot be
-      told from the Gaussian.
+      told from the Gaussian; with ``class_weight`` ``noisy_cross_entropy``.
 
     Raises:
       TypeError: if ``energy_at`` is no function of three arguments, or an option has the wrong type.
-      ValueError: if 0 < lowest < highest does not hold, or a weight is not one number of at least 0; from the
-        loss, if the energy ignores the level.
+      ValueError: if 0 < lowest < highest does not hold, a weight is not one number of at least 0, another
+        number is not above 0, or there is a ``class_weight`` without classes; from the loss, if the energy
+        ignores the level.
 
     Example:
       >>> from jaxebm.objectives.objective import Batch
@@ -85,56 +103,91 @@ def dual_score_matching(
 
     Reference:
       Guth, Kadkhodaie & Simoncelli 2025 (arXiv 2506.05310), section 2. They pin the constant after training.
+      Karras et al. 2022 (arXiv 2206.00364), section 5 and table 1, for the levels and weights of images:
+      a median of exp(-1.2) for data of standard deviation .5.
     """
     learnt = learnt_level_energy(energy_at)
-    lowest, highest = floating_levels(lowest, highest)
+    law = LevelLaw(lowest, highest, level_median, level_spread).check()
+    lowest, highest = law.lowest, law.highest
+    if data_scale is not None:
+        checks.positive_number("data_scale", data_scale)
     for name, value in (
         ("level_weight", level_weight),
+        ("class_weight", class_weight),
         ("anchor_weight", anchor_weight),
         ("weight", weight),
     ):
         checks.non_negative_number(name, value)
-    with_anchor = checks.is_traced(anchor_weight) or float(anchor_weight) > 0
+    with_anchor, with_classes = _may_differ_from_0(anchor_weight), _may_differ_from_0(class_weight)
+    logits_at = energy_at.logits_at if isinstance(energy_at, JointLevelEnergy) else None
+    if with_classes and logits_at is None:
+        raise ValueError(
+            f"class_weight={class_weight!r}: energy_at knows no classes; make it by "
+            "jaxebm.energies.joint_energy_at, or leave class_weight at 0."
+        )
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         del negatives
         reference = fit_reference(batch.x_labelled if learnt.conditional else batch.x_data, highest)
+        key_levels, key_examples = jax.random.split(rng_key)
+        start = jax.random.uniform(key_levels, dtype=jnp.float32)
 
         def of_example(params: Params, rng_key: Array, x: Position, label: Array) -> dict[str, Array]:
-            key_level, key_noise, key_anchor = jax.random.split(rng_key, 3)
+            key_noise, key_anchor = jax.random.split(rng_key)
 
             def energy(params: Params, y: Position, level: Array) -> Array:
                 return learnt.energy_at(params, y, label, level)
 
             check_level_used(energy, params, x, "dual_score_matching")
-            wide = wide_dtype(x)
-            least, most = jnp.log(jnp.asarray([lowest, highest], wide))
-            level = jnp.exp(jax.random.uniform(key_level, (), wide, least, most))
+            level = law.quantile(spread_evenly(start).astype(wide_dtype(x)))
             y, z = noisy(key_noise, x, level)
-            score, by_level = jax.grad(energy, (1, 2))(params, y, level)
-            found = scaled_errors(score, by_level, z, level)
+            found: dict[str, Array] = {}
+            if with_classes and logits_at is not None:
+                bound_logits = functools.partial(_energy_and_logits, logits_at, params, label)
+                (score, by_level), values = jax.grad(bound_logits, (0, 1), has_aux=True)(y, level)
+                found["noisy_cross_entropy"] = -jax.nn.log_softmax(values)[label]
+            else:
+                score, by_level = jax.grad(energy, (1, 2))(params, y, level)
+            found |= scaled_errors(score, by_level, z, level)
             if with_anchor:
                 bound = functools.partial(energy, params)
                 found["anchor_loss"] = anchor_loss(key_anchor, bound, x, highest, reference)
+            found["weighted"] = found["score_error"]
+            if data_scale is not None:
+                found["weighted"] = found["score_error"] * (1 + (level / data_scale) ** 2)
             return found
 
         metrics = over_examples(
             of_example,
             params,
-            rng_key,
+            key_examples,
             batch,
             conditional=learnt.conditional,
             objective="dual_score_matching",
         )
         metrics = jax.tree.map(jnp.mean, metrics)
         size = dimension(reference.mean)
-        value = metrics["score_error"] + level_weight * metrics["level_error"] / size
+        value = metrics.pop("weighted") + level_weight * metrics["level_error"] / size
         if with_anchor:
             value = value + anchor_weight * metrics["anchor_loss"]
+        if with_classes:
+            value = value + class_weight * metrics["noisy_cross_entropy"]
         return weight * value, metrics
 
     energy = at_level(energy_at, lowest)
     return Objective(energy if learnt.conditional else ignore_label(energy), loss)
+
+
+def _energy_and_logits(
+    logits_at: LevelLogitsFn, params: Params, label: Array, y: Position, level: Array
+) -> tuple[Array, Array]:
+    """E(y, label; sigma) and the logits that it is one of."""
+    values = only_of_class(widened(at_level(logits_at, level)(params, y)), label, "label")
+    return -values[label], values
+
+
+def _may_differ_from_0(weight: float | Array) -> bool:
+    return checks.is_traced(weight) or float(weight) > 0
 
 
 def scaled_errors(score: Position, by_level: Array, z: Position, level: Array) -> dict[str, Array]:

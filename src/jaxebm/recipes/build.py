@@ -6,15 +6,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from jaxebm import checks
 from jaxebm.data import Dataset, Examples, random_crop, random_flip, random_translation, stratified_subset
 from jaxebm.energies import (
     MLP,
     ConvNet,
+    LevelConvNet,
+    LevelMLP,
     WideResNet,
     joint_energy,
+    joint_energy_at,
     marginal_energy,
+    marginal_energy_at,
     refresh_statistics,
     trainable,
     training_apply,
@@ -23,6 +28,7 @@ from jaxebm.objectives import (
     NegativeSampler,
     Objective,
     classifier,
+    dual_score_matching,
     energy_matching,
     equilibrium_matching,
     jem,
@@ -33,6 +39,7 @@ from jaxebm.objectives import (
 )
 from jaxebm.recipes.config import Config
 from jaxebm.recipes.devices import place
+from jaxebm.recipes.level_network import LevelNetwork
 from jaxebm.recipes.observe import make_observe
 from jaxebm.recipes.recovery import recovery_for
 from jaxebm.recipes.sampler import PIXELS, make_chain_energy, make_initial, make_kernel, make_negatives
@@ -74,11 +81,16 @@ def num_outputs(config: Config, num_classes: int) -> int:
 
 
 def make_network(config: Config, num_classes: int) -> Any:
-    """Returns the Flax module that maps one image to its logits."""
+    """Returns the Flax module (or `LevelNetwork`) that maps one image to its logits."""
     parts = config.architecture
     dtype = None if parts.precision == "float32" else jnp.dtype(parts.precision)
     common: dict[str, Any] = {"activation": parts.activation, "dtype": dtype}
     outputs = num_outputs(config, num_classes)
+    if config.uses_levels:
+        if config.network == "mlp":
+            return LevelNetwork(LevelMLP(outputs, widths=parts.widths, **common), config.levels)
+        layers = {"channels": parts.channels, "blocks": parts.blocks, "widths": parts.hidden_widths}
+        return LevelNetwork(LevelConvNet(outputs, level_offset=True, **layers, **common), config.levels)
     if config.network == "mlp":
         return MLP(outputs, widths=parts.widths, **common)
     common |= {"norm": None if parts.norm == "none" else parts.norm, "spectral_norm": parts.spectral_norm}
@@ -123,7 +135,16 @@ def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformati
             [warmup],
         )
     decay = settings.weight_decay
-    if settings.kind == "adamw":
+    if settings.kind == "muon":
+        optimizer = muon(
+            schedule,
+            weight_decay=decay,
+            adam_b1=settings.adam_b1,
+            adam_weight_decay=decay,
+            muon_weight_dimension_numbers=hidden_kernels,
+            consistent_rms=1.0,  # the root mean square of an update is the learning rate, as in Adam
+        )
+    elif settings.kind == "adamw":
         optimizer = optax.adamw(schedule, b1=settings.adam_b1, weight_decay=decay)
     elif settings.kind == "adam":
         optimizer = optax.chain(optax.add_decayed_weights(decay), optax.adam(schedule, b1=settings.adam_b1))
@@ -134,6 +155,26 @@ def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformati
     if settings.gradient_clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(settings.gradient_clip_norm), optimizer)
     return trainable(optimizer)
+
+
+def hidden_kernels(params: Params) -> Params:
+    """Returns how Muon sees the kernels of hidden layers as matrices, and None of all other parameters.
+
+    Hidden are convolutions of more than one channel and linear layers named ``hidden``. The first layer of
+    grey images, the output, and layers of the noise level are left to Adam, as Muon's authors advise.
+    """
+
+    def dimensions(path: tuple[Any, ...], leaf: Array) -> MuonDimensionNumbers | None:
+        *_, layer, parameter = ("", *(str(getattr(entry, "key", entry)) for entry in path))
+        if parameter != "kernel":
+            return None
+        if leaf.ndim == 4 and leaf.shape[2] > 1:
+            return MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+        if leaf.ndim == 2 and layer.startswith("hidden_"):
+            return MuonDimensionNumbers(reduction_axis=0, output_axis=1)
+        return None
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 def make_augment(config: Config, max_shift: float) -> AugmentExample | None:
@@ -162,7 +203,7 @@ def make_objective(config: Config, network: Any, image_shape: tuple[int, ...]) -
     training_logits = training_apply(network) if learns_statistics else None
     chain_energy = make_chain_energy(config, network, image_shape)
     if config.generative and not config.uses_chains:
-        return make_matching(config, logits)
+        return make_without_chains(config, network)
     if not config.generative:
         objective = classifier(
             logits, label_smoothing=settings.label_smoothing, training_logits=training_logits
@@ -208,17 +249,34 @@ def make_objective(config: Config, network: Any, image_shape: tuple[int, ...]) -
     return objective
 
 
-def make_matching(config: Config, logits: LogitsFn) -> Objective:
-    """Returns the objective of a method without chains: E(x) or E(x, y) matched, and cross-entropy."""
+def make_without_chains(config: Config, network: Any) -> Objective:
+    """Returns the objective of a method without chains: E(x) or E(x, y) learnt, and cross-entropy."""
     settings = config.objective
-    make = energy_matching if settings.method == "energy-matching" else equilibrium_matching
     conditional = settings.p_xy_weight > 0
-    objective = make(
-        joint_energy(logits) if conditional else marginal_energy(logits),
-        scale=settings.matching_scale,
-        coupling=settings.coupling,
-        weight=settings.p_xy_weight if conditional else settings.p_x_weight,
-    )
+    logits: LogitsFn = network.apply
+    weight = settings.p_xy_weight if conditional else settings.p_x_weight
+    if config.uses_levels:
+        levels = config.levels
+        objective = dual_score_matching(
+            (joint_energy_at if conditional else marginal_energy_at)(network.logits_at),
+            lowest=levels.lowest,
+            highest=levels.highest,
+            level_median=levels.median,
+            level_spread=levels.spread,
+            data_scale=levels.data_scale,
+            level_weight=levels.derivative_weight,
+            class_weight=levels.p_y_given_x_weight if conditional else 0.0,
+            anchor_weight=0.0,
+            weight=weight,
+        )
+    else:
+        make = energy_matching if settings.method == "energy-matching" else equilibrium_matching
+        objective = make(
+            joint_energy(logits) if conditional else marginal_energy(logits),
+            scale=settings.matching_scale,
+            coupling=settings.coupling,
+            weight=weight,
+        )
     if settings.p_y_given_x_weight == 0:
         return objective
     return with_classification(
@@ -310,7 +368,7 @@ def build(config: Config, dataset: Dataset, params: Params | None = None) -> Tra
             augment_x_data=augment_x_data,
             rescale=dataset.rescale,
             ema_decay=config.optimizer.ema_decay,
-            refresh=None if frozen else partial(refresh_statistics, network),
+            refresh=None if frozen or config.uses_levels else partial(refresh_statistics, network),
             sharpness=Sharpness(rho, config.optimizer.sharpness_adaptive) if rho else None,
             placement=placement,
         )

@@ -14,6 +14,7 @@ __all__ = [
     "ArchitectureConfig",
     "Config",
     "DataConfig",
+    "LevelsConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "RunConfig",
@@ -46,6 +47,10 @@ class ArchitectureConfig:
     """Widths of the hidden layers of `mlp`."""
     channels: tuple[int, ...] = (64, 128)
     """Channels of each level of `convnet`."""
+    blocks: tuple[int, ...] = ()
+    """Residual layers at each resolution of `convnet`, the finest first; with dual-score-matching."""
+    hidden_widths: tuple[int, ...] = ()
+    """Hidden layers of `convnet` after its last resolution; with dual-score-matching."""
     depth: int = 28
     """Depth of `wide-resnet`, 6 n + 4."""
     width: int = 10
@@ -68,12 +73,12 @@ class ArchitectureConfig:
 class OptimizerConfig:
     """Settings of the optimiser and of the average of the weights."""
 
-    kind: Literal["adamw", "adam", "sgd"] = "adamw"
-    """AdamW, Adam, or SGD with momentum."""
+    kind: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    """AdamW, Adam, SGD with momentum, or Muon for the kernels of hidden layers with AdamW for the rest."""
     momentum: float = 0.9
     """Momentum of `sgd`."""
     adam_b1: float = 0.9
-    """Decay of the first moment, in `adam` and `adamw`."""
+    """Decay of the first moment, in `adam`, `adamw` and the AdamW of `muon`."""
     learning_rate: float = 1.5e-3
     """Peak of the schedule, after a linear warm-up."""
     warmup_steps: int = 100
@@ -87,7 +92,7 @@ class OptimizerConfig:
     decay_factor: float = 0.2
     """Factor by which `steps` lowers the rate."""
     weight_decay: float = 0.1
-    """Decoupled and times the learning rate in `adamw`, added to the gradient in `adam` and `sgd`."""
+    """Decoupled and times the learning rate in `adamw`, `muon`; added to the gradient in `adam`, `sgd`."""
     sharpness_rho: float = 0.0
     """Sharpness-aware minimisation: the gradient is taken where the loss is highest within this radius."""
     sharpness_adaptive: bool = True
@@ -127,8 +132,9 @@ class DataConfig:
 class ObjectiveConfig:
     """Settings of the loss."""
 
-    method: Literal["chains", "energy-matching", "equilibrium-matching"] = "chains"
-    """How the density is learnt: from samples of chains, or from the velocity from noise to data."""
+    method: Literal["chains", "energy-matching", "equilibrium-matching", "dual-score-matching"] = "chains"
+    """How the density is learnt: from samples of chains, from the velocity from noise to data, or by removing
+    noise of all levels with a network that is told the level (group `levels`)."""
     p_y_given_x_weight: float = 1.0
     """Weight of log p(y|x), the cross-entropy."""
     p_x_weight: float = 0.5
@@ -153,6 +159,30 @@ class ObjectiveConfig:
     """Weight of E(x)^2 on data and samples, against drift."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
+
+
+@dataclass(frozen=True)
+class LevelsConfig:
+    """Settings of the noise levels of objective.method=dual-score-matching, in units of pixels in [-1, 1]."""
+
+    lowest: float = 0.06
+    """The model's density is that of images with this noise."""
+    highest: float = 20.0
+    """Where samples start: noise that hides the images."""
+    median: float = 0.5
+    """Median of the levels of training."""
+    spread: float = 1.2
+    """Standard deviation of the logarithm of those levels."""
+    data_mean: float = 0.0
+    """Mean of all pixels, in [-1, 1]."""
+    data_scale: float = 0.5
+    """Standard deviation of all pixels, in [-1, 1]."""
+    derivative_weight: float = 10.0
+    """Weight of the derivative of the energy by the level, which makes it a log-density."""
+    p_y_given_x_weight: float = 0.05
+    """Weight of log p(y|x; level) of the noisy images, at all levels."""
+    guidance: float = 3.0
+    """Samples of a class: weight of log p(y|x; level); 1 draws from p(x|y) itself, more is more typical."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +266,7 @@ class Config:
         "improved_cd",
         "energy_matching",
         "equilibrium_matching",
+        "dual_score_matching",
     ] = "tuned"
     """Method of a paper; with `wide-resnet` also its network, optimiser and epochs. Flags override it."""
     task: Literal["supervised", "unconditional"] = "supervised"
@@ -263,6 +294,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    levels: LevelsConfig = field(default_factory=LevelsConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -277,6 +309,11 @@ class Config:
     def uses_chains(self) -> bool:
         """Whether the density is learnt from samples of chains."""
         return self.generative and self.objective.method == "chains"
+
+    @property
+    def uses_levels(self) -> bool:
+        """Whether the network is told noise levels."""
+        return self.objective.method == "dual-score-matching"
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is out of range or does not fit another."""

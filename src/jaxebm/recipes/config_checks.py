@@ -1,8 +1,10 @@
 """Checks of a configuration: each setting by itself, and with the others."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from jaxebm import checks
+from jaxebm.energies.level_networks import check_blocks
 from jaxebm.recipes.devices import GENERATORS
 
 if TYPE_CHECKING:
@@ -46,6 +48,11 @@ def check_config(config: "Config") -> None:
         "optimizer.decay_factor",
         "sampler.step_size",
         "objective.matching_scale",
+        "levels.lowest",
+        "levels.highest",
+        "levels.median",
+        "levels.spread",
+        "levels.data_scale",
     ):
         checks.positive(name, _setting(config, name))
     for name in (
@@ -68,6 +75,9 @@ def check_config(config: "Config") -> None:
         "optimizer.warmup_steps",
         "sampler.cold_steps",
         "sampler.heating_steps",
+        "levels.derivative_weight",
+        "levels.p_y_given_x_weight",
+        "levels.guidance",
     ):
         checks.non_negative(name, _setting(config, name))
     for name in ("sampler.gradient_clip", "optimizer.gradient_clip_norm"):
@@ -182,6 +192,17 @@ def _check_sampler(config: "Config") -> None:
         )
     if weights.method != "chains":
         _check_matching(config)
+    if config.uses_levels:
+        _check_levels(config)
+    else:
+        _check_unused(config, "levels", "objective.method=dual-score-matching")
+    if not config.uses_levels or config.network != "convnet":
+        for name in ("blocks", "hidden_widths"):
+            if getattr(config.architecture, name):
+                raise ValueError(
+                    f"architecture.{name} is for network=convnet with objective.method=dual-score-matching."
+                )
+    if weights.method in ("energy-matching", "equilibrium-matching"):
         return
     defaults = type(weights)()
     for name in ("matching_scale", "coupling"):
@@ -189,6 +210,8 @@ def _check_sampler(config: "Config") -> None:
             raise ValueError(
                 f"objective.{name} is for objective.method=energy-matching and equilibrium-matching."
             )
+    if config.uses_levels:
+        return
     if sampler.negatives == "persistent" and sampler.buffer_size < sampler.num_chains:
         raise ValueError(
             f"sampler.buffer_size={sampler.buffer_size} is smaller than "
@@ -225,3 +248,45 @@ def _check_matching(config: "Config") -> None:
             f"architecture.norm=batch: the slope of E(x) at one x depends on the batch then, and "
             f"objective.method={weights.method} matches slopes; use none or group."
         )
+
+
+def _check_levels(config: "Config") -> None:
+    levels, parts = config.levels, config.architecture
+    if levels.lowest >= levels.highest:
+        raise ValueError(f"levels.highest={levels.highest}: above levels.lowest={levels.lowest} is needed.")
+    checks.number("levels.data_mean", levels.data_mean)
+    if config.network not in ("mlp", "convnet"):
+        raise ValueError(
+            f"network={config.network} is not told noise levels: objective.method=dual-score-matching needs "
+            "mlp or convnet."
+        )
+    if config.network == "convnet":
+        check_blocks(parts.blocks, parts.channels, name="architecture.blocks")
+        if any(width < 1 for width in parts.hidden_widths):
+            raise ValueError(
+                f"architecture.hidden_widths={parts.hidden_widths}: positive integers are needed."
+            )
+    if parts.norm != "none" or parts.spectral_norm:
+        raise ValueError(
+            "architecture.norm and spectral_norm: networks that are told noise levels have neither; use "
+            "norm=none and spectral_norm=False."
+        )
+    if config.sampler.kernel not in ("sgld", "descent"):
+        raise ValueError(
+            f"sampler.kernel={config.sampler.kernel}: with objective.method=dual-score-matching images are "
+            "drawn along the levels, and the kernel refines images at the lowest one: use sgld or descent."
+        )
+    if config.sampler.num_steps < 2:
+        raise ValueError(
+            "sampler.num_steps is the number of noise levels of a sample: at least 2 are needed."
+        )
+    if min(config.evaluation.sample_steps) < 2:
+        raise ValueError("evaluation.sample_steps are numbers of noise levels: at least 2 are needed.")
+
+
+def _check_unused(config: "Config", group: str, purpose: str) -> None:
+    """Raises if a setting of a group that is not used differs from its default."""
+    settings = getattr(config, group)
+    for entry in dataclasses.fields(settings):
+        if getattr(settings, entry.name) != entry.default:
+            raise ValueError(f"{group}.{entry.name} is for {purpose}.")

@@ -155,6 +155,7 @@ def judge_run(
         initial=jax.tree.map(jnp.asarray, initial),
         buffer=kept.buffer,
         conditional=config.sampler.chains == "conditional",
+        path=training.network.path if config.uses_levels else None,
         twin_params=twin_params,
         seed=config.seed,
         records=run.read_metrics(),

@@ -17,7 +17,7 @@ from jaxebm.objectives import SamplerState, ignore_label
 from jaxebm.recipes.build import make_network
 from jaxebm.recipes.config import Config
 from jaxebm.recipes.sampler import make_kernel, noise_of
-from jaxebm.report.chains import advance, start_chains
+from jaxebm.report.chains import advance, advance_along, start_chains
 from jaxebm.samplers import Initial
 from jaxebm.training import TrainState
 from jaxebm.types import Array, EnergyFn, LogitsFn, MakeKernel, Params
@@ -176,7 +176,8 @@ class Model:
         """Draws images: fresh chains from the initial distribution, by the sampler that trained the model.
 
         Chains run on E(x), or on E(x, y) of the class asked for. Chains of finite length are approximate
-        samples; the run's card says how good they are after which number of steps.
+        samples; the run's card says how good they are after which number of steps. A model that is told noise
+        levels draws from noise through ``num_steps`` levels, at random classes where none is asked for.
 
         Args:
           rng_key: one key.
@@ -188,10 +189,11 @@ class Model:
           Raw pixels, float32 ``(n, H, W, C)``.
 
         Raises:
-          ValueError: for a class that there is not, or a number that is not an integer of at least 1.
+          ValueError: for a class that there is not, or a number that is not an integer of at least 1 (2 for
+            ``num_steps`` of a model that is told noise levels).
         """
         checks.positive_integer("num_samples", num_samples)
-        checks.positive_integer("num_steps", num_steps)
+        checks.integer("num_steps", num_steps, 2 if self.config.uses_levels else 1)
         key_label, key_start, key_chain = jax.random.split(rng_key, 3)
         if label is None:
             num_classes = self.space.num_classes if self.knows_classes else 1
@@ -203,7 +205,7 @@ class Model:
             checks.integer_labels("label", label, self.space.num_classes)
             labels = jnp.broadcast_to(jnp.asarray(label, jnp.int32), (num_samples,))
         starts = start_chains(key_start, self.initial, labels)
-        run = self._joint_chains if label is not None else self._marginal_chains
+        run = self._joint_chains if label is not None or self.config.uses_levels else self._marginal_chains
         drawn = run(key_chain, params=self.params, positions=starts, labels=labels, num_steps=num_steps)
         return np.asarray(self.space.unscale(drawn))
 
@@ -228,6 +230,8 @@ class Model:
 
     @cached_property
     def _joint_chains(self) -> Any:
+        if self.config.uses_levels:
+            return advance_along(self.network.path)
         return advance(self.kernel, joint_energy(self.logits))
 
     def _over_batches(self, function: Any, images: Any) -> np.ndarray:

@@ -27,11 +27,17 @@ class Recipe(NamedTuple):
       method: settings for every network.
       learning: settings for the paper's network, `wide-resnet`.
       reference: the paper, with the sections.
+      convnet: settings for `convnet` alone.
+      larger: settings for `convnet` on the data sets of `CONVNET`, images larger than digits.
+      networks: the networks that it has.
     """
 
     method: Mapping[str, Any]
     learning: Mapping[str, Any]
     reference: str
+    convnet: Mapping[str, Any] = {}
+    larger: Mapping[str, Any] = {}
+    networks: tuple[str, ...] = ("mlp", "convnet", "wide-resnet")
 
 
 PLAIN = {
@@ -73,6 +79,28 @@ MATCHED = {
     "data.batch_size": 128,
 }
 """Potentials of E(x, y) whose slope is the velocity from noise to data, beside the cross-entropy."""
+DENOISED = {
+    "objective.method": "dual-score-matching",
+    "objective.p_y_given_x_weight": 0.1,
+    "objective.p_x_weight": 0.0,
+    "objective.p_xy_weight": 1.0,
+    "sampler.chains": "conditional",
+    "sampler.kernel": "sgld",
+    "sampler.num_steps": 50,  # levels of a sample
+    "sampler.step_size": 0.0009,  # a quarter of the lowest level's variance, and noise of temperature 1
+    "sampler.noise": 0.0424,
+    "sampler.gradient_clip": None,
+    "sampler.clamp": True,
+    "sampler.initial": "normal",
+    "optimizer.kind": "muon",
+    "optimizer.weight_decay": 0.0,
+    "optimizer.learning_rate": 2e-3,
+    "optimizer.learning_rate_floor": 0.01,
+    "optimizer.warmup_steps": 100,
+    "data.batch_size": 64,
+    "evaluation.sample_steps": (50, 200),
+}
+"""E(x, y; level), learnt by removing noise of all levels, beside the cross-entropy at the lowest one."""
 WIDE = {
     "network": "wide-resnet",
     "architecture.depth": 28,
@@ -276,6 +304,15 @@ RECIPES: dict[str, Recipe] = {
         },
         reference="Wang & Du 2025, arXiv 2510.02300: equations 4 to 7, with the classes of JEM",
     ),
+    "dual_score_matching": Recipe(
+        method=DENOISED,
+        learning={},
+        reference="Guth et al. 2025, arXiv 2506.05310: section 2; the levels, weights and network inputs of "
+        "Karras et al. 2022, arXiv 2206.00364, section 5; the classes of JEM and classifier guidance",
+        convnet={"architecture.blocks": (1, 1), "architecture.hidden_widths": (256,)},
+        larger={"epochs": 6},  # 10 minutes of training on two processors
+        networks=("mlp", "convnet"),  # those that can be told a noise level
+    ),
     "improved_cd": Recipe(
         # Pixels in [0, 1]: step 100, noise .001, without a clip.
         method={
@@ -395,6 +432,8 @@ CONVNET: dict[str, Mapping[str, Any]] = {
 """By data set."""
 
 
+PIXEL_MOMENTS = {"digits": (-0.39, 0.75), "mnist": (-0.74, 0.62), "fashion_mnist": (-0.43, 0.71)}
+"""Mean and standard deviation of the training images' pixels, in [-1, 1]; 0 and .5 for other data sets."""
 ENTRIES = {"digits": 8 * 8, "mnist": 28 * 28, "fashion_mnist": 28 * 28}
 """Entries of an image of each data set; for other data sets 32 x 32 x 3, as in the papers."""
 
@@ -411,6 +450,8 @@ def _method_for(recipe: Recipe, dataset: str) -> dict[str, Any]:
     """
     method = dict(recipe.method)
     entries = ENTRIES.get(dataset, 32 * 32 * 3)
+    if method.get("objective.method") == "dual-score-matching" and dataset in PIXEL_MOMENTS:
+        method["levels.data_mean"], method["levels.data_scale"] = PIXEL_MOMENTS[dataset]
     if "objective.matching_scale" in method:
         for name in ("objective.matching_scale", "sampler.step_size"):
             method[name] *= entries / 784
@@ -437,7 +478,7 @@ def base_config(
       The configuration; change it with `jaxebm.recipes.replace_settings`.
 
     Raises:
-      ValueError: for an unknown recipe, network or task.
+      ValueError: for an unknown recipe, network or task, or a network that the recipe does not have.
 
     Example:
       >>> base_config("sadajem", network="convnet").sampler.num_steps
@@ -451,11 +492,18 @@ def base_config(
         if value not in known:
             raise ValueError(f"{name}={value!r}: choose among {', '.join(known)}.")
     checks.text("dataset", dataset)
+    if network not in RECIPES[recipe].networks:
+        raise ValueError(
+            f"network={network!r}: recipe {recipe} has {' and '.join(RECIPES[recipe].networks)}."
+        )
     settings: dict[str, Any] = {"recipe": recipe, "network": network, "dataset": dataset, "task": task}
     settings |= NETWORKS[network]
     if network == "convnet":
         settings |= CONVNET.get(dataset, {})
     settings |= AUGMENTATION.get(dataset, {}) | _method_for(RECIPES[recipe], dataset)
+    if network == "convnet":
+        settings |= RECIPES[recipe].convnet
+        settings |= RECIPES[recipe].larger if dataset in CONVNET else {}
     if network == "wide-resnet":
         settings |= RECIPES[recipe].learning
     if task == "unconditional":

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from jaxebm.recipes.config import Config
-from jaxebm.training import Learner, Recovery, Remedy
+from jaxebm.training import Learner, Monitor, Recovery, Remedy
 
 __all__ = ["SamplerNumbers", "recovery_for", "refine"]
 
@@ -70,4 +70,6 @@ def recovery_for(
         )
         return make_learner(remedied)
 
-    return Recovery(remake=remake, keep_on=keep_on)
+    # Without chains a batch of rare noise levels may have a large gradient: that alone is no divergence.
+    monitor = Monitor(bands=config.uses_chains or not config.generative)
+    return Recovery(remake=remake, monitor=monitor, keep_on=keep_on)

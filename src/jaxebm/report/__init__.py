@@ -23,7 +23,7 @@ from jaxebm.report.markdown import markdown_table
 from jaxebm.report.out_of_distribution import find_outliers
 from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table
 from jaxebm.report.settings import ReportSettings
-from jaxebm.report.subject import Evaluation, ModelUnderTest
+from jaxebm.report.subject import Evaluation, LevelPath, ModelUnderTest
 
 __all__ = [
     "CARD_FILES",
@@ -31,6 +31,7 @@ __all__ = [
     "QUESTIONS",
     "Card",
     "Evaluation",
+    "LevelPath",
     "ModelUnderTest",
     "Picture",
     "Question",

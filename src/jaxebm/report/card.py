@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
@@ -26,7 +27,7 @@ from jaxebm.report.question import Card, Question, Section, plural
 from jaxebm.report.robustness import ROBUSTNESS
 from jaxebm.report.samples import SAMPLES
 from jaxebm.report.settings import ReportSettings
-from jaxebm.report.subject import Evaluation, ModelUnderTest, as_logits
+from jaxebm.report.subject import Evaluation, LevelPath, ModelUnderTest, as_logits
 from jaxebm.report.tasks import TASKS
 from jaxebm.report.training_history import TRAINING_HISTORY
 from jaxebm.samplers import Initial, ReplayBuffer, UniformInitial, sgld
@@ -69,6 +70,7 @@ def evaluate(
     initial: Initial | None = None,
     buffer: ReplayBuffer | None = None,
     conditional: bool = False,
+    path: LevelPath | None = None,
     twin_params: Params | None = None,
     seed: int = 0,
     records: Sequence[Mapping[str, Any]] = (),
@@ -96,6 +98,8 @@ def evaluate(
       initial: Where fresh chains start; uniform over [-1, 1] by default.
       buffer: The replay buffer at the end of training, or None.
       conditional: Whether the buffer's chains belong to classes.
+      path: How a model that is told noise levels draws fresh chains, with as many levels as there are steps;
+        ``kernel`` then serves the other chains, on the model's energy. None draws them by ``kernel``, too.
       twin_params: Parameters of the same network trained by cross-entropy alone, to compare with, or None.
       seed: Seed of all random numbers.
       records: The metrics that training logged, each with its ``step``; none where there was no training.
@@ -156,7 +160,19 @@ def evaluate(
                 f"buffer has positions of shape {np.shape(buffer.positions)}: (n, *{dataset.image_shape}), "
                 "images of the data set, are needed."
             )
-    subject = ModelUnderTest(logits, params, kernel, num_steps, initial, twin_params, buffer, conditional)
+    if path is not None:
+        _check_path(path, params, dataset.image_shape)
+        for name, smallest in (
+            ("num_steps", num_steps),
+            ("settings.sample_steps", min(settings.sample_steps)),
+        ):
+            if smallest < 2:
+                raise ValueError(
+                    f"{name}={smallest}: with a path through noise levels at least 2 are needed."
+                )
+    subject = ModelUnderTest(
+        logits, params, kernel, num_steps, initial, twin_params, buffer, conditional, path
+    )
     folder = _checked_folder(folder)
     evaluation = Evaluation(subject, dataset, settings, seed, folder, records, recoveries)
     if settings.ood_sets and OUT_OF_DISTRIBUTION in asked:
@@ -175,6 +191,21 @@ def evaluate(
     names = [entry.name for entry in dataclasses.fields(ReportSettings)]
     card["evaluation"] = _as_json("settings", {name: getattr(settings, name) for name in names})
     return card | details
+
+
+def _check_path(path: LevelPath, params: Params, image_shape: tuple[int, ...]) -> None:
+    """Raises unless the path has logits of an image at a level, levels that fall, and a weight."""
+    checks.instance("path", path, LevelPath)
+    checks.positive_number("path.lowest", path.lowest)
+    checks.positive_number("path.highest", path.highest)
+    if path.lowest >= path.highest:
+        raise ValueError(f"path.highest={path.highest!r}: highest must be above lowest={path.lowest!r}.")
+    checks.non_negative_number("path.guidance", path.guidance)
+    checks.function("path.logits_at", path.logits_at, "params", "x", "level")
+    example = jax.ShapeDtypeStruct(image_shape, np.float32)
+    found = jax.eval_shape(path.logits_at, params, example, jax.ShapeDtypeStruct((), np.float32))
+    if len(jnp.shape(found)) != 1:
+        raise ValueError(f"path.logits_at returns shape {jnp.shape(found)}: logits (K,) are needed.")
 
 
 def _named(question: Question | str) -> Question:

@@ -13,15 +13,40 @@ import numpy as np
 from jaxebm.data import Dataset
 from jaxebm.report.settings import ReportSettings
 from jaxebm.samplers import Initial, ReplayBuffer
-from jaxebm.types import Array, EnergyFn, LogitsFn, MakeKernel, Params
+from jaxebm.types import Array, EnergyFn, LevelLogitsFn, LogitsFn, MakeKernel, Params
 
-__all__ = ["Evaluation", "Images", "ModelUnderTest", "as_logits", "flat", "log_probabilities", "map_batches"]
+__all__ = [
+    "Evaluation",
+    "Images",
+    "LevelPath",
+    "ModelUnderTest",
+    "as_logits",
+    "flat",
+    "log_probabilities",
+    "map_batches",
+]
 
 BATCH = 2048
 """Images per compiled call of the evaluation."""
 
 Images = Mapping[str, np.ndarray]
 Result = TypeVar("Result")
+
+
+class LevelPath(NamedTuple):
+    """How a model that is told noise levels draws: from noise of the highest level down to the lowest.
+
+    Attributes:
+      logits_at: f(params, x, level) of one image in [-1, 1], ``(K,)``.
+      lowest: The last noise level, above 0, in units of those images.
+      highest: The first one, several times the spread of the images.
+      guidance: Weight of log p(y | x; level) in samples of a class; 1 is p(x | y) itself.
+    """
+
+    logits_at: LevelLogitsFn
+    lowest: float
+    highest: float
+    guidance: float = 1.0
 
 
 class ModelUnderTest(NamedTuple):
@@ -36,6 +61,7 @@ class ModelUnderTest(NamedTuple):
       twin_params: Parameters of the same network trained by cross-entropy alone, or None.
       buffer: The replay buffer at the end of training, or None.
       conditional: Whether the buffer's chains belong to classes.
+      path: How fresh chains go through noise levels; None where the model knows one level alone.
     """
 
     logits: LogitsFn
@@ -46,6 +72,7 @@ class ModelUnderTest(NamedTuple):
     twin_params: Params | None = None
     buffer: ReplayBuffer | None = None
     conditional: bool = False
+    path: LevelPath | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

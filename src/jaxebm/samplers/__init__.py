@@ -17,7 +17,7 @@ from jaxebm.samplers.inner_updates import TargetInTwo, first_layer_sgld
 from jaxebm.samplers.langevin import LangevinInfo, LangevinState, langevin_temperature, scalar_target, sgld
 from jaxebm.samplers.metropolis import RoundedState, hmc, mala, nuts
 from jaxebm.samplers.momentum import MomentumForm, MomentumState, momentum_descent
-from jaxebm.samplers.noise_levels import annealed_langevin, geometric_levels
+from jaxebm.samplers.noise_levels import annealed_langevin, geometric_levels, power_levels
 from jaxebm.samplers.preconditioned import PreconditionedState, preconditioned_sgld
 from jaxebm.samplers.predictor_corrector import Predictor, predictor_corrector
 from jaxebm.samplers.probability_flow import (
@@ -90,6 +90,7 @@ __all__ = [
     "nuts",
     "parallel_tempering",
     "polynomial_schedule",
+    "power_levels",
     "preconditioned_sgld",
     "predictor_corrector",
     "probability_flow",

@@ -13,7 +13,7 @@ from jaxebm.samplers.langevin import scalar_target, sgld
 from jaxebm.trees import wide_dtype, widened
 from jaxebm.types import BATCH_AXIS, Array, Kernel, LevelEnergyFn, Params, Position
 
-__all__ = ["annealed_langevin", "geometric_levels"]
+__all__ = ["annealed_langevin", "geometric_levels", "power_levels"]
 
 
 def geometric_levels(first: float, last: float, num_levels: int) -> Array:
@@ -36,12 +36,55 @@ def geometric_levels(first: float, last: float, num_levels: int) -> Array:
       >>> geometric_levels(8.0, 1.0, 4).tolist()
       [8.0, 4.0, 2.0, 1.0]
     """
+    check_ends(first, last, num_levels)
+    return jnp.asarray(np.geomspace(first, last, num_levels), dtype=float)
+
+
+def power_levels(first: float, last: float, num_levels: int, *, power: float = 7.0) -> Array:
+    r"""Returns falling noise levels that are equally spaced in sigma^(1 / power), shape ``(num_levels,)``.
+
+    .. math:: \sigma_i = \Big(\sigma_1^{1 / \rho}
+              + \tfrac{i - 1}{L - 1} (\sigma_L^{1 / \rho} - \sigma_1^{1 / \rho})\Big)^\rho
+
+    Large powers put more of the levels near the last one; a geometric sequence is the limit of an infinite
+    power, equal steps are a power of 1.
+
+    Args:
+      first: sigma_1, several times the spread of the data.
+      last: sigma_L, positive and below ``first``: the noise that remains in the samples.
+      num_levels: L, at least 2.
+      power: rho >= 1.
+
+    Returns:
+      The levels.
+
+    Raises:
+      ValueError: if the levels do not fall, are not positive, or are fewer than two, or the power is below 1.
+
+    Example:
+      >>> power_levels(9.0, 1.0, 3, power=2.0).tolist()
+      [9.0, 4.0, 1.0]
+
+    Reference:
+      Karras et al. 2022 (arXiv:2206.00364), equation 5, with rho = 7.
+    """
+    check_ends(first, last, num_levels)
+    checks.number("power", power)
+    if power < 1:
+        raise ValueError(f"power={power!r}: a number of at least 1 is needed.")
+    roots = np.linspace(first ** (1 / power), last ** (1 / power), num_levels)
+    levels = roots**power
+    levels[0], levels[-1] = first, last  # exactly
+    return jnp.asarray(levels, dtype=float)
+
+
+def check_ends(first: float, last: float, num_levels: int) -> None:
+    """Raises unless there are at least two levels from ``first`` down to a positive ``last``."""
     checks.positive_number("first", first)
     checks.positive_number("last", last)
     checks.integer("num_levels", num_levels, 2)
     if not last < first:
         raise ValueError(f"last={last!r} is not below first={first!r}: the noise must fall.")
-    return jnp.asarray(np.geomspace(first, last, num_levels), dtype=float)
 
 
 def annealed_langevin(

@@ -15,7 +15,7 @@ from jaxebm.types import BATCH_AXIS, Array, Kernel, LevelEnergyFn, Params, Posit
 
 __all__ = ["Predictor", "check_levels", "predictor_corrector"]
 
-Predictor = Literal["reverse_diffusion", "ancestral"]
+Predictor = Literal["reverse_diffusion", "ancestral", "flow"]
 """The step from one level to the next: how much noise it adds."""
 
 
@@ -42,10 +42,11 @@ def predictor_corrector(
 
     with nu^2 = tau for ``"reverse_diffusion"``, the discretised reverse of the diffusion that adds noise, and
     nu^2 = tau sigma_{i+1}^2 / sigma_i^2 for ``"ancestral"``, which is exact where all data are one point. The
-    error of either falls with the number of levels. The paper's corrector takes epsilon = 2 r^2 |n|^2 /
-    |dE/dx|^2; here both norms are their means at the level, d and d / sigma^2, so that the step depends on
-    neither the noise nor the gradient, and each corrector keeps the law of its level up to the bias of
-    ``sgld``.
+    predictor ``"flow"`` adds no noise, nu = 0, and has tau = sigma_i (sigma_i - sigma_{i+1}): Euler's step of
+    the probability flow, also known as DDIM. The error of each falls with the number of levels, which
+    ``power_levels`` places. The paper's corrector takes epsilon = 2 r^2 |n|^2 / |dE/dx|^2; here both norms
+    are their means at the level, d and d / sigma^2, so that the step depends on neither the noise nor the
+    gradient, and each corrector keeps the law of its level up to the bias of ``sgld``.
 
     **Its cost**, in gradients of the energy for each sample: (L - 1) (1 + M), and one more for ``denoise``.
 
@@ -58,8 +59,9 @@ def predictor_corrector(
       params: its parameters.
       positions: where the n chains start, leaves ``(n, ...)``: draws from the law at the first level, such as
         sigma_1 times standard normals where that level hides the data.
-      levels: sigma_1 > ... > sigma_L > 0, ``(L,)``, L at least 2, as from ``geometric_levels``.
-      predictor: ``"reverse_diffusion"`` or ``"ancestral"``.
+      levels: sigma_1 > ... > sigma_L > 0, ``(L,)``, L at least 2, as from ``geometric_levels`` or
+        ``power_levels``.
+      predictor: ``"reverse_diffusion"``, ``"ancestral"`` or ``"flow"``.
       num_corrector_steps: M >= 0, Langevin steps at each new level; 0 is a predictor alone.
       signal_to_noise: r > 0, ``()``; below 1, where the corrector of a Gaussian becomes unstable.
       denoise: end with x - sigma_L^2 dE/dx, the expected clean x given the noisy one (Tweedie).
@@ -85,7 +87,8 @@ def predictor_corrector(
 
     Reference:
       Song et al. 2021 (arXiv:2011.13456), algorithms 2 and 4, appendices E, F and G; the last denoising,
-      Jolicoeur-Martineau et al. 2020 (arXiv:2009.05475).
+      Jolicoeur-Martineau et al. 2020 (arXiv:2009.05475). ``"flow"``: Song, Meng & Ermon 2021
+      (arXiv:2010.02502), equation 13; Karras et al. 2022 (arXiv:2206.00364), algorithm 1 by Euler's method.
     """
     checks.rng_key("rng_key", rng_key)
     checks.function("energy_at", energy_at, "params", "x", "level")
@@ -148,7 +151,11 @@ def _schedule(
     """The level, the step and the noise of every step, each ``(num_steps,)``."""
     before, after = levels[:-1], levels[1:]
     removed = jnp.square(before) - jnp.square(after)
-    share = jnp.square(after / before) if predictor == "ancestral" else jnp.ones_like(after)
+    if predictor == "flow":
+        step, added = before * (before - after), jnp.zeros_like(after)
+    else:
+        share = jnp.square(after / before) if predictor == "ancestral" else jnp.ones_like(after)
+        step, added = removed, jnp.sqrt(removed * share)
     corrector = 2 * jnp.square(signal_to_noise * after)
 
     def rows(predicted: Array, corrected: Array) -> Array:
@@ -157,8 +164,8 @@ def _schedule(
 
     schedule = {
         "level": rows(before, after),
-        "step_size": rows(removed, corrector),
-        "noise_scale": rows(jnp.sqrt(removed * share), jnp.sqrt(2 * corrector)),
+        "step_size": rows(step, corrector),
+        "noise_scale": rows(added, jnp.sqrt(2 * corrector)),
     }
     if denoise:  # Tweedie's formula is a step of the last level's variance, without noise
         last = {"level": levels[-1], "step_size": jnp.square(levels[-1]), "noise_scale": 0 * levels[-1]}

@@ -1,0 +1,182 @@
+"""A recipe whose network is told noise levels: trained, reloaded, drawn from along its levels."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxebm
+from jaxebm.energies import joint_energy_at
+from jaxebm.recipes import base_config, replace_settings, train
+from jaxebm.recipes.build import hidden_kernels, make_network, make_optimizer
+from jaxebm.report.chains import advance_along
+from jaxebm.samplers import power_levels
+
+LEVELS = {
+    "architecture.widths": (16,),
+    "evaluation.sample_steps": (3, 6),
+    "evaluation.likelihood_steps": 4,
+    "evaluation.likelihood_chains": 4,
+    "evaluation.long_run_factors": (2,),
+    "run.twin": True,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(toy, blobs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("levels") / "run"
+    return train(toy(LEVELS | {"output": folder}, recipe="dual_score_matching"), blobs)
+
+
+def test_the_card_has_samples_of_each_number_of_levels(trained):
+    samples = trained.card["samples"]
+    assert list(samples["fresh"]["by_steps"]) == ["3", "6"]
+    assert all(found["finite"] == 1.0 for found in samples["fresh"]["by_steps"].values())
+    assert samples["buffer"] is None
+    assert trained.card["twin"]["accuracy"] > 0
+    metrics = trained.result.history[-1]
+    assert {"score_error", "level_error", "noisy_cross_entropy", "cross_entropy"} <= set(metrics)
+
+
+def test_it_is_reloaded_and_draws_the_images_of_its_card(trained, blobs):
+    model = jaxebm.load(str(trained.folder))
+    chex.assert_trees_all_equal(model.params, trained.result.params)
+    images = model.sample(jax.random.key(0), 6, label=[0, 1, 2, 0, 1, 2], num_steps=5)
+    assert images.shape == (6, 4, 4, 1)
+    assert np.isfinite(images).all()
+    again = model.sample(jax.random.key(0), 6, label=[0, 1, 2, 0, 1, 2], num_steps=5)
+    np.testing.assert_array_equal(images, again)
+    assert not np.array_equal(images, model.sample(jax.random.key(0), 6, label=0, num_steps=5))
+    assert model.sample(jax.random.key(1), 4, num_steps=5).shape == (4, 4, 4, 1)
+    with pytest.raises(ValueError, match="num_steps=1"):
+        model.sample(jax.random.key(1), 4, num_steps=1)
+    # What it says of images is said at its lowest level.
+    x = jnp.asarray(blobs.rescale(blobs.test.image[:3]))
+    energy = functools.partial(joint_energy_at(model.network.logits_at), model.params)
+    at_lowest = jnp.stack([energy(x[0], y, model.config.levels.lowest) for y in range(3)])
+    chex.assert_trees_all_close(model.logits(model.params, x[0]), -at_lowest, rtol=1e-6)
+
+
+def gaussian_logits(params, x, level):
+    """Two classes of equal weight, N(-2, .5^2) and N(2, .5^2), under noise."""
+    variance = 0.25 + level**2
+    return -0.5 * (x[0] - params) ** 2 / variance - 0.5 * jnp.log(2 * jnp.pi * variance)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 4.0])
+def test_guided_paths_draw_the_class_or_at_no_guidance_either(guidance):
+    network = make_network(base_config("dual_score_matching"), 2)
+    path = network.path._replace(logits_at=gaussian_logits, lowest=0.02, highest=40.0, guidance=guidance)
+    n, labels = 2000, jnp.arange(2000) % 2
+    starts = jax.random.normal(jax.random.key(0), (n, 1))
+    run = advance_along(path)
+    x = run(jax.random.key(1), jnp.array([-2.0, 2.0]), starts, labels, num_steps=200)
+    x = np.asarray(x)[:, 0]
+    right = np.mean((x > 0) == np.asarray(labels, bool))
+    expected = 0.5 if guidance == 0.0 else 1.0
+    assert abs(right - expected) < 5 * 0.5 / np.sqrt(n)
+    if guidance == 1.0:  # p(x | y) itself
+        signed = x * (2 * np.asarray(labels) - 1)
+        assert abs(signed.mean() - 2.0) < 5 * 0.5 / np.sqrt(n) + 0.02
+        assert abs(signed.std() - 0.5) < 5 * 0.5 / np.sqrt(2 * n) + 0.02
+
+
+def test_a_path_takes_one_gradient_a_step():
+    seen = []
+
+    def counted(params, x, level):
+        jax.debug.callback(lambda level: seen.append(float(level)), level)
+        return gaussian_logits(params, x, level)
+
+    path = make_network(base_config("dual_score_matching"), 2).path._replace(logits_at=counted)
+    run = advance_along(path)
+    run(jax.random.key(0), jnp.zeros(2), jnp.ones((1, 1)), jnp.zeros(1, int), num_steps=7)
+    jax.effects_barrier()
+    assert len(seen) == 7
+    np.testing.assert_allclose(sorted(seen)[::-1], power_levels(path.highest, path.lowest, 7), rtol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["mlp", "convnet"])
+def test_muon_moves_the_kernels_of_hidden_layers_by_orthogonal_matrices(network):
+    config = replace_settings(
+        base_config("dual_score_matching", network=network),
+        {
+            "architecture.widths": (16, 16),
+            "architecture.channels": (4, 8),
+            "architecture.hidden_widths": (16,),
+            "optimizer.warmup_steps": 0,
+            "optimizer.schedule": "constant",
+        },
+    )
+    params = make_network(config, 3).init(jax.random.key(0), jnp.zeros((8, 8, 1)))
+    layers = hidden_kernels(params)["params"]
+    hidden = {name for name, entry in layers.items() if "kernel" in entry and entry["kernel"] is not None}
+    expected = {
+        "mlp": {"hidden_0", "hidden_1"},
+        "convnet": {"block_0_0", "level_1", "block_1_0", "hidden_0"},
+    }[network]
+    assert hidden == expected
+    optimizer = make_optimizer(config, 100)
+    gradient = jax.tree.map(
+        lambda leaf: jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape)), params
+    )
+    update, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+    kernel = np.asarray(update["params"]["hidden_0"]["kernel"], np.float64)
+    values = np.linalg.svd(kernel, compute_uv=False)
+    assert values.max() < 2 * values.min()  # five Newton-Schulz steps come so near
+    rate = config.optimizer.learning_rate
+    for layer in expected:
+        moved = np.asarray(update["params"][layer]["kernel"])
+        assert np.sqrt(np.mean(moved**2)) == pytest.approx(rate, rel=0.35)
+    # The first update of Adam with Nesterov's momentum: b1 / (1 + b1) + 1 times the sign of the gradient.
+    moved = np.asarray(update["params"]["output"]["kernel"])
+    np.testing.assert_allclose(np.abs(moved), rate * (0.9 / 1.9 + 1), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels.lowest": 0.0}, "levels.lowest=0.0"),
+        ({"levels.highest": 0.01}, "levels.highest=0.01: above levels.lowest=0.06"),
+        ({"levels.median": -1.0}, "levels.median=-1.0"),
+        ({"levels.guidance": -1.0}, "levels.guidance=-1.0"),
+        ({"levels.data_mean": float("nan")}, "levels.data_mean"),
+        ({"network": "wide-resnet"}, "network=wide-resnet is not told noise levels"),
+        ({"architecture.norm": "group"}, "architecture.norm and spectral_norm"),
+        ({"architecture.blocks": (1, 1, 1)}, "architecture.blocks=(1, 1, 1): more than the 2"),
+        ({"architecture.blocks": (-1,)}, "architecture.blocks"),
+        ({"architecture.hidden_widths": (0,)}, "architecture.hidden_widths=(0,)"),
+        ({"sampler.kernel": "heated"}, "sampler.kernel=heated"),
+        ({"sampler.num_steps": 1}, "sampler.num_steps is the number of noise levels"),
+        ({"evaluation.sample_steps": (1, 5)}, "evaluation.sample_steps"),
+        ({"objective.coupling": "independent"}, "objective.coupling is for"),
+        ({"objective.energy_l2": 0.1}, "objective.energy_l2"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_are_refused(changes, message):
+    config = base_config("dual_score_matching", network="convnet")
+    config.check()
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        replace_settings(config, changes).check()
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels.lowest": 0.1}, "levels.lowest is for objective.method=dual-score-matching"),
+        (
+            {"architecture.blocks": (2,)},
+            "architecture.blocks is for network=convnet with objective.method=dual",
+        ),
+    ],
+    ids=str,
+)
+def test_settings_of_levels_are_refused_without_levels(changes, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        replace_settings(base_config(network="convnet"), changes).check()
+    assert message in str(error.value)
