@@ -10,6 +10,7 @@ from jaxebm.energies.classifier import only_of_class
 from jaxebm.energies.levels import JointLevelEnergy, at_level
 from jaxebm.objectives.anchor import anchor_loss, fit_reference
 from jaxebm.objectives.examples import learnt_level_energy, over_examples
+from jaxebm.objectives.joint import may_learn
 from jaxebm.objectives.negatives import Negatives
 from jaxebm.objectives.noisy_data import LevelLaw, check_level_used, dimension, noisy, spread_evenly
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
@@ -118,7 +119,7 @@ def dual_score_matching(
         ("weight", weight),
     ):
         checks.non_negative_number(name, value)
-    with_anchor, with_classes = _may_differ_from_0(anchor_weight), _may_differ_from_0(class_weight)
+    with_anchor, with_classes = may_learn(anchor_weight), may_learn(class_weight)
     logits_at = energy_at.logits_at if isinstance(energy_at, JointLevelEnergy) else None
     if with_classes and logits_at is None:
         raise ValueError(
@@ -184,10 +185,6 @@ def _energy_and_logits(
     """E(y, label; sigma) and the logits that it is one of."""
     values = only_of_class(widened(at_level(logits_at, level)(params, y)), label, "label")
     return -values[label], values
-
-
-def _may_differ_from_0(weight: float | Array) -> bool:
-    return checks.is_traced(weight) or float(weight) > 0
 
 
 def scaled_errors(score: Position, by_level: Array, z: Position, level: Array) -> dict[str, Array]:

@@ -87,10 +87,13 @@ def make_network(config: Config, num_classes: int) -> Any:
     common: dict[str, Any] = {"activation": parts.activation, "dtype": dtype}
     outputs = num_outputs(config, num_classes)
     if config.uses_levels:
+        clamp = PIXELS if config.sampler.clamp else None
         if config.network == "mlp":
-            return LevelNetwork(LevelMLP(outputs, widths=parts.widths, **common), config.levels)
+            return LevelNetwork(LevelMLP(outputs, widths=parts.widths, **common), config.levels, clamp)
         layers = {"channels": parts.channels, "blocks": parts.blocks, "widths": parts.hidden_widths}
-        return LevelNetwork(LevelConvNet(outputs, level_offset=True, **layers, **common), config.levels)
+        return LevelNetwork(
+            LevelConvNet(outputs, level_offset=True, **layers, **common), config.levels, clamp
+        )
     if config.network == "mlp":
         return MLP(outputs, widths=parts.widths, **common)
     common |= {"norm": None if parts.norm == "none" else parts.norm, "spectral_norm": parts.spectral_norm}

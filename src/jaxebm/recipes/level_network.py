@@ -18,10 +18,12 @@ class LevelNetwork:
     Attributes:
       module: F, a Flax module of an image and a level, such as `jaxebm.energies.LevelConvNet`.
       levels: its levels and the mean and standard deviation of the images.
+      state_clamp: the range to which samples are clipped, or None.
     """
 
     module: Any
     levels: LevelsConfig
+    state_clamp: tuple[float, float] | None = None
 
     def init(self, rng_key: Array, x: Array) -> Params:
         """Returns initial parameters for images of the shape of ``x``."""
@@ -44,4 +46,4 @@ class LevelNetwork:
     def path(self) -> LevelPath:
         """How fresh chains go from noise to images."""
         levels = self.levels
-        return LevelPath(self.logits_at, levels.lowest, levels.highest, levels.guidance)
+        return LevelPath(self.logits_at, levels.lowest, levels.highest, levels.guidance, self.state_clamp)

@@ -201,6 +201,8 @@ def _check_path(path: LevelPath, params: Params, image_shape: tuple[int, ...]) -
     if path.lowest >= path.highest:
         raise ValueError(f"path.highest={path.highest!r}: highest must be above lowest={path.lowest!r}.")
     checks.non_negative_number("path.guidance", path.guidance)
+    if path.state_clamp is not None:
+        checks.interval("path.state_clamp", path.state_clamp)
     checks.function("path.logits_at", path.logits_at, "params", "x", "level")
     example = jax.ShapeDtypeStruct(image_shape, np.float32)
     found = jax.eval_shape(path.logits_at, params, example, jax.ShapeDtypeStruct((), np.float32))

@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxebm.energies import guided_energy_at
@@ -58,7 +59,8 @@ def advance_along(path: LevelPath) -> Callable[..., Array]:
                 rng_key, energy_of_class, params, start, levels, predictor="ancestral", num_corrector_steps=0
             )[0]
 
-        return jax.vmap(one)(jax.random.split(rng_key, len(labels)), positions, labels)
+        images = jax.vmap(one)(jax.random.split(rng_key, len(labels)), positions, labels)
+        return images if path.state_clamp is None else jnp.clip(images, *path.state_clamp)
 
     return jax.jit(run, static_argnames="num_steps")
 

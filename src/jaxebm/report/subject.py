@@ -41,12 +41,14 @@ class LevelPath(NamedTuple):
       lowest: The last noise level, above 0, in units of those images.
       highest: The first one, several times the spread of the images.
       guidance: Weight of log p(y | x; level) in samples of a class; 1 is p(x | y) itself.
+      state_clamp: ``(low, high)`` to which the entries of the last image are clipped, or None.
     """
 
     logits_at: LevelLogitsFn
     lowest: float
     highest: float
     guidance: float = 1.0
+    state_clamp: tuple[float, float] | None = None
 
 
 class ModelUnderTest(NamedTuple):
