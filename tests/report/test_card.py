@@ -271,6 +271,13 @@ def test_an_energy_is_judged_by_its_density_alone(toy):
     assert len(card["samples"]["unconditional"]["by_steps"]["60"]["class_shares"]) == 3
 
 
+def logits_at(params, x, level):
+    return logits(params, x) / level
+
+
+PATH = report.LevelPath(logits_at, lowest=0.5, highest=4.0)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -299,6 +306,12 @@ def test_an_energy_is_judged_by_its_density_alone(toy):
         ({"details": {"mine": object()}}, TypeError, r"details\['mine'\] is of type object"),
         ({"questions": "classes"}, TypeError, "questions='classes'"),
         ({"conditional": 1}, TypeError, "conditional=1"),
+        ({"path": (0.1, 1.0)}, TypeError, "path is of type tuple"),
+        ({"path": PATH._replace(highest=0.1)}, ValueError, r"path.highest=0.1: highest must be above"),
+        ({"path": PATH._replace(guidance=-1.0)}, ValueError, r"path.guidance=-1.0"),
+        ({"path": PATH._replace(state_clamp=(1.0, -1.0))}, ValueError, "path.state_clamp"),
+        ({"path": PATH._replace(logits_at=logits)}, TypeError, "path.logits_at"),
+        ({"path": PATH, "num_steps": 1}, ValueError, "num_steps=1: with a path .* at least 2"),
     ],
 )
 def test_unfit_arguments_are_refused_before_anything_is_compiled(
