@@ -65,6 +65,7 @@ from jaxebm.evaluation.partition.importance_sampling import (
     log_partition_interval,
     reverse_annealed_importance_sampling,
 )
+from jaxebm.evaluation.partition.level_classification import LevelClassification, classify_levels
 from jaxebm.evaluation.partition.likelihood import bits_per_dimension, log_likelihood
 from jaxebm.evaluation.partition.path_fitting import (
     AnnealingPath,
@@ -128,6 +129,7 @@ __all__ = [
     "FidelityNotAvailableError",
     "InceptionScore",
     "KolmogorovSmirnov",
+    "LevelClassification",
     "LogPartitionInterval",
     "LongRunDrift",
     "NearestNeighbours",
@@ -145,6 +147,7 @@ __all__ = [
     "brier_score",
     "buffer_summary",
     "class_agreement",
+    "classify_levels",
     "confidence_score",
     "constant_images",
     "dequantised_log_likelihood",
