@@ -42,7 +42,11 @@ def test_recipes_compose_with_networks_and_data_sets(recipe: str, network: str, 
     assert (config.recipe, config.network, config.dataset) == (recipe, network, dataset)
     assert config.data.flip == (dataset == "cifar10")
     assert config.data.crop_padding == (0 if dataset == "digits" else 4)
-    overridden = RECIPES[recipe].learning if network == "wide-resnet" else {}
+    overridden = RECIPES[recipe].learning
+    if network == "convnet":
+        overridden = dict(RECIPES[recipe].convnet)
+        if dataset == "cifar10":
+            overridden |= RECIPES[recipe].larger
     share = 8 * 8 / (32 * 32 * 3) if dataset == "digits" and recipe in ("igebm", "improved_cd") else 1.0
     matched = "objective.matching_scale" in RECIPES[recipe].method
     if matched:
