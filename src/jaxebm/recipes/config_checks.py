@@ -1,6 +1,7 @@
 """Checks of a configuration: each setting by itself, and with the others."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxebm import checks
@@ -182,9 +183,8 @@ def _check_sampler(config: "Config") -> None:
             "above 0 and objective.method=chains."
         )
     if sampler.kernel != "heated":
-        for name in ("cold_steps", "heating_steps", "stop_after"):
-            if getattr(sampler, name):
-                raise ValueError(f"sampler.{name} is for sampler.kernel=heated.")
+        names = [f"sampler.{name}" for name in ("cold_steps", "heating_steps", "stop_after")]
+        _check_unused(config, names, "sampler.kernel=heated")
     elif sampler.noise == 0 and (sampler.cold_steps or sampler.heating_steps):
         raise ValueError(
             "sampler.cold_steps and heating_steps say when the noise of sampler.kernel=heated begins: it has "
@@ -195,24 +195,19 @@ def _check_sampler(config: "Config") -> None:
     if config.uses_levels:
         _check_levels(config)
     else:
-        _check_unused(config, "levels", "objective.method=dual-score-matching")
+        names = [f"levels.{entry.name}" for entry in dataclasses.fields(config.levels)]
+        _check_unused(config, names, "objective.method=dual-score-matching")
     if not config.uses_levels or config.network != "convnet":
-        for name in ("blocks", "hidden_widths"):
-            if getattr(config.architecture, name):
-                raise ValueError(
-                    f"architecture.{name} is for network=convnet with objective.method=dual-score-matching."
-                )
-    if weights.method in ("energy-matching", "equilibrium-matching"):
-        return
-    defaults = type(weights)()
-    for name in ("matching_scale", "coupling"):
-        if getattr(weights, name) != getattr(defaults, name):
-            raise ValueError(
-                f"objective.{name} is for objective.method=energy-matching and equilibrium-matching."
-            )
-    if config.uses_levels:
-        return
-    if sampler.negatives == "persistent" and sampler.buffer_size < sampler.num_chains:
+        names = ["architecture.blocks", "architecture.hidden_widths"]
+        _check_unused(config, names, "network=convnet with objective.method=dual-score-matching")
+    if weights.method not in ("energy-matching", "equilibrium-matching"):
+        names = ["objective.matching_scale", "objective.coupling"]
+        _check_unused(config, names, "objective.method=energy-matching and equilibrium-matching")
+    if (
+        weights.method == "chains"
+        and sampler.negatives == "persistent"
+        and sampler.buffer_size < sampler.num_chains
+    ):
         raise ValueError(
             f"sampler.buffer_size={sampler.buffer_size} is smaller than "
             f"sampler.num_chains={sampler.num_chains}: every chain needs a slot of its own; use a "
@@ -284,9 +279,9 @@ def _check_levels(config: "Config") -> None:
         raise ValueError("evaluation.sample_steps are numbers of noise levels: at least 2 are needed.")
 
 
-def _check_unused(config: "Config", group: str, purpose: str) -> None:
-    """Raises if a setting of a group that is not used differs from its default."""
-    settings = getattr(config, group)
-    for entry in dataclasses.fields(settings):
-        if getattr(settings, entry.name) != entry.default:
-            raise ValueError(f"{group}.{entry.name} is for {purpose}.")
+def _check_unused(config: "Config", names: Sequence[str], purpose: str) -> None:
+    """Raises if a setting that serves another purpose differs from its default."""
+    defaults = type(config)()
+    for name in names:
+        if _setting(config, name) != _setting(defaults, name):
+            raise ValueError(f"{name} is for {purpose}.")
