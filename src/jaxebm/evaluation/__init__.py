@@ -34,6 +34,7 @@ from jaxebm.evaluation.classifier.calibration import (
     negative_log_likelihood,
     reliability_curve,
 )
+from jaxebm.evaluation.classifier.multiscale import ScoreNorms, fit_score_norms, score_norms_score
 from jaxebm.evaluation.classifier.ood import (
     OOD_SCORES,
     auprc,
@@ -134,6 +135,7 @@ __all__ = [
     "LongRunDrift",
     "NearestNeighbours",
     "ReliabilityCurve",
+    "ScoreNorms",
     "StandardFidelity",
     "SteinDiscrepancy",
     "accuracy",
@@ -161,6 +163,7 @@ __all__ = [
     "fit_annealing_path",
     "fit_feature_network",
     "fit_independent_classifier",
+    "fit_score_norms",
     "fit_temperature",
     "frechet_distance",
     "gradient_norm_score",
@@ -199,6 +202,7 @@ __all__ = [
     "restrict_to_box",
     "reverse_annealed_importance_sampling",
     "robust_accuracy",
+    "score_norms_score",
     "sigmoid_schedule",
     "squared_radii",
     "standard_fidelity",

@@ -10,25 +10,38 @@ import numpy as np
 
 from jaxebm import checks
 from jaxebm.data import load_outliers
+from jaxebm.energies import marginal_energy_at
 from jaxebm.evaluation import (
     OOD_SCORES,
     OOD_SETS,
     auprc,
     auroc,
     false_positive_rate,
+    fit_score_norms,
+    gradient_norm_score,
     log_density_score,
+    score_norms_score,
     typicality_score,
 )
 from jaxebm.report.figures import FILLED, OUTLINED, PALETTE, drawing, legend_below
 from jaxebm.report.markdown import escape_markdown
 from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
 from jaxebm.report.settings import ReportSettings
-from jaxebm.report.subject import Evaluation, Images, map_batches
+from jaxebm.report.subject import Evaluation, Images, LevelPath, map_batches
+from jaxebm.types import Array, LogitsFn
 
 __all__ = ["OUT_OF_DISTRIBUTION", "find_outliers", "log_densities", "outlier_sets"]
 
 TYPICAL_IMAGES = 10_000
 """Greatest number of training images, the first ones, that define the typical log p(x)."""
+NORM_LEVELS = 8
+"""Noise levels at which the norms of the score are compared."""
+NORM_IMAGES = 1000
+"""Greatest number of images of each set, the first ones, whose norms are computed."""
+NORMS_EXPLAINED = (
+    " Score norms: how far the model would move an image at each noise level, compared with training images "
+    f"({NORM_LEVELS} levels, at most {NORM_IMAGES} images of a set): simple images stand out."
+)
 CLASS_SCORES = ("confidence", "joint_maximum")
 """Scores from p(y|x) or p(x, y), which a model without classes does not have."""
 SCORES = {
@@ -37,45 +50,77 @@ SCORES = {
     "gradient_norm": "-||d log p/dx||",
     "joint_maximum": "max log p(x, y)",
     "typicality": "typicality",
+    "score_norms": "score norms at all noise levels",
 }
 """The scores in the order of the card, with their titles."""
 
 
 def judge(evaluation: Evaluation) -> dict[str, Any]:
     """AUROC, area under precision-recall and FPR95 of each score and set, and histograms of the scores."""
-    model = evaluation.model
     sets = evaluation.once(outlier_sets)
-    density = jax.jit(jax.vmap(partial(log_density_score(model.logits), model.params)))
-    typical = float(np.mean(map_batches(density, evaluation.images["train"][:TYPICAL_IMAGES]), dtype=float))
+    typical = float(np.mean(_typical_log_densities(evaluation), dtype=float))
     makers: dict[str, Callable[..., Any]] = {
         name: make for name, make in OOD_SCORES.items() if evaluation.classes or name not in CLASS_SCORES
     }
+    del makers["gradient_norm"]  # the one that needs more than the logits
     makers["typicality"] = partial(typicality_score, mean_log_density=typical)
+    scores: dict[str, Images] = {name: _of_logits(evaluation, make) for name, make in makers.items()}
+    scores["gradient_norm"] = _score_sets(evaluation, gradient_norm_score(evaluation.model.logits))
+    if evaluation.model.path is not None:
+        scores["score_norms"] = _score_norms(evaluation, evaluation.model.path)
     entry: dict[str, Any] = {}
-    scores: dict[str, Images] = {}
-    for name, make_score in makers.items():
-        if name == "log_density":
-            found = evaluation.once(log_densities)
-        else:
-            found = _score_sets(evaluation, make_score(model.logits))
-        scores[name] = found
+    for name in (name for name in SCORES if name in scores):
+        found = scores[name]
         measures = {"": auroc, "_auprc": auprc, "_fpr95": false_positive_rate}
         for kind, measure in measures.items():
             entry[name + kind] = {key: measure(found["test"], found[key]) for key in sets}
-    evaluation.draw(score_histograms, "ood.png", scores, entry)
+    evaluation.draw(
+        score_histograms, "ood.png", {name: scores[name] for name in SCORES if name in scores}, entry
+    )
     counts = {key: len(xs) for key, xs in sets.items()}
     return {"ood": entry, "ood_sets": counts, "typical_log_density": typical}
 
 
 def log_densities(evaluation: Evaluation) -> Images:
     """Returns log p(x) + log Z of the ``test`` images and of each out-of-distribution set."""
-    return _score_sets(evaluation, log_density_score(evaluation.model.logits))
+    return _of_logits(evaluation, log_density_score)
 
 
-def _score_sets(evaluation: Evaluation, score: Callable[..., Any]) -> Images:
+def _logits_of_sets(evaluation: Evaluation) -> Images:
+    """Returns the logits of the ``test`` images and of each out-of-distribution set, ``(n, K)`` each."""
+    return _score_sets(evaluation, evaluation.model.logits)
+
+
+def _of_logits(evaluation: Evaluation, make_score: Callable[[LogitsFn], Any]) -> Images:
+    """Returns a score that needs nothing but the logits, of the ``test`` images and of each set."""
+    score = jax.jit(jax.vmap(partial(make_score(_itself), None)))
+    return {name: np.asarray(score(rows)) for name, rows in evaluation.once(_logits_of_sets).items()}
+
+
+def _itself(params: None, logits: Array) -> Array:
+    return logits
+
+
+def _typical_log_densities(evaluation: Evaluation) -> np.ndarray:
+    """Returns log p(x) + log Z of the first training images."""
+    model = evaluation.model
+    density = jax.jit(jax.vmap(partial(log_density_score(model.logits), model.params)))
+    return map_batches(density, evaluation.images["train"][:TYPICAL_IMAGES])
+
+
+def _score_norms(evaluation: Evaluation, path: LevelPath) -> Images:
+    """Returns the score of the norms at all noise levels, of the first images of each set."""
+    energy_at, params = marginal_energy_at(path.logits_at), evaluation.model.params
+    levels = np.geomspace(path.lowest, path.highest, NORM_LEVELS)
+    training = evaluation.images["train"][:NORM_IMAGES]
+    score = score_norms_score(energy_at, fit_score_norms(energy_at, params, training, levels=levels))
+    return _score_sets(evaluation, score, limit=NORM_IMAGES)
+
+
+def _score_sets(evaluation: Evaluation, score: Callable[..., Any], limit: int | None = None) -> Images:
     batch = jax.jit(jax.vmap(partial(score, evaluation.model.params)))
     sets = {"test": evaluation.images["test"]} | evaluation.once(outlier_sets)
-    return {name: map_batches(batch, xs) for name, xs in sets.items()}
+    return {name: map_batches(batch, xs[:limit]) for name, xs in sets.items()}
 
 
 def outlier_sets(evaluation: Evaluation) -> dict[str, np.ndarray]:
@@ -147,12 +192,14 @@ def score_histograms(
 
 
 def summary(card: Card) -> list[SummaryRow]:
-    """The AUROC of log p(x) for the set that it separates worst."""
-    if "ood" not in card:
-        return []
-    density = card["ood"]["log_density"]
-    hardest = min(density, key=density.__getitem__)
-    return [("AUROC of log p(x), hardest set", f"{density[hardest]:.3f}", _shown(hardest))]
+    """The AUROC for the set that is separated worst, by log p(x) and by the norms at all noise levels."""
+    rows = []
+    for score, title in (("log_density", "log p(x)"), ("score_norms", "score norms")):
+        found = card.get("ood", {}).get(score)
+        if found:
+            hardest = min(found, key=found.__getitem__)
+            rows.append((f"AUROC of {title}, hardest set", f"{found[hardest]:.3f}", _shown(hardest)))
+    return rows
 
 
 def sections(card: Card) -> list[Section]:
@@ -181,7 +228,8 @@ def sections(card: Card) -> list[Section]:
         "Each score is higher for images that are more like the data. log p(x) is known up to log Z, and so "
         "equals minus the energy. Typicality is minus the distance from the training images' mean log p(x). "
         "Generative models often give simple images a higher likelihood than their own data: an AUROC below "
-        "0.5 means that the score ranks the other set higher.",
+        "0.5 means that the score ranks the other set higher."
+        + (NORMS_EXPLAINED if "score_norms" in found else ""),
         tables=tables,
         pictures=[Picture("ood", "Scores of test images (filled) and of the other sets, with the AUROC.")],
     )
