@@ -66,6 +66,10 @@ from jaxebm.evaluation.partition.importance_sampling import (
     log_partition_interval,
     reverse_annealed_importance_sampling,
 )
+from jaxebm.evaluation.partition.level_annealing import (
+    level_importance_sampling,
+    reverse_level_importance_sampling,
+)
 from jaxebm.evaluation.partition.level_classification import LevelClassification, classify_levels
 from jaxebm.evaluation.partition.likelihood import bits_per_dimension, log_likelihood
 from jaxebm.evaluation.partition.path_fitting import (
@@ -176,6 +180,7 @@ __all__ = [
     "kernel_stein_discrepancy",
     "kl_divergence_on_grid",
     "kolmogorov_smirnov",
+    "level_importance_sampling",
     "linear_schedule",
     "log_density_on_grid",
     "log_density_score",
@@ -201,6 +206,7 @@ __all__ = [
     "reliability_curve",
     "restrict_to_box",
     "reverse_annealed_importance_sampling",
+    "reverse_level_importance_sampling",
     "robust_accuracy",
     "score_norms_score",
     "sigmoid_schedule",

@@ -341,6 +341,11 @@ def interval_of_bounds(
 def _result(base: Base | AnalyticTarget, sign: int, log_weights: Array, positions: Position) -> AISResult:
     log_partition = base.log_partition(base.params)
     checks.number("base.log_partition(...)", log_partition)
+    return result_of_weights(log_partition, sign, log_weights, positions)
+
+
+def result_of_weights(log_partition: Array, sign: int, log_weights: Array, positions: Position) -> AISResult:
+    """Returns the estimate from the base's log Z and the weights of forward (1) or reverse (-1) chains."""
     num_chains = log_weights.size
     faulty = jnp.isnan(log_weights)
     log_weights = jnp.where(faulty, -jnp.inf, log_weights)
