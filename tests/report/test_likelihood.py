@@ -12,6 +12,7 @@ import scipy.special
 
 from jaxebm.data import Dataset, Split
 from jaxebm.report.likelihood import COVERAGE, LikelihoodSettings, bound_likelihood
+from jaxebm.report.subject import LevelPath
 
 LEVELS = 17
 BIN_WIDTH = 2 / (LEVELS - 1)
@@ -113,3 +114,42 @@ def test_continuous_pixels_have_no_cells(value_range):
 def test_nothing_is_done_where_nothing_is_asked():
     settings = SETTINGS._replace(steps=0)
     assert bound_likelihood(jax.random.key(0), logits, PARAMS, make_dataset(), settings) is None
+
+
+PATH_MEAN, PATH_SCALE, PATH_OFFSET = 0.2, 0.5, 3.0
+
+
+def logits_at(params, x, level):
+    """Logits of two equal classes whose marginal is a Gaussian with noise, normalised but for an offset."""
+    variance = PATH_SCALE**2 + level**2
+    log_density = -0.5 * jnp.sum((x - PATH_MEAN) ** 2 / variance + jnp.log(2 * jnp.pi * variance))
+    return jnp.full(2, log_density + params - jnp.log(2.0))
+
+
+def test_along_levels_the_interval_and_the_constant_are_exact():
+    """At the lowest level a Gaussian of known log Z: masses of cells by its distribution function."""
+    dataset, lowest = make_dataset(), 0.1
+    settings = LikelihoodSettings((1.0,), steps=30, chains=64)
+    params = jnp.asarray(PATH_OFFSET)
+    path = LevelPath(logits_at, lowest, 8.0)
+
+    def at_lowest(params, x):
+        return logits_at(params, x, lowest)
+
+    found = bound_likelihood(jax.random.key(3), at_lowest, params, dataset, settings, path=path)
+    entry, normalised = found["by_temperature"]["1"], found["normalised"]
+    assert entry["consistent"]
+    assert entry["log_partition"]["low"] < PATH_OFFSET < entry["log_partition"]["high"]
+    assert entry["log_partition"]["high"] - entry["log_partition"]["low"] < 1.0
+    assert abs(normalised["log_partition"] - PATH_OFFSET) < 5 * normalised["standard_error"] + 1e-3
+    images = np.asarray(dataset.rescale(dataset.test.image), float).reshape(-1, 2)
+    spread = math.hypot(PATH_SCALE, lowest)
+    ends = (images + BIN_WIDTH / 2 - PATH_MEAN) / spread, (images - BIN_WIDTH / 2 - PATH_MEAN) / spread
+    masses = np.log(scipy.special.ndtr(ends[0]) - scipy.special.ndtr(ends[1])).sum(axis=1).mean()
+    assert normalised["nats"] == pytest.approx(masses, abs=0.02)
+    assert normalised["bits_per_dimension"] == pytest.approx(-normalised["nats"] / (2 * math.log(2)))
+    # E log N(x + sigma z) over z, of the test images.
+    squares = ((images - PATH_MEAN) ** 2).sum(axis=1).mean() + 2 * lowest**2
+    noisy = -0.5 * squares / spread**2 - math.log(2 * math.pi * spread**2)
+    assert normalised["log_density_of_noisy_images"] == pytest.approx(noisy, abs=0.06)
+    json.dumps(found, allow_nan=False)

@@ -314,7 +314,13 @@ RECIPES: dict[str, Recipe] = {
         "Karras et al. 2022, arXiv 2206.00364, section 5; the classes of JEM and classifier guidance",
         convnet={"architecture.blocks": (1, 1), "architecture.hidden_widths": (256,)},
         # 15 minutes on two processors: training, and the card without refinements.
-        larger={"epochs": 6, "run.twin": False, "evaluation.refinement_steps": (0,)},
+        larger={
+            "epochs": 6,
+            "run.twin": False,
+            "evaluation.refinement_steps": (0,),
+            "evaluation.likelihood_steps": 100,
+            "evaluation.likelihood_chains": 32,
+        },
         networks=("mlp", "convnet"),  # those that can be told a noise level
     ),
     "improved_cd": Recipe(
