@@ -12,7 +12,7 @@ from gallery.judge import Judgement
 from gallery.targets import Setting
 from jaxebm.report.figures import ACCENT, INK, PALETTE, SECOND, drawing
 
-__all__ = ["error_map", "interval_panels", "marginals", "trajectories"]
+__all__ = ["error_map", "interval_panels", "level_errors", "marginals", "trajectories"]
 
 Judgements = Mapping[str, Mapping[str, Judgement]]
 
@@ -136,4 +136,26 @@ def interval_panels(path: Path, ends: Mapping[str, Mapping[str, np.ndarray]]) ->
                 axis.set_xticks([])
                 axis.set_title(f"{length} temperatures", fontsize=8, fontweight="normal")
             row[0].set_ylabel(f"{target}\nnats from exact", fontsize=8)
+        figure.tight_layout()
+
+
+def level_errors(path: Path, results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """Draws the error of log p at every noise level, its mean and standard deviation over draws.
+
+    Args:
+      path: the PNG.
+      results: by dimension and objective, with ``levels`` and ``error`` (``mean`` and ``sd``), in nats.
+    """
+    size = (3.6 * len(results), 3.0)
+    with drawing(path, 1, len(results), figsize=size) as (figure, axes):
+        for axis, (dimension, by_objective) in zip(axes[0], results.items(), strict=True):
+            for color, (name, one) in zip(PALETTE, by_objective.items(), strict=False):
+                levels = np.asarray(one["levels"])
+                mean, sd = np.asarray(one["error"]["mean"]), np.asarray(one["error"]["sd"])
+                axis.plot(levels, mean, color=color, label=name.replace("_", " "))
+                axis.fill_between(levels, mean - sd, mean + sd, color=color, alpha=0.2, linewidth=0)
+            axis.axhline(0, color=INK, linewidth=0.8)
+            axis.set(xscale="log", yscale="symlog", xlabel="noise level", title=f"{dimension} dimensions")
+        axes[0][0].set_ylabel("-E less the exact log p, nats")
+        axes[0][0].legend(fontsize=7, frameon=False)
         figure.tight_layout()
