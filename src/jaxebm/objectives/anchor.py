@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm.energies.target import LOG_TWO_PI
-from jaxebm.objectives.noisy_data import noisy
-from jaxebm.trees import normal_like, wide_dtype, widened
+from jaxebm.trees import noisy, normal_like, wide_dtype, widened
 from jaxebm.types import Array, Position
 
 __all__ = [

@@ -18,13 +18,12 @@ import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.energies.levels import JointLevelEnergy, at_level, uses_level
-from jaxebm.objectives.examples import learnt_energy, learnt_level_energy, over_examples
+from jaxebm.objectives.examples import example_size, learnt_energy, learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.neighbours import example_size
-from jaxebm.objectives.noisy_data import floating_levels, noisy, spread_evenly
+from jaxebm.objectives.noisy_data import floating_levels, spread_evenly
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.objectives.second_derivatives import Slope, square_norm
-from jaxebm.trees import wide_dtype, widened
+from jaxebm.trees import noisy, wide_dtype, widened
 from jaxebm.types import Array, EnergyFn, JointEnergyFn, LevelEnergyFn, Metrics, Params, Position
 
 __all__ = ["denoising_at_levels", "denoising_score_matching"]
@@ -88,7 +87,9 @@ def denoising_score_matching(
         errors, squares = over_examples(
             one, params, rng_key, batch, conditional=learnt.conditional, objective="denoising_score_matching"
         )
-        return weight * jnp.mean(errors), _metrics(errors, squares, example_size(learnt.conditional, batch))
+        return weight * jnp.mean(errors), _metrics(
+            errors, squares, example_size(batch, conditional=learnt.conditional)
+        )
 
     return Objective(learnt.energy, loss)
 
@@ -171,7 +172,7 @@ def denoising_at_levels(
         errors, squares, heights = over_examples(
             one, params, key_noise, batch, conditional=learnt.conditional, objective="denoising_at_levels"
         )
-        size = example_size(learnt.conditional, batch)
+        size = example_size(batch, conditional=learnt.conditional)
         halves = {"denoising_error_low": heights < 0.5, "denoising_error_high": heights >= 0.5}
         metrics = {name: _mean_over(half, errors) / size for name, half in halves.items()}
         return weight * jnp.mean(errors), _metrics(errors, squares, size) | metrics

@@ -12,10 +12,10 @@ from jaxebm.objectives.anchor import anchor_loss, fit_reference
 from jaxebm.objectives.examples import learnt_level_energy, over_examples
 from jaxebm.objectives.joint import may_learn
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.noisy_data import LevelLaw, check_level_used, dimension, noisy, spread_evenly
+from jaxebm.objectives.noisy_data import LevelLaw, check_level_used, spread_evenly
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.objectives.second_derivatives import square_norm
-from jaxebm.trees import wide_dtype, widened
+from jaxebm.trees import dimension, noisy, wide_dtype, widened
 from jaxebm.types import Array, LevelEnergyFn, LevelLogitsFn, Metrics, Params, Position
 
 __all__ = ["dual_score_matching"]

@@ -14,16 +14,19 @@ import jax.numpy as jnp
 from jaxebm import checks
 from jaxebm.energies.levels import JointLevelEnergy
 from jaxebm.objectives.contrastive import noted
-from jaxebm.objectives.objective import Batch, check_function, ignore_label, is_conditional, labelled
+from jaxebm.objectives.objective import Batch, ignore_label, is_conditional, labelled
+from jaxebm.trees import dimension
 from jaxebm.types import BATCH_AXIS, Array, JointEnergyFn, Params, Position
 
 __all__ = [
     "LearntEnergy",
     "LearntLevelEnergy",
+    "example_size",
     "examples_of",
     "learnt_energy",
     "learnt_level_energy",
     "over_examples",
+    "unchecked_examples",
 ]
 
 
@@ -55,7 +58,7 @@ def learnt_energy(energy: Any, name: str = "energy") -> LearntEnergy:
     """Returns E(x, label) of an energy of x, or of x and a class; raises ``TypeError`` if it is neither."""
     if is_conditional(energy):
         return LearntEnergy(energy, True)
-    check_function(name, energy, "params", "x")
+    checks.function_of_example(name, energy, "params", "x")
     return LearntEnergy(ignore_label(energy), False)
 
 
@@ -63,7 +66,7 @@ def learnt_level_energy(energy_at: Any, name: str = "energy_at") -> LearntLevelE
     """The same of an energy that is told a level."""
     if isinstance(energy_at, JointLevelEnergy):
         return LearntLevelEnergy(energy_at, True)
-    check_function(name, energy_at, "params", "x", "level")
+    checks.function_of_example(name, energy_at, "params", "x", "level")
 
     def of_label(params: Params, x: Position, label: Array, level: Array) -> Array:
         del label
@@ -95,6 +98,17 @@ def examples_of(batch: Batch, objective: str, *, conditional: bool) -> tuple[Pos
     checks.real_arrays(name, x)
     checks.floating(name, x)
     return x, labels
+
+
+def unchecked_examples(batch: Batch, *, conditional: bool) -> Position:
+    """The examples of `examples_of`, None where the batch has none."""
+    return batch.x_labelled if conditional else batch.x_data
+
+
+def example_size(batch: Batch, *, conditional: bool) -> int:
+    """Returns the number of entries of one of these examples."""
+    xs = unchecked_examples(batch, conditional=conditional)
+    return dimension(xs) // checks.batch_length("batch", xs)
 
 
 def over_examples(

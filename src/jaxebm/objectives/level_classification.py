@@ -11,10 +11,10 @@ from jaxebm.energies.levels import JointLevelEnergy, at_level
 from jaxebm.objectives.anchor import anchor_loss, fit_reference
 from jaxebm.objectives.examples import learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.noisy_data import check_level_used, dimension, floating_levels, noisy
+from jaxebm.objectives.noisy_data import check_level_used, floating_levels
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.objectives.second_derivatives import square_norm
-from jaxebm.trees import wide_dtype, widened
+from jaxebm.trees import dimension, noisy, wide_dtype, widened
 from jaxebm.types import Array, LevelEnergyFn, Metrics, Params, Position
 
 __all__ = ["level_classification"]

@@ -14,12 +14,12 @@ from jaxebm import checks
 from jaxebm.energies.levels import JointLevelEnergy, at_level
 from jaxebm.objectives.examples import learnt_level_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.noisy_data import check_level_used, noisy
+from jaxebm.objectives.noisy_data import check_level_used
 from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.samplers.chains import run_chain
 from jaxebm.samplers.langevin import sgld
 from jaxebm.samplers.noise_levels import check_levels
-from jaxebm.trees import euclidean_norm, wide_dtype, widened
+from jaxebm.trees import dimension, euclidean_norm, noisy, wide_dtype, widened
 from jaxebm.types import BATCH_AXIS, Array, Kernel, LevelEnergyFn, Metrics, Params, Position, Target
 
 __all__ = ["recovery_likelihood", "recovery_samples"]
@@ -125,8 +125,7 @@ def recovery_likelihood(
             end = run_chain(key_chain, bound, y, num_steps)[0].position
             recovered = jax.lax.stop_gradient(end)
             moved = jax.tree.map(lambda end, start: widened(end) - widened(start), recovered, y)
-            size = sum(leaf.size for leaf in jax.tree.leaves(x))
-            distance = euclidean_norm(moved) / (spread * size**0.5)
+            distance = euclidean_norm(moved) / (spread * dimension(x) ** 0.5)
             return energy(params, x, lower), energy(params, recovered, lower), distance
 
         found = over_examples(

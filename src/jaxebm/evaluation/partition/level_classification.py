@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.samplers.noise_levels import check_levels
-from jaxebm.trees import normal_like, wide_dtype, widened
+from jaxebm.trees import noisy, wide_dtype, widened
 from jaxebm.types import Array, LevelEnergyFn, Params, Position
 
 __all__ = ["LevelClassification", "classify_levels"]
@@ -115,8 +115,7 @@ def _classify(
         rng_key, x = given
 
         def of_level(j: Array) -> tuple[Array, Array]:
-            z = normal_like(jax.random.fold_in(rng_key, j), x)
-            y = jax.tree.map(lambda x, z: (widened(x) + levels[j] * z).astype(x.dtype), x, z)
+            y, _ = noisy(jax.random.fold_in(rng_key, j), x, levels[j])
             energies = jax.vmap(energy, (None, 0))(y, levels)
             return energies[j] + jax.nn.logsumexp(-energies), jnp.argmin(energies) == j
 
