@@ -17,11 +17,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.energies.levels import JointLevelEnergy, at_level, uses_level
-from jaxebm.objectives.examples import example_size, learnt_energy, learnt_level_energy, over_examples
+from jaxebm.energies.levels import JointLevelEnergy, uses_level
+from jaxebm.objectives.examples import (
+    example_size,
+    learnt_energy,
+    learnt_level_energy,
+    objective_at,
+    over_examples,
+)
 from jaxebm.objectives.negatives import Negatives
 from jaxebm.objectives.noisy_data import floating_levels, spread_evenly
-from jaxebm.objectives.objective import Batch, Objective, ignore_label
+from jaxebm.objectives.objective import Batch, Objective
 from jaxebm.objectives.second_derivatives import Slope, square_norm
 from jaxebm.trees import noisy, wide_dtype, widened
 from jaxebm.types import Array, EnergyFn, JointEnergyFn, LevelEnergyFn, Metrics, Params, Position
@@ -177,8 +183,7 @@ def denoising_at_levels(
         metrics = {name: _mean_over(half, errors) / size for name, half in halves.items()}
         return weight * jnp.mean(errors), _metrics(errors, squares, size) | metrics
 
-    at_lowest = at_level(energy_at, lowest)
-    return Objective(at_lowest if learnt.conditional else ignore_label(at_lowest), loss)
+    return objective_at(energy_at, lowest, loss)
 
 
 def _height(start: Array, num_levels: int | None) -> Array:

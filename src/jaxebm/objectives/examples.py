@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.energies.levels import JointLevelEnergy
+from jaxebm.energies.levels import JointLevelEnergy, at_level
 from jaxebm.objectives.contrastive import noted
-from jaxebm.objectives.objective import Batch, ignore_label, is_conditional, labelled
+from jaxebm.objectives.objective import Batch, Loss, Objective, ignore_label, is_conditional, labelled
 from jaxebm.trees import dimension
 from jaxebm.types import BATCH_AXIS, Array, JointEnergyFn, Params, Position
 
@@ -25,6 +25,7 @@ __all__ = [
     "examples_of",
     "learnt_energy",
     "learnt_level_energy",
+    "objective_at",
     "over_examples",
     "unchecked_examples",
 ]
@@ -77,6 +78,12 @@ def learnt_level_energy(energy_at: Any, name: str = "energy_at") -> LearntLevelE
     return LearntLevelEnergy(of_label, False)
 
 
+def objective_at(energy_at: Any, level: float | Array, loss: Loss) -> Objective:
+    """Returns the objective of an energy that is told a level, whose energy is that at ``level``."""
+    energy = at_level(energy_at, level)
+    return Objective(energy if is_conditional(energy) else ignore_label(energy), loss)
+
+
 def examples_of(batch: Batch, objective: str, *, conditional: bool) -> tuple[Position, Array]:
     """Returns the examples that are learnt from, and their labels: zeros where the energy ignores them.
 
@@ -87,7 +94,7 @@ def examples_of(batch: Batch, objective: str, *, conditional: bool) -> tuple[Pos
 
     Raises:
       TypeError: if the examples are not floating-point.
-      ValueError: if the batch has no labels and ``conditional`` is set.
+      ValueError: if the batch is ragged, or has no labels and ``conditional`` is set.
     """
     name = "batch.x_labelled" if conditional else "batch.x_data"
     if conditional:
@@ -97,7 +104,8 @@ def examples_of(batch: Batch, objective: str, *, conditional: bool) -> tuple[Pos
         labels = jnp.zeros(checks.batch_length(name, x), jnp.int32)
     checks.real_arrays(name, x)
     checks.floating(name, x)
-    return x, labels
+    checks.batch_length(name, x)
+    return jax.tree.map(jnp.asarray, x), labels
 
 
 def unchecked_examples(batch: Batch, *, conditional: bool) -> Position:
