@@ -36,7 +36,7 @@ import optax
 
 from gallery.densities import bound_log_partition, draw_samples, on_grid, window
 from gallery.density_plots import density_panels
-from gallery.objectives import METHODS, Phase, Problem
+from gallery.objectives import CHAIN_FLAGS, METHODS, Phase, Problem
 from jaxebm import checks
 from jaxebm.data import TOY_DENSITIES, ToyDensity
 from jaxebm.evaluation import kl_divergence_on_grid
@@ -123,6 +123,14 @@ class Config(ResumableFlags):
         for name in ("learning_rate", "sampler_step_size", "input_gain"):
             checks.positive_number(name, getattr(self, name))
         checks.non_negative_number("gradient_clip", self.gradient_clip)
+        tuned = config_of(self.objective)
+        for name in CHAIN_FLAGS:
+            users = [objective for objective, method in METHODS.items() if name in method.chain_flags]
+            if self.objective not in users and getattr(self, name) != getattr(tuned, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: objective={self.objective} makes no use of it; it is for "
+                    f"{', '.join(users)}."
+                )
 
 
 def config_of(objective: str, **changes: Any) -> Config:

@@ -278,6 +278,24 @@ def test_a_function_takes_the_arguments_that_it_is_called_with(value):
         checks.function("energy", value, "params", "x")
 
 
+def test_a_module_is_no_function_of_one_example():
+    class Network:
+        def init(self, rng_key, x):
+            raise NotImplementedError
+
+        def apply(self, params, x):
+            return x
+
+        def __call__(self, params, x):
+            return x
+
+    checks.function_of_example("logits", Network().apply, "params", "x")
+    with pytest.raises(TypeError, match=r"logits is the module Network: give .* module\.apply"):
+        checks.function_of_example("logits", Network(), "params", "x")
+    with pytest.raises(TypeError, match=r"logits.*called as logits\(params, x\)"):
+        checks.function_of_example("logits", lambda x: x, "params", "x")
+
+
 @pytest.mark.parametrize(
     ("value", "kind", "says"),
     [

@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxebm.trees import euclidean_norm, leaf_keys, normal_like, square_root, wide_dtype, widened
+from jaxebm.trees import (
+    dimension,
+    euclidean_norm,
+    leaf_keys,
+    noisy,
+    normal_like,
+    square_root,
+    wide_dtype,
+    widened,
+)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +91,20 @@ def test_noise_of_kernels_takes_typed_keys_only():
         normal_like(jax.random.PRNGKey(0), {"a": jnp.zeros(2), "b": jnp.zeros(2)})
     with pytest.raises(TypeError, match="rng_key=7"):
         normal_like(7, jnp.zeros(2))
+
+
+def test_entries_of_all_leaves_are_counted():
+    tree = {"a": np.zeros((3, 2)), "b": (jnp.zeros(()), 1.0)}
+    assert dimension(tree) == 8
+    assert dimension({}) == 0
+    assert jax.jit(lambda x: jnp.zeros(dimension(x)))(tree).shape == (8,)
+
+
+def test_noise_of_a_level_is_added_in_the_dtypes_of_the_position():
+    x = {"a": jnp.full((2000,), 3.0), "b": jnp.zeros(4, jnp.bfloat16)}
+    y, z = noisy(jax.random.key(0), x, 0.5)
+    assert jax.tree.map(jnp.result_type, y) == jax.tree.map(jnp.result_type, x)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(z)} == {"float32"}
+    np.testing.assert_allclose(y["a"], 3 + 0.5 * z["a"], rtol=1e-6)
+    np.testing.assert_array_equal(y["b"], (0.5 * z["b"]).astype(jnp.bfloat16))
+    assert abs(float(jnp.std(y["a"])) - 0.5) < 5 * 0.5 / np.sqrt(2 * 2000)

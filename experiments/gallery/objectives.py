@@ -27,7 +27,7 @@ from jaxebm.samplers import (
 from jaxebm.training import InitParams
 from jaxebm.types import Array, EnergyFn, LevelEnergyFn, MakeKernel, Params, Target
 
-__all__ = ["METHODS", "Draw", "Method", "Phase", "Problem", "Settings", "uniform_proposal"]
+__all__ = ["CHAIN_FLAGS", "METHODS", "Draw", "Method", "Phase", "Problem", "Settings", "uniform_proposal"]
 
 Draw: TypeAlias = Callable[[Array, Params, int], Array]
 """``(rng_key, params, num_samples) -> xs (num_samples, 2)``."""
@@ -65,16 +65,22 @@ class Problem(NamedTuple):
     chain_gradients: float = 0.0
 
 
+CHAIN_FLAGS = ("energy_l2", "num_chains", "sampler_steps", "restart_probability")
+"""Flags about the chains of the training, which most methods do without."""
+
+
 class Method(NamedTuple):
     """An objective, as density_2d.py knows it.
 
     Attributes:
       build: ``(settings, density) -> Problem``.
       defaults: the flags that were tuned for it, where they differ from those of maximum likelihood.
+      chain_flags: those of `CHAIN_FLAGS` that its training reads.
     """
 
     build: Callable[[Settings, ToyDensity], Problem]
     defaults: Mapping[str, Any]
+    chain_flags: tuple[str, ...] = ()
 
 
 def _judged(objective: Objective) -> EnergyFn:
@@ -308,7 +314,7 @@ def _equilibrium_matching(settings: Settings, density: ToyDensity) -> Problem:
 
 
 METHODS: Mapping[str, Method] = {
-    "likelihood": Method(_likelihood, {}),
+    "likelihood": Method(_likelihood, {}, CHAIN_FLAGS),
     "explicit_score_matching": Method(_of_energy(objectives.score_matching), {"updates": 3000}),
     "hutchinson": Method(_of_energy(objectives.score_matching, trace="hutchinson"), {"updates": 3000}),
     "sliced": Method(_of_energy(objectives.sliced_score_matching), {"updates": 3000}),
@@ -328,10 +334,12 @@ METHODS: Mapping[str, Method] = {
     "recovery_likelihood": Method(_recovery, {"updates": 1500, "batch_size": 256}),
     "dual_score_matching": Method(_of_levels(objectives.dual_score_matching, 5.0), {"gradient_clip": 1.0}),
     "level_classification": Method(_of_levels(objectives.level_classification, 5.0), {"updates": 3000}),
-    "energy_matching": Method(_energy_matching, {}),
+    "energy_matching": Method(_energy_matching, {}, CHAIN_FLAGS[1:]),
     "equilibrium_matching": Method(_equilibrium_matching, {"updates": 2000}),
     "cooperative": Method(
-        _cooperative, {"updates": 1000, "batch_size": 256, "learning_rate": 1e-3, "sampler_steps": 15}
+        _cooperative,
+        {"updates": 1000, "batch_size": 256, "learning_rate": 1e-3, "sampler_steps": 15},
+        ("sampler_steps",),
     ),
 }
 """By the names that ``density_2d.py --objective`` takes."""

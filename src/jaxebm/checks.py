@@ -29,6 +29,7 @@ __all__ = [
     "fraction",
     "function",
     "function_name",
+    "function_of_example",
     "in_range",
     "instance",
     "integer",
@@ -304,6 +305,16 @@ def function(name: str, value: Any, *arguments: str) -> None:
         raise TypeError(
             f"{name}={function_name(value)} takes {signature}: it is called as {called} ({error})."
         )
+
+
+def function_of_example(name: str, value: Any, *arguments: str) -> None:
+    """Raises ``TypeError`` unless it is a function of these arguments, and no module."""
+    if hasattr(value, "apply") and hasattr(value, "init"):
+        raise TypeError(
+            f"{name} is the module {type(value).__name__}: give its function of one example, module.apply "
+            "(or jaxebm.unbatched(module.apply) for a module that takes a batch)."
+        )
+    function(name, value, *arguments)
 
 
 def _refused(value: Any, *arguments: Any, **keywords: Any) -> tuple[inspect.Signature, TypeError] | None:

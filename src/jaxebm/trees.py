@@ -1,16 +1,42 @@
-"""Pytrees of arrays, leaf by leaf: wider floating-point types, norms, keys and normal noise."""
+"""Pytrees of arrays, leaf by leaf: sizes, wider floating-point types, norms, keys and normal noise."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxebm import checks
 from jaxebm.cpu.noise import standard_normal
-from jaxebm.types import Array
+from jaxebm.types import Array, Position
 
-__all__ = ["euclidean_norm", "leaf_keys", "normal_like", "square_root", "wide_dtype", "widened"]
+__all__ = [
+    "dimension",
+    "euclidean_norm",
+    "leaf_keys",
+    "noisy",
+    "normal_like",
+    "square_root",
+    "wide_dtype",
+    "widened",
+]
+
+
+def dimension(tree: Any) -> int:
+    """Returns the number of entries of all leaves.
+
+    Args:
+      tree: any pytree of arrays, such as one example.
+
+    Returns:
+      Their number, 0 or more.
+
+    Example:
+      >>> dimension({"a": jnp.zeros((3, 2)), "b": jnp.zeros(())})
+      7
+    """
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def wide_dtype(tree: Any) -> jnp.dtype:
@@ -135,3 +161,26 @@ def normal_like(rng_key: Array, tree: Any) -> Any:
         return standard_normal(leaf_key, leaf.shape, wide_dtype(leaf))
 
     return jax.tree.map(draw, tree, leaf_keys(rng_key, tree))
+
+
+def noisy(rng_key: Array, x: Position, level: Array | float) -> tuple[Position, Position]:
+    """Returns y = x + level z with standard normal z, and z.
+
+    Args:
+      rng_key: one key.
+      x: one example, or a batch.
+      level: standard deviation of the noise, ``()``, in the units of x.
+
+    Returns:
+      y in the dtypes of x, and z in float32 or wider.
+
+    Raises:
+      TypeError: if rng_key is not a typed key.
+
+    Example:
+      >>> y, z = noisy(jax.random.key(0), jnp.ones(3), 2.0)
+      >>> bool(jnp.all(y == 1 + 2 * z))
+      True
+    """
+    z = normal_like(rng_key, x)
+    return jax.tree.map(lambda x, z: (widened(x) + level * z).astype(x.dtype), x, z), z

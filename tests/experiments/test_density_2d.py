@@ -88,7 +88,8 @@ def test_a_method_in_two_phases_goes_on_from_the_first_and_resumes(tmp_path: Pat
 
 
 def test_a_method_without_a_density_says_so(tmp_path: Path):
-    card = density_2d.main(density_2d.config_of("equilibrium_matching", output=tmp_path / "run", **TINY))
+    settings = {name: value for name, value in TINY.items() if name != "num_chains"}
+    card = density_2d.main(density_2d.config_of("equilibrium_matching", output=tmp_path / "run", **settings))
     assert card["kl"] == {"two_moons": None}
     assert "| two_moons | - | - | - |" in (tmp_path / "run" / "card.md").read_text()
     assert (tmp_path / "run" / "two_moons" / "density.png").read_bytes().startswith(b"\x89PNG")
@@ -122,6 +123,32 @@ BAD = [
 def test_bad_settings_are_refused(changes: dict):
     with pytest.raises(ValueError, match=next(iter(changes))):
         density_2d.Config(**changes).check()
+
+
+@pytest.mark.parametrize(
+    ("objective", "flag", "value"),
+    [
+        ("noise_contrastive", "num_chains", 64),
+        ("dual_score_matching", "sampler_steps", 7),
+        ("energy_matching", "energy_l2", 0.5),
+        ("cooperative", "restart_probability", 0.1),
+    ],
+)
+def test_flags_of_chains_that_an_objective_does_without_are_refused(objective, flag, value, capsys):
+    arguments = ["--objective", objective, f"--{flag.replace('_', '-')}", str(value)]
+    with pytest.raises(SystemExit) as stopped:
+        run_experiment(density_2d.Config, density_2d.main, arguments, base=density_2d.base)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{objective} makes no use of it" in said
+    assert f"{flag}={value}: " in said
+    density_2d.config_of("likelihood", **{flag: value}).check()
+
+
+def test_each_objective_takes_the_flags_that_were_tuned_for_it():
+    for objective in density_2d.METHODS:
+        density_2d.config_of(objective).check()
 
 
 def test_the_energy_is_normalisable_before_training():

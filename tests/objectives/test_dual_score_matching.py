@@ -12,9 +12,7 @@ import scipy.stats
 
 from jaxebm.energies import LevelMLP, joint_energy_at, preconditioned_energy
 from jaxebm.objectives import Batch, Negatives, dual_score_matching
-from jaxebm.objectives.anchor import GaussianReference, anchor_loss, fit_reference
 from jaxebm.objectives.dual_score_matching import scaled_errors
-from jaxebm.objectives.noisy_data import LevelLaw
 from jaxebm.training import fit, learner
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
@@ -125,41 +123,6 @@ def test_targets_in_units_of_time():
     chex.assert_trees_all_close(errors, {"score_error": 0.0, "level_error": 0.0}, atol=1e-9)
 
 
-def test_anchor_is_least_where_the_energy_is_normalised():
-    """Against any Gaussian: here one of another mean and scale than the data's."""
-    reference = GaussianReference(jnp.array([0.5]), jnp.array([30.0]))
-    xs = 1.0 + jax.random.normal(jax.random.key(2), (40_000, 1))
-
-    def loss(offset, rng_key, x):
-        def energy_at(y, level):
-            variance = 1 + level**2
-            return 0.5 * (y[0] - 1) ** 2 / variance + 0.5 * jnp.log(2 * jnp.pi * variance) + offset
-
-        return anchor_loss(rng_key, energy_at, x, 4.0, reference)
-
-    keys = jax.random.split(jax.random.key(3), len(xs))
-    slopes = np.asarray(jax.vmap(jax.grad(loss), (None, 0, 0))(0.0, keys, xs))
-    assert abs(slopes.mean()) < 4 * slopes.std() / np.sqrt(len(xs))
-    assert abs(np.asarray(jax.vmap(jax.grad(loss), (None, 0, 0))(0.2, keys, xs)).mean()) > 0.02
-
-
-@pytest.mark.parametrize("median", [None, 0.05, 2.0, 1e3])
-def test_levels_follow_their_law(median):
-    """Quantiles against the law itself: uniform or normal in log sigma, cut off at both ends."""
-    law = LevelLaw(0.1, 20.0, median, 0.9).check()
-    shares = np.linspace(0.005, 0.995, 101)
-    levels = np.asarray(law.quantile(jnp.asarray(shares, jnp.float32)), np.float64)
-    ends = np.log([0.1, 20.0])
-    base = scipy.stats.uniform(ends[0], np.diff(ends)[0])
-    if median is not None:
-        base = scipy.stats.norm(np.log(median), 0.9)
-    below, above = base.cdf(ends)
-    tolerance = 2e-3 if median != 1e3 else 0.1  # far from the median in float32
-    np.testing.assert_allclose((base.cdf(np.log(levels)) - below) / (above - below), shares, atol=tolerance)
-    assert levels.min() >= 0.1 * (1 - 1e-6)
-    assert levels.max() <= 20.0 * (1 + 1e-6)
-
-
 def test_classes_of_noisy_examples_are_learnt_too():
     """Two Gaussians: the metric is the cross-entropy of the true posterior, and it adds to the loss."""
 
@@ -187,16 +150,6 @@ def test_classes_of_noisy_examples_are_learnt_too():
 def test_classes_need_an_energy_of_classes():
     with pytest.raises(ValueError, match=r"class_weight=0.1: energy_at knows no classes"):
         dual_score_matching(mixture_energy, lowest=0.2, highest=12.0, class_weight=0.1)
-
-
-def test_reference_has_the_moments_of_the_noisy_batch():
-    xs = {"a": jnp.array([[1.0], [3.0]]), "b": jnp.array([0.0, 4.0])}
-    reference = fit_reference(xs, 2.0)
-    chex.assert_trees_all_close(reference.mean, {"a": jnp.array([2.0]), "b": jnp.array(2.0)})
-    chex.assert_trees_all_close(reference.variance, {"a": jnp.array([5.0]), "b": jnp.array(8.0)})
-    value = reference.log_density({"a": jnp.array([3.0]), "b": jnp.array(0.0)})
-    expected = -0.5 * (1 / 5 + 4 / 8 + np.log(5) + np.log(8)) - np.log(2 * np.pi)
-    assert float(value) == pytest.approx(expected, rel=1e-6)
 
 
 def test_fit_recovers_a_mixture_with_its_constant():

@@ -149,15 +149,6 @@ def test_negatives_need_labels_only_where_the_energy_has_classes():
         of_class.loss(jnp.eye(2), jax.random.key(0), batch, samples)
 
 
-def test_cross_entropy_is_added_once():
-    def logits(params, x):
-        return params @ x
-
-    hybrid = with_classification(energy_matching(joint_energy(logits)), logits)
-    with pytest.raises(ValueError, match="learns classes already"):
-        with_classification(hybrid, logits)
-
-
 def test_decay_is_constant_then_linear_to_zero():
     time = jnp.array([0.0, 0.5, 0.75, 1.0])
     np.testing.assert_allclose(truncated_decay(time, start=0.5, height=2.0), [2.0, 2.0, 1.0, 0.0])

@@ -1,7 +1,5 @@
 """Objectives against the losses that they are made of, and against exact gradients where Z is known."""
 
-from functools import partial
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,8 +10,6 @@ from jaxebm.energies.classifier import joint_energy, marginal_energy
 from jaxebm.objectives import (
     Batch,
     Negatives,
-    Objective,
-    adversarial_examples,
     binary_energy_loss,
     classification_loss,
     classifier,
@@ -21,12 +17,8 @@ from jaxebm.objectives import (
     ignore_label,
     jem,
     joint_loss,
-    last_step_loss,
     likelihood,
-    with_adversarial_examples,
-    with_last_step,
 )
-from jaxebm.samplers import sgld
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -151,57 +143,6 @@ def test_classifier_is_the_cross_entropy_and_needs_no_negatives():
     np.testing.assert_allclose(objective.energy(PARAMS, X[0], 1), marginal_energy(logits)(PARAMS, X[0]))
 
 
-def keyed(params, rng_key, batch, negatives):
-    """A loss that shows the key and the examples that it is given."""
-    value, metrics = jem(logits).loss(params, rng_key, batch, negatives)
-    return value, metrics | {"key": jax.random.uniform(rng_key), "x": batch.x_labelled}
-
-
-KEYED = Objective(ignore_label(energy), keyed)
-
-
-def test_adversarial_examples_take_the_place_of_the_labelled_ones():
-    objective = with_adversarial_examples(KEYED, logits, radius=0.3, num_steps=4, state_clamp=(-1.0, 1.0))
-    key_attack, key_loss = jax.random.split(KEY)
-    attack = jax.jit(
-        partial(adversarial_examples, key_attack, logits, radius=0.3, num_steps=4, state_clamp=(-1.0, 1.0))
-    )
-    moved = attack(PARAMS, X, LABELS)  # constants: no gradient flows through the attack
-    wanted = evaluated(lambda params: keyed(params, key_loss, BATCH._replace(x_labelled=moved), NEGATIVES))
-    assert_same(of(objective), wanted)
-    assert objective.energy is KEYED.energy
-
-
-def test_the_last_step_adds_its_loss():
-    kernel = partial(sgld, step_size=0.1)
-    key_loss, key_step = jax.random.split(KEY)
-    conditional = joint_energy(logits)
-    for energy_of_step in (None, conditional):
-        objective = with_last_step(KEYED, kernel, weight=0.7, entropy_weight=0.4, energy=energy_of_step)
-
-        def wanted(params, energy_of_step=energy_of_step):
-            value, metrics = keyed(params, key_loss, BATCH, NEGATIVES)
-            stepped = KEYED.energy if energy_of_step is None else energy_of_step
-            more, found = last_step_loss(
-                key_step, kernel, stepped, params, NEGATIVES.positions, NEGATIVES.labels, entropy_weight=0.4
-            )
-            return value + 0.7 * more, metrics | found
-
-        assert_same(of(objective), evaluated(wanted))
-        assert objective.energy is KEYED.energy
-
-
-def test_additions_compose():
-    whole = with_last_step(
-        with_adversarial_examples(jem(logits, p_xy_weight=1.0), logits, radius=0.1),
-        partial(sgld, step_size=0.1),
-    )
-    (value, metrics), gradient = of(whole)
-    chex.assert_tree_all_finite((value, metrics, gradient))
-    assert {"cross_entropy", "joint_energy_gap", "last_step_energy", "neighbour_entropy"} <= set(metrics)
-    np.testing.assert_allclose(whole.energy(PARAMS, X[0], 1), joint_energy(logits)(PARAMS, X[0], 1))
-
-
 # --- exact gradients ---
 
 
@@ -248,7 +189,7 @@ def test_jem_on_exact_samples_has_the_gradient_of_the_log_likelihoods(weights):
 
 
 def test_the_gradient_of_a_linear_classifier_is_its_closed_form():
-    """d CE / d W = mean (softmax(W x) - one_hot(y)) x^T, also where the ball of an attack is a point."""
+    """d CE / d W = mean (softmax(W x) - one_hot(y)) x^T."""
     weights = jnp.array([[1.0, -0.5], [0.2, 0.7]])
     x, labels = jnp.array([[0.3, 0.1], [-0.2, 0.4], [0.1, -0.3]]), jnp.array([0, 1, 1])
 
@@ -258,13 +199,11 @@ def test_the_gradient_of_a_linear_classifier_is_its_closed_form():
     probabilities = np.exp(x @ weights.T)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     wanted = (probabilities - np.eye(2)[np.asarray(labels)]).T @ np.asarray(x) / 3
-    plain = classifier(linear)
-    for objective in (plain, with_adversarial_examples(plain, linear, radius=0.0)):
 
-        def loss(params, objective=objective):
-            return objective.loss(params, KEY, Batch(x, labels, x), Negatives(None, None))[0]
+    def loss(params):
+        return classifier(linear).loss(params, KEY, Batch(x, labels, x), Negatives(None, None))[0]
 
-        np.testing.assert_allclose(jax.jit(jax.grad(loss))(weights), wanted, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(weights), wanted, atol=1e-6)
 
 
 # --- energies ---
@@ -293,7 +232,6 @@ def test_an_energy_that_binds_a_target_is_left_as_it_is():
 # --- what is refused ---
 
 UNLABELLED, NONE = Batch(None, None, X_DATA), Negatives(None, None)
-ROBUST, STEPPED = with_adversarial_examples(KEYED, logits, radius=0.1), with_last_step(KEYED, sgld)
 
 
 @pytest.mark.parametrize(
@@ -303,8 +241,6 @@ ROBUST, STEPPED = with_adversarial_examples(KEYED, logits, radius=0.1), with_las
         (jem(logits), BATCH, NONE, "jem compares data with samples"),
         (jem(logits), UNLABELLED, NEGATIVES, r"jem needs labels, .*have none: give data=\(x, labels\)"),
         (classifier(logits), UNLABELLED, NONE, "classifier needs labels"),
-        (ROBUST, UNLABELLED, NEGATIVES, "with_adversarial_examples needs labels"),
-        (STEPPED, BATCH, NONE, "with_last_step compares data with samples"),
     ],
 )
 def test_what_a_loss_misses_is_named_while_tracing(objective, batch, negatives, named):
@@ -328,10 +264,6 @@ def test_what_a_loss_misses_is_named_while_tracing(objective, batch, negatives, 
         (lambda: jem(logits, chains="joint"), "chains='joint'"),
         (lambda: jem(logits, chains="marginal", p_xy_weight=1.0), "chains='marginal': p_xy_weight"),
         (lambda: classifier(logits, label_smoothing=-0.1), "label_smoothing=-0.1"),
-        (lambda: with_adversarial_examples(KEYED, logits, radius=-0.1), "radius=-0.1"),
-        (lambda: with_adversarial_examples(KEYED, logits, radius=0.1, num_steps=0), "num_steps=0"),
-        (lambda: with_last_step(KEYED, sgld, weight=-1.0), "weight=-1.0"),
-        (lambda: with_last_step(KEYED, sgld, entropy_weight=-1.0), "entropy_weight=-1.0"),
     ],
 )
 def test_bad_options_are_refused_when_the_objective_is_made(make, named):

@@ -16,7 +16,6 @@ from jaxebm.objectives import (
     score_matching,
     sliced_score_matching,
 )
-from jaxebm.objectives.second_derivatives import with_laplacian
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
@@ -78,15 +77,6 @@ def test_explicit_score_matching_has_its_closed_form_on_a_gaussian(size):
     scale = jnp.max(jnp.abs(truth["precision"]))
     chex.assert_trees_all_close(gradient, jax.tree.map(jnp.zeros_like, gradient), atol=1e-3 * scale)
     np.testing.assert_allclose(metrics["laplacian"], metrics["score_norm"] ** 2, rtol=1e-3)
-
-
-@pytest.mark.parametrize("size", [8, 13])
-def test_the_exact_trace_is_that_of_the_hessian(size):
-    params, x = network(size), normal(size)
-    gradient, laplacian = jax.jit(partial(with_laplacian, jax.grad(partial(network_energy, params))))(x)
-    np.testing.assert_allclose(gradient, jax.grad(network_energy, argnums=1)(params, x), rtol=1e-5)
-    hessian = jax.jit(jax.hessian(network_energy, argnums=1))(params, x)
-    np.testing.assert_allclose(laplacian, jnp.trace(hessian), rtol=1e-4)
 
 
 def test_positions_may_be_trees():

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxebm.data import Examples
-from jaxebm.objectives import Objective, contrastive_loss, ignore_label, persistent
+from jaxebm.objectives import Objective, contrastive_loss, dual_score_matching, ignore_label, persistent
 from jaxebm.samplers import UniformInitial, sgld
 from jaxebm.training import (
     REMEDIES,
@@ -187,6 +187,49 @@ class TestFaults:
             train(GRADIENT, 73, recovery=None)
         # What is finite is nobody's business then.
         assert int(train(JUMP, 73, recovery=None).state.step) == NUM_STEPS
+
+
+def energy_at(params, x, level):
+    """-log p of N(params, I) with noise of a level."""
+    variance = 1 + level**2
+    return 0.5 * jnp.sum((x - params) ** 2) / variance + jnp.log(variance)
+
+
+PLAIN = dual_score_matching(energy_at, lowest=0.1, highest=8.0)
+
+
+def poisoned_scores(params, rng_key, batch, samples):
+    """Dual score matching; labels above 0 say that its gradient is to be poisoned."""
+    return PLAIN.loss(poisoned(params, jnp.any(batch.labels > 0)), rng_key, batch, samples)
+
+
+WITHOUT_CHAINS = learner(
+    Objective(PLAIN.energy, poisoned_scores), optimizer=optax.adam(0.05), batch_size=32, ema_decay=0.9
+)
+
+
+def test_an_objective_without_chains_recovers_too():
+    def step(state, data):
+        hit = (state.step == data["at"]) & (state.health.recoveries < data["lives"])
+        return WITHOUT_CHAINS.step(state, Examples(data["x"], jnp.full(32, hit, jnp.int32)))
+
+    def init(rng_key, params, data):
+        return WITHOUT_CHAINS.init(rng_key, params, (data["x"], jnp.zeros(32, jnp.int32)))
+
+    def trained(at, lives):
+        given = data(GRADIENT, at, lives)
+        return fit(jax.random.key(3), Learner(init, step), jnp.zeros(2), given, recovery=RECOVERY, **SETTINGS)
+
+    healthy = trained(73, 0)
+    assert healthy.recoveries == ()
+    for lives, remedies in ((1, ["fresh noise"]), (2, ["fresh noise", "smaller rate"])):
+        result = trained(73, lives)
+        assert [record["remedy"] for record in result.recoveries] == remedies
+        assert {record["step"] for record in result.recoveries} == {74}
+        assert all("metrics" in record["faults"] for record in result.recoveries)
+        assert int(result.state.step) == NUM_STEPS
+        assert float(result.state.health.learning_rate_factor) == 0.5 ** (lives - 1)
+        np.testing.assert_allclose(result.state.ema_params, healthy.state.ema_params, atol=0.3)
 
 
 def bits_differ(a, b):

@@ -24,20 +24,12 @@ def _check_output(output: Any, x: Position) -> None:
     checks.floating("the output of field", output)
 
 
-def _check_function(name: str, function: Any, *arguments: str) -> None:
-    if hasattr(function, "apply") and hasattr(function, "init"):
-        raise TypeError(
-            f"{name} is the module {type(function).__name__}: give its function of one example, module.apply."
-        )
-    checks.function(name, function, *arguments)
-
-
 def _check_field(field: Any) -> None:
     try:
-        _check_function("field", field, "params", "x")
+        checks.function_of_example("field", field, "params", "x")
     except TypeError as error:
         try:
-            _check_function("field", field, "params", "x", "level")
+            checks.function_of_example("field", field, "params", "x", "level")
         except TypeError:
             raise error from None
 
@@ -213,7 +205,7 @@ def preconditioned_energy(
       Karras et al. 2022 (arXiv 2206.00364), section 5, of a denoiser, which ``unit_slope`` follows; of
       an energy, OuYang et al. 2026 (arXiv 2601.21025).
     """
-    _check_function("network", network, "params", "x", "level")
+    checks.function_of_example("network", network, "params", "x", "level")
     checks.number("mean", mean)
     checks.positive_number("scale", scale)
     checks.boolean("unit_slope", unit_slope)
@@ -256,7 +248,7 @@ def preconditioned_logits(
     Reference:
       Grathwohl et al. 2020 (arXiv 1912.03263), section 4, with the reference of `preconditioned_energy`.
     """
-    _check_function("network", network, "params", "x", "level")
+    checks.function_of_example("network", network, "params", "x", "level")
     checks.number("mean", mean)
     checks.positive_number("scale", scale)
     checks.boolean("unit_slope", unit_slope)

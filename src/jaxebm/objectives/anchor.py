@@ -7,21 +7,34 @@ U = -log p, normalised, whatever q is; near the Gaussian it takes few examples. 
 gradients, so a U that is far off does no harm.
 """
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jaxebm.energies.target import LOG_TWO_PI
-from jaxebm.objectives.noisy_data import noisy
-from jaxebm.trees import normal_like, wide_dtype, widened
-from jaxebm.types import Array, Position
+from jaxebm.objectives.examples import LearntLevelEnergy, over_examples, unchecked_examples
+from jaxebm.objectives.joint import may_learn
+from jaxebm.objectives.noisy_data import check_level_used
+from jaxebm.objectives.objective import Batch
+from jaxebm.trees import noisy, normal_like, wide_dtype, widened
+from jaxebm.types import Array, LevelEnergyFn, Metrics, Params, Position
 
 __all__ = [
+    "ErrorsOfExample",
     "GaussianReference",
     "anchor_loss",
+    "anchored_loss",
     "fit_reference",
 ]
+
+
+ErrorsOfExample: TypeAlias = Callable[
+    [LevelEnergyFn, Params, Array, Position, Array], tuple[Array, dict[str, Array]]
+]
+"""``(energy, params, rng_keys, x, label) -> (loss, metrics)`` of one example and its label."""
 
 
 class GaussianReference(NamedTuple):
@@ -75,3 +88,56 @@ def anchor_loss(
         return -widened(energy_at(y, highest)) - reference.log_density(y)
 
     return 0.5 * (jax.nn.softplus(-log_ratio(y)) + jax.nn.softplus(log_ratio(drawn)))
+
+
+def anchored_loss(
+    learnt: LearntLevelEnergy,
+    errors_of: ErrorsOfExample,
+    params: Params,
+    rng_key: Array,
+    batch: Batch,
+    *,
+    num_keys: int,
+    highest: Any,
+    anchor_weight: float | Array,
+    objective: str,
+) -> tuple[Array, Metrics]:
+    """The mean over a batch of ``errors_of``, and w_a times the anchor's loss against its Gaussian.
+
+    Args:
+      learnt: the energy that is told a level.
+      errors_of: the loss and the metrics of one example, from ``num_keys`` random keys.
+      params: parameters.
+      rng_key: one key.
+      batch: the batch of an update.
+      num_keys: random keys that ``errors_of`` needs.
+      highest: the level of the anchor.
+      anchor_weight: w_a >= 0; at 0 there is no anchor.
+      objective: name of the objective, for messages.
+
+    Returns:
+      The loss and the metrics, with ``anchor_loss`` among them where there is an anchor.
+
+    Raises:
+      ValueError: if the energy ignores the level, or the batch has no labels and needs them.
+    """
+    reference = fit_reference(unchecked_examples(batch, conditional=learnt.conditional), highest)
+    with_anchor = may_learn(anchor_weight)
+
+    def of_example(params: Params, rng_key: Array, x: Position, label: Array) -> tuple[Array, Metrics]:
+        def energy(params: Params, y: Position, level: Array) -> Array:
+            return learnt.energy_at(params, y, label, level)
+
+        check_level_used(energy, params, x, objective)
+        rng_keys = jax.random.split(rng_key, num_keys + 1)
+        value, metrics = errors_of(energy, params, rng_keys[:-1], x, label)
+        if with_anchor:
+            bound = functools.partial(energy, params)
+            anchor = anchor_loss(rng_keys[-1], bound, x, highest, reference)
+            value, metrics = value + anchor_weight * anchor, metrics | {"anchor_loss": anchor}
+        return value, metrics
+
+    found = over_examples(
+        of_example, params, rng_key, batch, conditional=learnt.conditional, objective=objective
+    )
+    return jax.tree.map(jnp.mean, found)

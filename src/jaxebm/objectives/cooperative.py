@@ -10,10 +10,10 @@ from jaxebm import checks
 from jaxebm.objectives.contrastive import compare, energies_of_both, noted
 from jaxebm.objectives.examples import examples_of
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.objective import Batch, Objective, check_function, ignore_label
+from jaxebm.objectives.objective import Batch, Objective, ignore_label
 from jaxebm.samplers.chains import run_chain
 from jaxebm.samplers.langevin import sgld
-from jaxebm.trees import normal_like, wide_dtype, widened
+from jaxebm.trees import dimension, normal_like, wide_dtype, widened
 from jaxebm.types import BATCH_AXIS, Array, EnergyFn, MakeKernel, Metrics, Params, Position, Target
 
 __all__ = ["cooperative", "cooperative_samples"]
@@ -154,7 +154,7 @@ def cooperative(
             )
         )
         _, energy_proposal = energies_of_both(energy, frozen["energy"], x_data, drawn.proposal)
-        size = sum(leaf.size for leaf in jax.tree.leaves(example))
+        size = dimension(example)
         metrics |= {
             "proposal_gap": jnp.mean(energy_proposal) - metrics["energy_model"],
             "reconstruction_error": errors / size,
@@ -291,8 +291,8 @@ def _check_params(params: Any) -> None:
 def _check(
     energy: Any, generator: Any, make_kernel: Any, latent_size: Any, num_steps: Any, noise_level: Any
 ) -> None:
-    check_function("energy", energy, "params", "x")
-    check_function("generator", generator, "params", "z")
+    checks.function_of_example("energy", energy, "params", "x")
+    checks.function_of_example("generator", generator, "params", "z")
     checks.kernel_constructor("make_kernel", make_kernel)
     checks.positive_integer("latent_size", latent_size)
     checks.positive_integer("num_steps", num_steps)

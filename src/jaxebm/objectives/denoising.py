@@ -17,14 +17,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.energies.levels import JointLevelEnergy, at_level, uses_level
-from jaxebm.objectives.examples import learnt_energy, learnt_level_energy, over_examples
+from jaxebm.energies.levels import JointLevelEnergy, uses_level
+from jaxebm.objectives.examples import (
+    example_size,
+    learnt_energy,
+    learnt_level_energy,
+    objective_at,
+    over_examples,
+)
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.neighbours import example_size
-from jaxebm.objectives.noisy_data import floating_levels, noisy, spread_evenly
-from jaxebm.objectives.objective import Batch, Objective, ignore_label
+from jaxebm.objectives.noisy_data import floating_levels, spread_evenly
+from jaxebm.objectives.objective import Batch, Objective
 from jaxebm.objectives.second_derivatives import Slope, square_norm
-from jaxebm.trees import wide_dtype, widened
+from jaxebm.trees import noisy, wide_dtype, widened
 from jaxebm.types import Array, EnergyFn, JointEnergyFn, LevelEnergyFn, Metrics, Params, Position
 
 __all__ = ["denoising_at_levels", "denoising_score_matching"]
@@ -88,7 +93,9 @@ def denoising_score_matching(
         errors, squares = over_examples(
             one, params, rng_key, batch, conditional=learnt.conditional, objective="denoising_score_matching"
         )
-        return weight * jnp.mean(errors), _metrics(errors, squares, example_size(learnt.conditional, batch))
+        return weight * jnp.mean(errors), _metrics(
+            errors, squares, example_size(batch, conditional=learnt.conditional)
+        )
 
     return Objective(learnt.energy, loss)
 
@@ -171,13 +178,12 @@ def denoising_at_levels(
         errors, squares, heights = over_examples(
             one, params, key_noise, batch, conditional=learnt.conditional, objective="denoising_at_levels"
         )
-        size = example_size(learnt.conditional, batch)
+        size = example_size(batch, conditional=learnt.conditional)
         halves = {"denoising_error_low": heights < 0.5, "denoising_error_high": heights >= 0.5}
         metrics = {name: _mean_over(half, errors) / size for name, half in halves.items()}
         return weight * jnp.mean(errors), _metrics(errors, squares, size) | metrics
 
-    at_lowest = at_level(energy_at, lowest)
-    return Objective(at_lowest if learnt.conditional else ignore_label(at_lowest), loss)
+    return objective_at(energy_at, lowest, loss)
 
 
 def _height(start: Array, num_levels: int | None) -> Array:

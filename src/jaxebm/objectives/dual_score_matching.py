@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jaxebm import checks
 from jaxebm.energies.classifier import only_of_class
 from jaxebm.energies.levels import JointLevelEnergy, at_level
-from jaxebm.objectives.anchor import anchor_loss, fit_reference
-from jaxebm.objectives.examples import learnt_level_energy, over_examples
+from jaxebm.objectives.anchor import anchored_loss
+from jaxebm.objectives.examples import learnt_level_energy, objective_at
 from jaxebm.objectives.joint import may_learn
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.noisy_data import LevelLaw, check_level_used, dimension, noisy, spread_evenly
-from jaxebm.objectives.objective import Batch, Objective, ignore_label
+from jaxebm.objectives.noisy_data import LevelLaw, spread_evenly
+from jaxebm.objectives.objective import Batch, Objective
 from jaxebm.objectives.second_derivatives import square_norm
-from jaxebm.trees import wide_dtype, widened
+from jaxebm.trees import dimension, noisy, wide_dtype, widened
 from jaxebm.types import Array, LevelEnergyFn, LevelLogitsFn, Metrics, Params, Position
 
 __all__ = ["dual_score_matching"]
@@ -119,7 +119,7 @@ def dual_score_matching(
         ("weight", weight),
     ):
         checks.non_negative_number(name, value)
-    with_anchor, with_classes = may_learn(anchor_weight), may_learn(class_weight)
+    with_classes = may_learn(class_weight)
     logits_at = energy_at.logits_at if isinstance(energy_at, JointLevelEnergy) else None
     if with_classes and logits_at is None:
         raise ValueError(
@@ -129,19 +129,14 @@ def dual_score_matching(
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         del negatives
-        reference = fit_reference(batch.x_labelled if learnt.conditional else batch.x_data, highest)
         key_levels, key_examples = jax.random.split(rng_key)
         start = jax.random.uniform(key_levels, dtype=jnp.float32)
 
-        def of_example(params: Params, rng_key: Array, x: Position, label: Array) -> dict[str, Array]:
-            key_noise, key_anchor = jax.random.split(rng_key)
-
-            def energy(params: Params, y: Position, level: Array) -> Array:
-                return learnt.energy_at(params, y, label, level)
-
-            check_level_used(energy, params, x, "dual_score_matching")
+        def errors_of(
+            energy: LevelEnergyFn, params: Params, rng_keys: Array, x: Position, label: Array
+        ) -> tuple[Array, dict[str, Array]]:
             level = law.quantile(spread_evenly(start).astype(wide_dtype(x)))
-            y, z = noisy(key_noise, x, level)
+            y, z = noisy(rng_keys[0], x, level)
             found: dict[str, Array] = {}
             if with_classes and logits_at is not None:
                 bound_logits = functools.partial(_energy_and_logits, logits_at, params, label)
@@ -150,33 +145,28 @@ def dual_score_matching(
             else:
                 score, by_level = jax.grad(energy, (1, 2))(params, y, level)
             found |= scaled_errors(score, by_level, z, level)
-            if with_anchor:
-                bound = functools.partial(energy, params)
-                found["anchor_loss"] = anchor_loss(key_anchor, bound, x, highest, reference)
-            found["weighted"] = found["score_error"]
+            value = found["score_error"]
             if data_scale is not None:
-                found["weighted"] = found["score_error"] * (1 + (level / data_scale) ** 2)
-            return found
+                value = value * (1 + (level / data_scale) ** 2)
+            value = value + level_weight * found["level_error"] / dimension(x)
+            if with_classes:
+                value = value + class_weight * found["noisy_cross_entropy"]
+            return value, found
 
-        metrics = over_examples(
-            of_example,
+        value, metrics = anchored_loss(
+            learnt,
+            errors_of,
             params,
             key_examples,
             batch,
-            conditional=learnt.conditional,
+            num_keys=1,
+            highest=highest,
+            anchor_weight=anchor_weight,
             objective="dual_score_matching",
         )
-        metrics = jax.tree.map(jnp.mean, metrics)
-        size = dimension(reference.mean)
-        value = metrics.pop("weighted") + level_weight * metrics["level_error"] / size
-        if with_anchor:
-            value = value + anchor_weight * metrics["anchor_loss"]
-        if with_classes:
-            value = value + class_weight * metrics["noisy_cross_entropy"]
         return weight * value, metrics
 
-    energy = at_level(energy_at, lowest)
-    return Objective(energy if learnt.conditional else ignore_label(energy), loss)
+    return objective_at(energy_at, lowest, loss)
 
 
 def _energy_and_logits(

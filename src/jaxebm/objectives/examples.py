@@ -12,18 +12,22 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.energies.levels import JointLevelEnergy
+from jaxebm.energies.levels import JointLevelEnergy, at_level
 from jaxebm.objectives.contrastive import noted
-from jaxebm.objectives.objective import Batch, check_function, ignore_label, is_conditional, labelled
+from jaxebm.objectives.objective import Batch, Loss, Objective, ignore_label, is_conditional, labelled
+from jaxebm.trees import dimension
 from jaxebm.types import BATCH_AXIS, Array, JointEnergyFn, Params, Position
 
 __all__ = [
     "LearntEnergy",
     "LearntLevelEnergy",
+    "example_size",
     "examples_of",
     "learnt_energy",
     "learnt_level_energy",
+    "objective_at",
     "over_examples",
+    "unchecked_examples",
 ]
 
 
@@ -55,7 +59,7 @@ def learnt_energy(energy: Any, name: str = "energy") -> LearntEnergy:
     """Returns E(x, label) of an energy of x, or of x and a class; raises ``TypeError`` if it is neither."""
     if is_conditional(energy):
         return LearntEnergy(energy, True)
-    check_function(name, energy, "params", "x")
+    checks.function_of_example(name, energy, "params", "x")
     return LearntEnergy(ignore_label(energy), False)
 
 
@@ -63,7 +67,7 @@ def learnt_level_energy(energy_at: Any, name: str = "energy_at") -> LearntLevelE
     """The same of an energy that is told a level."""
     if isinstance(energy_at, JointLevelEnergy):
         return LearntLevelEnergy(energy_at, True)
-    check_function(name, energy_at, "params", "x", "level")
+    checks.function_of_example(name, energy_at, "params", "x", "level")
 
     def of_label(params: Params, x: Position, label: Array, level: Array) -> Array:
         del label
@@ -72,6 +76,12 @@ def learnt_level_energy(energy_at: Any, name: str = "energy_at") -> LearntLevelE
         return value
 
     return LearntLevelEnergy(of_label, False)
+
+
+def objective_at(energy_at: Any, level: float | Array, loss: Loss) -> Objective:
+    """Returns the objective of an energy that is told a level, whose energy is that at ``level``."""
+    energy = at_level(energy_at, level)
+    return Objective(energy if is_conditional(energy) else ignore_label(energy), loss)
 
 
 def examples_of(batch: Batch, objective: str, *, conditional: bool) -> tuple[Position, Array]:
@@ -84,7 +94,7 @@ def examples_of(batch: Batch, objective: str, *, conditional: bool) -> tuple[Pos
 
     Raises:
       TypeError: if the examples are not floating-point.
-      ValueError: if the batch has no labels and ``conditional`` is set.
+      ValueError: if the batch is ragged, or has no labels and ``conditional`` is set.
     """
     name = "batch.x_labelled" if conditional else "batch.x_data"
     if conditional:
@@ -94,7 +104,19 @@ def examples_of(batch: Batch, objective: str, *, conditional: bool) -> tuple[Pos
         labels = jnp.zeros(checks.batch_length(name, x), jnp.int32)
     checks.real_arrays(name, x)
     checks.floating(name, x)
-    return x, labels
+    checks.batch_length(name, x)
+    return jax.tree.map(jnp.asarray, x), labels
+
+
+def unchecked_examples(batch: Batch, *, conditional: bool) -> Position:
+    """The examples of `examples_of`, None where the batch has none."""
+    return batch.x_labelled if conditional else batch.x_data
+
+
+def example_size(batch: Batch, *, conditional: bool) -> int:
+    """Returns the number of entries of one of these examples."""
+    xs = unchecked_examples(batch, conditional=conditional)
+    return dimension(xs) // checks.batch_length("batch", xs)
 
 
 def over_examples(

@@ -7,7 +7,7 @@ from jaxebm.objectives.adversarial import adversarial_examples
 from jaxebm.objectives.joint import classification_loss
 from jaxebm.objectives.last_step import last_step_loss
 from jaxebm.objectives.negatives import Augment, Negatives
-from jaxebm.objectives.objective import Batch, Objective, check_function, check_negatives, labelled
+from jaxebm.objectives.objective import Batch, Objective, check_negatives, labelled
 from jaxebm.types import Array, JointEnergyFn, LogitsFn, MakeKernel, Metrics, Params
 
 __all__ = ["with_adversarial_examples", "with_classification", "with_last_step"]
@@ -55,7 +55,7 @@ def with_adversarial_examples(
       Madry et al. 2018 (arXiv 1706.06083), equation 2.1.
     """
     checks.instance("objective", objective, Objective)
-    check_function("logits", logits, "params", "x")
+    checks.function_of_example("logits", logits, "params", "x")
     checks.non_negative_number("radius", radius)
     checks.positive_integer("num_steps", num_steps)
     if state_clamp is not None:
@@ -131,14 +131,14 @@ def with_classification(
         raise ValueError(
             "objective learns classes already (objective.logits is set): its cross-entropy would count twice."
         )
-    check_function("logits", logits, "params", "x")
+    checks.function_of_example("logits", logits, "params", "x")
     checks.non_negative_number("weight", weight)
     checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
     checks.one_number("label_smoothing", label_smoothing)
     if augment is not None:
-        check_function("augment", augment, "rng_key", "x")
+        checks.function_of_example("augment", augment, "rng_key", "x")
     if training_logits is not None:
-        check_function("training_logits", training_logits, "params", "x")
+        checks.function_of_example("training_logits", training_logits, "params", "x")
     learnt = logits if training_logits is None else training_logits
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
@@ -201,7 +201,7 @@ def with_last_step(
     checks.non_negative_number("weight", weight)
     checks.non_negative_number("entropy_weight", entropy_weight)
     if energy is not None:
-        check_function("energy", energy, "params", "x", "label")
+        checks.function_of_example("energy", energy, "params", "x", "label")
     stepped = objective.energy if energy is None else energy
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.objectives.examples import learnt_energy
+from jaxebm.objectives.examples import examples_of, learnt_energy
 from jaxebm.objectives.negatives import Negatives
 from jaxebm.objectives.noise_contrastive import classification
 from jaxebm.objectives.objective import Batch, Objective
-from jaxebm.objectives.proposals import as_noise, energies_with_noise, learnt_examples
+from jaxebm.objectives.proposals import as_noise, energies_with_noise
 from jaxebm.types import Array, EnergyFn, Metrics, Params, Position
 
 __all__ = ["flow_contrastive"]
@@ -93,8 +93,8 @@ def flow_contrastive(
 
     def contrast(params: Params, rng_key: Array, batch: Batch) -> tuple[Array, Metrics]:
         """L and the metrics, differentiable in both sets of parameters."""
-        x = learnt_examples(batch, **options)
-        length = checks.batch_length("batch.x_data", x)
+        x, labels = examples_of(batch, **options)
+        length = len(labels)
         key_noise, key_energy = jax.random.split(rng_key)
         noise, log_q_noise = flow.apply(params["flow"], key_noise, length, method="sample_and_log_density")
         noise = as_noise("flow.sample_and_log_density", noise, length, x)
@@ -127,7 +127,7 @@ def flow_contrastive(
         }
         value = weight * with_gradient(value, {player: params[player] for player in factors}, directions)
         if checks.is_traced(likelihood_weight) or likelihood_weight != 0:
-            x = learnt_examples(batch, **options)
+            x, _ = examples_of(batch, **options)
             value -= weight * likelihood_weight * jnp.mean(log_densities(params["flow"], x))
         return value, metrics | {"flow_learns": flow_learns}
 

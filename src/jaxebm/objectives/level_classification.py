@@ -1,20 +1,19 @@
 """Classification of noise levels (DiffCLF): differences of energies between levels are log density ratios."""
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.energies.levels import JointLevelEnergy, at_level
-from jaxebm.objectives.anchor import anchor_loss, fit_reference
-from jaxebm.objectives.examples import learnt_level_energy, over_examples
+from jaxebm.energies.levels import JointLevelEnergy
+from jaxebm.objectives.anchor import anchored_loss
+from jaxebm.objectives.examples import learnt_level_energy, objective_at
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.noisy_data import check_level_used, dimension, floating_levels, noisy
-from jaxebm.objectives.objective import Batch, Objective, ignore_label
+from jaxebm.objectives.noisy_data import floating_levels
+from jaxebm.objectives.objective import Batch, Objective
 from jaxebm.objectives.second_derivatives import square_norm
-from jaxebm.trees import wide_dtype, widened
+from jaxebm.trees import dimension, noisy, wide_dtype, widened
 from jaxebm.types import Array, LevelEnergyFn, Metrics, Params, Position
 
 __all__ = ["level_classification"]
@@ -98,58 +97,48 @@ def level_classification(
         ("weight", weight),
     ):
         checks.non_negative_number(name, value)
-    with_anchor = checks.is_traced(anchor_weight) or float(anchor_weight) > 0
+
+    def errors_of(
+        energy: LevelEnergyFn, params: Params, rng_keys: Array, x: Position, label: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        del label
+        key_window, key_class, key_noise = rng_keys
+        count = num_levels or max(num_classes, default_num_levels(lowest, highest, dimension(x)))
+        levels = jnp.geomspace(lowest, highest, count, dtype=wide_dtype(x))
+        start = jax.random.randint(key_window, (), 0, count - num_classes + 1)
+        true_class = jax.random.randint(key_class, (), 0, num_classes)
+        others = (true_class + jnp.arange(1, num_classes)) % num_classes
+        level = levels[start + true_class]
+        y, z = noisy(key_noise, x, level)
+        own, score = jax.value_and_grad(energy, 1)(params, y, level)
+        # One by one: on small networks a vmap within that over examples takes 1.25 times as long.
+        rest = [energy(params, y, other) for other in levels[start + others]]
+        energies = widened(jnp.stack([own, *rest]))
+        residual = jax.tree.map(lambda s, z: level * widened(s) - z, score, z)
+        found = {
+            "score_error": square_norm(residual) / dimension(x),
+            "level_cross_entropy": energies[0] + jax.nn.logsumexp(-energies),
+            "level_accuracy": (jnp.argmin(energies) == 0).astype(energies.dtype),
+        }
+        classes = found["level_cross_entropy"] / dimension(x)
+        return found["score_error"] + classification_weight * classes, found
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         del negatives
-        reference = fit_reference(batch.x_labelled if learnt.conditional else batch.x_data, highest)
-
-        def of_example(params: Params, rng_key: Array, x: Position, label: Array) -> dict[str, Array]:
-            key_window, key_class, key_noise, key_anchor = jax.random.split(rng_key, 4)
-
-            def energy(params: Params, y: Position, level: Array) -> Array:
-                return learnt.energy_at(params, y, label, level)
-
-            check_level_used(energy, params, x, "level_classification")
-            count = num_levels or max(num_classes, default_num_levels(lowest, highest, dimension(x)))
-            levels = jnp.geomspace(lowest, highest, count, dtype=wide_dtype(x))
-            start = jax.random.randint(key_window, (), 0, count - num_classes + 1)
-            true_class = jax.random.randint(key_class, (), 0, num_classes)
-            others = (true_class + jnp.arange(1, num_classes)) % num_classes
-            level = levels[start + true_class]
-            y, z = noisy(key_noise, x, level)
-            own, score = jax.value_and_grad(energy, 1)(params, y, level)
-            # One by one: on small networks a vmap within that over examples takes 1.25 times as long.
-            rest = [energy(params, y, other) for other in levels[start + others]]
-            energies = widened(jnp.stack([own, *rest]))
-            residual = jax.tree.map(lambda s, z: level * widened(s) - z, score, z)
-            found = {
-                "score_error": square_norm(residual) / dimension(x),
-                "level_cross_entropy": energies[0] + jax.nn.logsumexp(-energies),
-                "level_accuracy": (jnp.argmin(energies) == 0).astype(energies.dtype),
-            }
-            if with_anchor:
-                bound = functools.partial(energy, params)
-                found["anchor_loss"] = anchor_loss(key_anchor, bound, x, highest, reference)
-            return found
-
-        metrics = over_examples(
-            of_example,
+        value, metrics = anchored_loss(
+            learnt,
+            errors_of,
             params,
             rng_key,
             batch,
-            conditional=learnt.conditional,
+            num_keys=3,
+            highest=highest,
+            anchor_weight=anchor_weight,
             objective="level_classification",
         )
-        metrics = jax.tree.map(jnp.mean, metrics)
-        size = dimension(reference.mean)
-        value = metrics["score_error"] + classification_weight * metrics["level_cross_entropy"] / size
-        if with_anchor:
-            value = value + anchor_weight * metrics["anchor_loss"]
         return weight * value, metrics
 
-    energy = at_level(energy_at, lowest)
-    return Objective(energy if learnt.conditional else ignore_label(energy), loss)
+    return objective_at(energy_at, lowest, loss)
 
 
 def default_num_levels(lowest: float, highest: float, size: int) -> int:

@@ -11,7 +11,7 @@ from jaxebm.objectives.examples import LearntEnergy, over_examples
 from jaxebm.objectives.objective import Batch
 from jaxebm.types import BATCH_AXIS, Array, Params, Position
 
-__all__ = ["energies_around", "example_size"]
+__all__ = ["energies_around"]
 
 
 def energies_around(
@@ -51,9 +51,3 @@ def energies_around(
     with noted("energy", params=params, x=flat):
         energies = jax.vmap(learnt.energy, (None, 0, 0), axis_name=BATCH_AXIS)(params, flat, labels.ravel())
     return energies.reshape(labels.shape)
-
-
-def example_size(conditional: bool, batch: Batch) -> int:
-    """Returns the number of coordinates of one example; ``conditional`` as in `LearntEnergy`."""
-    xs = batch.x_labelled if conditional else batch.x_data
-    return sum(jnp.size(leaf) // len(leaf) for leaf in jax.tree.leaves(xs))

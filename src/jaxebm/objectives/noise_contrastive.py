@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.objectives.examples import learnt_energy
+from jaxebm.objectives.examples import examples_of, learnt_energy
 from jaxebm.objectives.negatives import Negatives
 from jaxebm.objectives.objective import Batch, Objective
 from jaxebm.objectives.proposals import (
     ProposalLike,
-    check_proposal,
+    checked_energy,
     draw,
     energies_with_noise,
-    learnt_examples,
     log_densities,
 )
 from jaxebm.trees import normal_like, wide_dtype, widened
@@ -73,17 +72,14 @@ def noise_contrastive(
     Reference:
       Gutmann & Hyvarinen 2012 (JMLR 13, pages 307 to 361), section 2.2.
     """
-    learnt = learnt_energy(energy)
-    check_proposal("proposal", proposal)
-    checks.positive_integer("ratio", ratio)
-    checks.non_negative_number("weight", weight)
+    learnt = checked_energy(energy, proposal, "ratio", ratio, weight)
     options = {"conditional": learnt.conditional, "objective": "noise_contrastive"}
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         del negatives
-        x = learnt_examples(batch, **options)
+        x, labels = examples_of(batch, **options)
         key_noise, key_energy = jax.random.split(rng_key)
-        noise = draw(proposal, key_noise, ratio * checks.batch_length("batch.x_data", x), x)
+        noise = draw(proposal, key_noise, ratio * len(labels), x)
         energy_data, energy_noise = energies_with_noise(
             learnt, params, key_energy, batch, noise, options["objective"]
         )
@@ -162,8 +158,8 @@ def conditional_noise_contrastive(
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         del negatives
-        x = learnt_examples(batch, **options)
-        length = checks.batch_length("batch.x_data", x)
+        x, labels = examples_of(batch, **options)
+        length = len(labels)
         key_noise, key_energy = jax.random.split(rng_key)
         num_normals = (num_samples + 1) // 2 * length
         wide = jax.tree.map(lambda leaf: jnp.zeros((num_normals, *leaf.shape[1:]), wide_dtype(leaf)), x)

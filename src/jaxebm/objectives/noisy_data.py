@@ -1,4 +1,4 @@
-"""Data with Gaussian noise of a level added, for the objectives whose energies are told the level."""
+"""Noise levels of objectives whose energies are told the level: how they are drawn, and what is refused."""
 
 from typing import Any, NamedTuple
 
@@ -8,10 +8,10 @@ from jax.scipy.special import ndtr, ndtri
 
 from jaxebm import checks
 from jaxebm.energies.levels import uses_level
-from jaxebm.trees import normal_like, widened
+from jaxebm.trees import widened
 from jaxebm.types import BATCH_AXIS, Array, Position
 
-__all__ = ["LevelLaw", "check_level_used", "dimension", "floating_levels", "noisy", "spread_evenly"]
+__all__ = ["LevelLaw", "check_level_used", "floating_levels", "spread_evenly"]
 
 
 class LevelLaw(NamedTuple):
@@ -55,17 +55,6 @@ def spread_evenly(start: Array) -> Array:
     """
     share = jax.lax.axis_index(BATCH_AXIS) / jax.lax.axis_size(BATCH_AXIS)
     return (start + share.astype(start.dtype)) % 1.0
-
-
-def noisy(rng_key: Array, x: Position, level: Any) -> tuple[Position, Position]:
-    """Returns (x + level z in the dtypes of x, z), z standard normal."""
-    z = normal_like(rng_key, x)
-    return jax.tree.map(lambda x, z: (widened(x) + level * z).astype(x.dtype), x, z), z
-
-
-def dimension(x: Position) -> int:
-    """Returns the number of entries of one example."""
-    return sum(int(jnp.size(leaf)) for leaf in jax.tree.leaves(x))
 
 
 def check_level_used(energy_at: Any, params: Any, x: Position, objective: str) -> None:

@@ -165,10 +165,10 @@ def likelihood(
     """
     check_contrast(contrast)
     # One that makes its own targets may want the label, too.
-    check_function("energy", energy, "params", "x", *(["label"] if _needs_label(energy) else []))
+    checks.function_of_example("energy", energy, "params", "x", *(["label"] if _needs_label(energy) else []))
     name, learnt = "energy", energy
     if training_energy is not None:
-        check_function("training_energy", training_energy, "params", "x")
+        checks.function_of_example("training_energy", training_energy, "params", "x")
         name, learnt = "training_energy", training_energy
     checks.non_negative_number("energy_l2", energy_l2)
     checks.non_negative_number("weight", weight)
@@ -238,11 +238,11 @@ def jem(
       Grathwohl et al. 2020 (arXiv 1912.03263), equations 5 to 7 and algorithm 1.
     """
     check_contrast(contrast)
-    check_function("logits", logits, "params", "x")
+    checks.function_of_example("logits", logits, "params", "x")
     if training_logits is not None:
-        check_function("training_logits", training_logits, "params", "x")
+        checks.function_of_example("training_logits", training_logits, "params", "x")
     if chain_energy is not None:
-        check_function("chain_energy", chain_energy, "params", "x", "label")
+        checks.function_of_example("chain_energy", chain_energy, "params", "x", "label")
     for name, weight in (
         ("p_y_given_x_weight", p_y_given_x_weight),
         ("p_x_weight", p_x_weight),
@@ -313,9 +313,9 @@ def classifier(
       >>> round(float(objective.loss(jnp.eye(2), None, batch, Negatives(None, None))[0]), 4)
       0.3133
     """
-    check_function("logits", logits, "params", "x")
+    checks.function_of_example("logits", logits, "params", "x")
     if training_logits is not None:
-        check_function("training_logits", training_logits, "params", "x")
+        checks.function_of_example("training_logits", training_logits, "params", "x")
     checks.in_range("label_smoothing", label_smoothing, 0.0, 1.0)
     checks.one_number("label_smoothing", label_smoothing)
     learnt = logits if training_logits is None else training_logits
@@ -326,16 +326,6 @@ def classifier(
         return classification_loss(learnt, params, x, labels, label_smoothing=label_smoothing)
 
     return Objective(ignore_label(marginal_energy(logits)), loss, logits)
-
-
-def check_function(name: str, function: Any, *arguments: str) -> None:
-    """Raises ``TypeError`` unless it is a function of these arguments, and no module."""
-    if hasattr(function, "apply") and hasattr(function, "init"):
-        raise TypeError(
-            f"{name} is the module {type(function).__name__}: give its function of one example, module.apply "
-            "(or jaxebm.unbatched(module.apply) for a module that takes a batch)."
-        )
-    checks.function(name, function, *arguments)
 
 
 def _needs_label(energy: Any) -> bool:

@@ -18,8 +18,8 @@ from jaxebm import checks
 from jaxebm.cpu.noise import standard_normal
 from jaxebm.energies.target import LOG_TWO_PI, AnalyticTarget
 from jaxebm.objectives.contrastive import noted
-from jaxebm.objectives.examples import LearntEnergy, over_examples
-from jaxebm.objectives.objective import Batch, labelled
+from jaxebm.objectives.examples import LearntEnergy, examples_of, learnt_energy, over_examples
+from jaxebm.objectives.objective import Batch
 from jaxebm.trees import widened
 from jaxebm.types import Array, Params, Position
 
@@ -240,13 +240,15 @@ def log_densities(proposal: ProposalLike, xs: Position) -> Array:
         return jax.vmap(one)(xs)
 
 
-def learnt_examples(batch: Batch, *, conditional: bool, objective: str) -> Position:
-    """Returns the examples of a batch from which an objective learns, after a check that it has them."""
-    x = labelled(batch, objective)[0] if conditional else batch.x_data
-    checks.real_arrays("batch.x_data", x)
-    checks.floating("batch.x_data", x)
-    checks.batch_length("batch.x_data", x)
-    return jax.tree.map(jnp.asarray, x)
+def checked_energy(
+    energy: Any, proposal: Any, counted: str, count: Any, weight: float | Array
+) -> LearntEnergy:
+    """Checks what objectives with a proposal take, and returns the energy; ``counted`` names the count."""
+    learnt = learnt_energy(energy)
+    check_proposal("proposal", proposal)
+    checks.positive_integer(counted, count)
+    checks.non_negative_number("weight", weight)
+    return learnt
 
 
 def energies_with_noise(
@@ -257,11 +259,11 @@ def energies_with_noise(
     Noise takes the labels of the examples in turn; fewer draws than examples take those of examples that are
     evenly spread over the batch. The energies are float32 or wider.
     """
-    x = learnt_examples(batch, conditional=learnt.conditional, objective=objective)
-    length = checks.batch_length("batch.x_data", x)
+    x, labels = examples_of(batch, objective, conditional=learnt.conditional)
+    length = len(labels)
     both = jax.tree.map(lambda *parts: jnp.concatenate(parts), x, noise)
     if learnt.conditional:
-        labels = jnp.asarray(batch.labels)
+        labels = jnp.asarray(labels)
         count = checks.batch_length("noise", noise)
         turns = np.arange(count) % length if count >= length else np.arange(count) * length // count
         batch = Batch(both, jnp.concatenate([labels, labels[turns]]), both)

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.energies.levels import JointLevelEnergy, at_level
-from jaxebm.objectives.examples import learnt_level_energy, over_examples
+from jaxebm.energies.levels import JointLevelEnergy
+from jaxebm.objectives.examples import learnt_level_energy, objective_at, over_examples
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.noisy_data import check_level_used, noisy
-from jaxebm.objectives.objective import Batch, Objective, ignore_label
+from jaxebm.objectives.noisy_data import check_level_used
+from jaxebm.objectives.objective import Batch, Objective
 from jaxebm.samplers.chains import run_chain
 from jaxebm.samplers.langevin import sgld
-from jaxebm.samplers.noise_levels import check_levels
-from jaxebm.trees import euclidean_norm, wide_dtype, widened
+from jaxebm.samplers.noise_levels import bound_level_energy, chain_arrays, check_level_chains, check_levels
+from jaxebm.trees import dimension, euclidean_norm, noisy, wide_dtype, widened
 from jaxebm.types import BATCH_AXIS, Array, Kernel, LevelEnergyFn, Metrics, Params, Position, Target
 
 __all__ = ["recovery_likelihood", "recovery_samples"]
@@ -93,10 +93,7 @@ def recovery_likelihood(
     """
     learnt = learnt_level_energy(energy_at)
     check_levels(levels, 2)
-    checks.positive_integer("num_steps", num_steps)
-    _check_step_factor(step_factor)
-    checks.kernel_constructor("kernel", kernel)
-    checks.kernel_parameters("kernel", kernel, {"step_size": step_factor})
+    _check_chains(num_steps, step_factor, kernel)
     checks.non_negative_number("weight", weight)
     levels = jnp.asarray(levels, float)
     num_pairs = levels.shape[0] - 1
@@ -125,8 +122,7 @@ def recovery_likelihood(
             end = run_chain(key_chain, bound, y, num_steps)[0].position
             recovered = jax.lax.stop_gradient(end)
             moved = jax.tree.map(lambda end, start: widened(end) - widened(start), recovered, y)
-            size = sum(leaf.size for leaf in jax.tree.leaves(x))
-            distance = euclidean_norm(moved) / (spread * size**0.5)
+            distance = euclidean_norm(moved) / (spread * dimension(x) ** 0.5)
             return energy(params, x, lower), energy(params, recovered, lower), distance
 
         found = over_examples(
@@ -146,8 +142,7 @@ def recovery_likelihood(
             "displacement": displacement,
         }
 
-    energy = at_level(energy_at, levels[-1])
-    return Objective(energy if learnt.conditional else ignore_label(energy), loss)
+    return objective_at(energy_at, levels[-1], loss)
 
 
 def recovery_samples(
@@ -204,23 +199,13 @@ def recovery_samples(
     Reference:
       Gao et al. 2021 (arXiv 2012.08125), algorithm 2.
     """
-    checks.rng_key("rng_key", rng_key)
-    checks.function("energy_at", energy_at, "params", "x", "level")
-    check_levels(levels, 2)
-    checks.positive_integer("num_steps", num_steps)
-    _check_step_factor(step_factor)
-    checks.kernel_constructor("kernel", kernel)
-    checks.kernel_parameters("kernel", kernel, {"step_size": step_factor})
-    checks.batch_length("positions", positions, "a batch of chains")
-    checks.floating("positions", positions)
-    wide = wide_dtype(positions)
+    check_level_chains(rng_key, energy_at, positions, levels)
+    _check_chains(num_steps, step_factor, kernel)
     with checks.shapes_noted(params=params, positions=positions):
         return _recovery_samples(
             rng_key,
             params,
-            jax.tree.map(jnp.asarray, positions),
-            jnp.asarray(levels, wide),
-            jnp.asarray(step_factor, wide),
+            *chain_arrays(positions, levels, step_factor),
             energy_at=energy_at,
             num_steps=num_steps,
             kernel=kernel,
@@ -242,13 +227,8 @@ def _recovery_samples(
     def one_chain(chain_key: Array, position: Position) -> Position:
         def one_level(y: Position, at: tuple[Array, ...]) -> tuple[Position, None]:
             rng_key, level, spread, step_size = at
-
-            def energy(x: Position) -> Array:
-                value = energy_at(params, x, level)
-                checks.scalar_energy("energy_at", value)
-                return value
-
-            bound = kernel(_conditional(energy, y, spread), step_size=step_size)
+            target = functools.partial(bound_level_energy(energy_at, params), level)
+            bound = kernel(_conditional(target, y, spread), step_size=step_size)
             return run_chain(rng_key, bound, y, num_steps)[0].position, None
 
         rng_keys = jax.random.split(chain_key, lower.shape[0])
@@ -261,7 +241,10 @@ def _recovery_samples(
     return jax.vmap(one_chain, axis_name=BATCH_AXIS)(rng_keys, positions)
 
 
-def _check_step_factor(step_factor: float | Array) -> None:
+def _check_chains(num_steps: int, step_factor: float | Array, kernel: Callable[..., Kernel]) -> None:
+    checks.positive_integer("num_steps", num_steps)
+    checks.kernel_constructor("kernel", kernel)
+    checks.kernel_parameters("kernel", kernel, {"step_size": step_factor})
     checks.below_two("step_factor", step_factor, "longer steps diverge where all data are one point")
 
 

@@ -29,9 +29,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.objectives.examples import LearntEnergy, learnt_energy, over_examples
+from jaxebm.objectives.examples import LearntEnergy, example_size, learnt_energy, over_examples
 from jaxebm.objectives.negatives import Negatives
-from jaxebm.objectives.neighbours import energies_around, example_size
+from jaxebm.objectives.neighbours import energies_around
 from jaxebm.objectives.objective import Batch, Loss, Objective
 from jaxebm.objectives.second_derivatives import (
     Slope,
@@ -249,7 +249,7 @@ def finite_difference_score_matching(
                 f"that are a step apart; float32 or wider is needed."
             )
         here, forward, backward = jnp.split(energies, [1, 1 + num_directions], axis=1)
-        size = example_size(learnt.conditional, batch)
+        size = example_size(batch, conditional=learnt.conditional)
         slopes = (forward - backward) / (2 * step)
         curvatures = ((forward - here) + (backward - here)) / step**2
         return _loss(size * jnp.mean(jnp.square(slopes)), size * jnp.mean(curvatures), weight)

@@ -66,7 +66,7 @@ def with_laplacian(slope: Slope, x: Position) -> tuple[Position, Array]:
 
     if size <= _BLOCK:
         gradient, diagonal = jax.vmap(second_derivative, out_axes=(None, 0))(jnp.arange(size))
-        return gradient, jnp.sum(diagonal)
+        return unravel(gradient), jnp.sum(diagonal)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def add_block(total: Array, indices: Array) -> tuple[Array, None]:

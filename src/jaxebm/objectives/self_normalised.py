@@ -3,16 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from jaxebm import checks
-from jaxebm.objectives.examples import learnt_energy
+from jaxebm.objectives.examples import examples_of
 from jaxebm.objectives.negatives import Negatives
 from jaxebm.objectives.objective import Batch, Objective
 from jaxebm.objectives.proposals import (
     ProposalLike,
-    check_proposal,
+    checked_energy,
     draw,
     energies_with_noise,
-    learnt_examples,
     log_densities,
 )
 from jaxebm.types import Array, EnergyFn, Metrics, Params
@@ -74,15 +72,12 @@ def self_normalised(
     Reference:
       Senetaire, Jeha, Mattei & Frellsen 2025 (arXiv 2503.07021), the self-normalised log-likelihood.
     """
-    learnt = learnt_energy(energy)
-    check_proposal("proposal", proposal)
-    checks.positive_integer("num_samples", num_samples)
-    checks.non_negative_number("weight", weight)
+    learnt = checked_energy(energy, proposal, "num_samples", num_samples, weight)
     options = {"conditional": learnt.conditional, "objective": "self_normalised"}
 
     def loss(params: Params, rng_key: Array, batch: Batch, negatives: Negatives) -> tuple[Array, Metrics]:
         del negatives
-        x = learnt_examples(batch, **options)
+        x, _ = examples_of(batch, **options)
         key_samples, key_energy = jax.random.split(rng_key)
         samples = draw(proposal, key_samples, num_samples, x)
         energies, energies_of_samples = energies_with_noise(

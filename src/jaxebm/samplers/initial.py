@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.trees import dimension
 from jaxebm.types import Array, Position
 
 __all__ = [
@@ -165,7 +166,7 @@ class GaussianInitial:
 
     def __post_init__(self) -> None:
         _check_filled("mean", self.mean)
-        d = _num_entries(self.mean)
+        d = dimension(self.mean)
         checks.array("factor", _stand_in(self.factor), (d, d), f"({d}, {d}) for the {d} entries of mean")
         _check_clamps(self.low, self.high)
 
@@ -173,7 +174,7 @@ class GaussianInitial:
         """Returns one draw, of the shape of the mean; the label is ignored."""
         del label
         checks.rng_key("rng_key", rng_key)
-        noise = jax.random.normal(rng_key, (_num_entries(self.mean),), _common_dtype(self.mean))
+        noise = jax.random.normal(rng_key, (dimension(self.mean),), _common_dtype(self.mean))
         return _moved(self.mean, self.factor @ noise, self.low, self.high)
 
 
@@ -207,7 +208,7 @@ class ClassGaussianInitial:
     def __post_init__(self) -> None:
         _check_filled("means", self.means)
         num_classes = checks.batch_length("means", _stand_in(self.means), "one mean a class")
-        d = _num_entries(self.means) // num_classes
+        d = dimension(self.means) // num_classes
         wanted = f"({num_classes}, {d}, {d}) for the {num_classes} classes of means and its {d} entries"
         checks.array("factors", _stand_in(self.factors), (num_classes, d, d), wanted)
         _check_clamps(self.low, self.high)
@@ -230,7 +231,7 @@ class ClassGaussianInitial:
             lambda leaf: leaf.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False),
             jax.tree.map(jnp.asarray, self.means),
         )
-        noise = jax.random.normal(rng_key, (_num_entries(mean),), _common_dtype(mean))
+        noise = jax.random.normal(rng_key, (dimension(mean),), _common_dtype(mean))
         # The products of all classes, then selection: under vmap this is one matrix product, while selecting
         # the factor first would copy a (d, d) matrix for each chain (37 MB at 32x32x3).
         return _moved(mean, (self.factors @ noise)[label], self.low, self.high)
@@ -336,7 +337,7 @@ def _stand_in(tree: Any) -> Any:
 
 def _check_filled(name: str, tree: Any) -> None:
     checks.floating(name, _stand_in(tree))
-    if not _num_entries(tree):
+    if not dimension(tree):
         raise ValueError(f"{name} holds no entry: chains need a shape to start from.")
 
 
@@ -353,10 +354,6 @@ def _floating_dtype(dtype: Any) -> Any:
             f"dtype={dtype!r}: dtype must be a floating-point type, such as jnp.float32, or None."
         )
     return known
-
-
-def _num_entries(tree: Any) -> int:
-    return sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def _common_dtype(tree: Any) -> Any:

@@ -19,6 +19,7 @@ from jax.scipy.linalg import cholesky, solve_triangular
 
 from jaxebm import checks
 from jaxebm.samplers.langevin import scalar_target
+from jaxebm.trees import dimension
 from jaxebm.types import Array, Kernel, Position, Target
 
 __all__ = ["RoundedState", "hmc", "mala", "nuts"]
@@ -273,14 +274,14 @@ def _kernel(blackjax_init: Any, wide_step: Any, log_density: Target, inverse_mas
 
 def _inverse_mass(inverse_mass_matrix: Array | None, position: Position) -> Array:
     dtype = _wide_dtype(position)
-    dimension = sum(leaf.size for leaf in jax.tree.leaves(position))
+    size = dimension(position)
     if inverse_mass_matrix is None:
-        return jnp.ones(dimension, dtype)
+        return jnp.ones(size, dtype)
     shape = jnp.shape(inverse_mass_matrix)
-    if shape not in ((dimension,), (dimension, dimension)):
+    if shape not in ((size,), (size, size)):
         raise ValueError(
-            f"inverse_mass_matrix has shape {shape}: the position holds {dimension} numbers, so "
-            f"({dimension},) for a diagonal, ({dimension}, {dimension}) for a dense matrix or None for the "
+            f"inverse_mass_matrix has shape {shape}: the position holds {size} numbers, so "
+            f"({size},) for a diagonal, ({size}, {size}) for a dense matrix or None for the "
             f"identity is needed."
         )
     return jnp.asarray(inverse_mass_matrix, dtype)

@@ -1,6 +1,7 @@
 """Annealed Langevin dynamics: one chain through a family of energies, from much noise to little."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -147,27 +148,51 @@ def annealed_langevin(
       Song & Ermon 2019 (arXiv:1907.05600), algorithm 1; Song & Ermon 2020 (arXiv:2006.09011);
       Jolicoeur-Martineau et al. 2020 (arXiv:2009.05475), the last denoising.
     """
-    checks.rng_key("rng_key", rng_key)
-    checks.function("energy_at", energy_at, "params", "x", "level")
-    check_levels(levels)
+    check_level_chains(rng_key, energy_at, positions, levels, at_least=1)
     checks.positive_number("step_size", step_size)
     checks.positive_integer("num_steps_per_level", num_steps_per_level)
-    checks.batch_length("positions", positions)
-    checks.floating("positions", positions)
     checks.boolean("denoise", denoise)
-    # In the precision of the chains: under x64, float64 levels would widen the energies of float32 positions.
-    wide = wide_dtype(positions)
     with checks.shapes_noted(params=params, positions=positions):
         return _annealed_langevin(
             rng_key,
             params,
-            jax.tree.map(jnp.asarray, positions),
-            jnp.asarray(levels, wide),
-            jnp.asarray(step_size, wide),
+            *chain_arrays(positions, levels, step_size),
             energy_at=energy_at,
             num_steps_per_level=num_steps_per_level,
             denoise=denoise,
         )
+
+
+def check_level_chains(
+    rng_key: Any, energy_at: Any, positions: Any, levels: Any, *, at_least: int = 2, name: str = "positions"
+) -> None:
+    """Raises unless these are a key, an energy told a level, a batch ``name`` and levels that fall."""
+    checks.rng_key("rng_key", rng_key)
+    checks.function("energy_at", energy_at, "params", "x", "level")
+    check_levels(levels, at_least)
+    checks.real_arrays(name, positions)
+    checks.batch_length(name, positions, "a batch of examples")
+    checks.floating(name, positions)
+
+
+def chain_arrays(positions: Position, *numbers: Array | float) -> tuple[Any, ...]:
+    """Returns the positions and these numbers as arrays, the numbers in the precision of the chains.
+
+    Under x64, float64 levels would widen the energies of float32 positions.
+    """
+    wide = wide_dtype(positions)
+    return jax.tree.map(jnp.asarray, positions), *(jnp.asarray(each, wide) for each in numbers)
+
+
+def bound_level_energy(energy_at: LevelEnergyFn, params: Params) -> Callable[[Array, Position], Array]:
+    """Returns ``(level, x) -> energy``, which raises unless the energy is a scalar."""
+
+    def energy(level: Array, x: Position) -> Array:
+        value = energy_at(params, x, level)
+        checks.scalar_energy("energy_at", value)
+        return value
+
+    return energy
 
 
 def check_levels(levels: Any, at_least: int = 1) -> None:
@@ -193,10 +218,7 @@ def _annealed_langevin(
     num_steps_per_level: int,
     denoise: bool,
 ) -> Position:
-    def energy(level: Array, x: Position) -> Array:
-        value = energy_at(params, x, level)
-        checks.scalar_energy("energy_at", value)
-        return value
+    energy = bound_level_energy(energy_at, params)
 
     def kernel_at(level: Array) -> Kernel:
         return sgld(functools.partial(energy, level), step_size * jnp.square(level / levels[-1]))

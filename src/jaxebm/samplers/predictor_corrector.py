@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jaxebm import checks
 from jaxebm.samplers.chains import run_annealed_chain
 from jaxebm.samplers.langevin import sgld
-from jaxebm.samplers.noise_levels import check_levels
-from jaxebm.trees import wide_dtype
+from jaxebm.samplers.noise_levels import bound_level_energy, chain_arrays, check_level_chains
 from jaxebm.types import BATCH_AXIS, Array, Kernel, LevelEnergyFn, Params, Position
 
-__all__ = ["Predictor", "check_levels", "predictor_corrector"]
+__all__ = ["Predictor", "predictor_corrector"]
 
 Predictor = Literal["reverse_diffusion", "ancestral", "flow"]
 """The step from one level to the next: how much noise it adds."""
@@ -90,24 +89,16 @@ def predictor_corrector(
       Jolicoeur-Martineau et al. 2020 (arXiv:2009.05475). ``"flow"``: Song, Meng & Ermon 2021
       (arXiv:2010.02502), equation 13; Karras et al. 2022 (arXiv:2206.00364), algorithm 1 by Euler's method.
     """
-    checks.rng_key("rng_key", rng_key)
-    checks.function("energy_at", energy_at, "params", "x", "level")
-    check_levels(levels, 2)
+    check_level_chains(rng_key, energy_at, positions, levels)
     checks.one_of("predictor", predictor, get_args(Predictor))
     checks.integer("num_corrector_steps", num_corrector_steps, 0)
     checks.fraction("signal_to_noise", signal_to_noise)
-    checks.batch_length("positions", positions, "a batch of chains")
-    checks.floating("positions", positions)
     checks.boolean("denoise", denoise)
-    # In the precision of the chains: under x64, float64 levels would widen the energies of float32 positions.
-    wide = wide_dtype(positions)
     with checks.shapes_noted(params=params, positions=positions):
         return _predictor_corrector(
             rng_key,
             params,
-            jax.tree.map(jnp.asarray, positions),
-            jnp.asarray(levels, wide),
-            jnp.asarray(signal_to_noise, wide),
+            *chain_arrays(positions, levels, signal_to_noise),
             energy_at=energy_at,
             predictor=predictor,
             num_corrector_steps=num_corrector_steps,
@@ -128,10 +119,7 @@ def _predictor_corrector(
     num_corrector_steps: int,
     denoise: bool,
 ) -> Position:
-    def energy(level: Array, x: Position) -> Array:
-        value = energy_at(params, x, level)
-        checks.scalar_energy("energy_at", value)
-        return value
+    energy = bound_level_energy(energy_at, params)
 
     def kernel_at(at: dict[str, Array]) -> Kernel:
         # Both are a step along the gradient and noise: one program for the whole path.

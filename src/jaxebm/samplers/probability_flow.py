@@ -11,11 +11,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jaxebm import checks
-from jaxebm.trees import wide_dtype
+from jaxebm.trees import dimension, wide_dtype
 from jaxebm.types import BATCH_AXIS, Array, LevelEnergyFn, Params, Position
 
 __all__ = ["Divergence", "FlowLogDensity", "FlowSamples", "probability_flow", "probability_flow_log_density"]
@@ -202,7 +201,7 @@ def probability_flow_log_density(
     if log_prior is not None:
         checks.function("log_prior", log_prior, "x")
     length = checks.batch_length("positions", positions)
-    num_entries = sum(np.size(leaf) for leaf in jax.tree.leaves(positions)) // length
+    num_entries = dimension(positions) // length
     wide = wide_dtype(positions)
     probes = _no_probes(positions)
     if divergence == "hutchinson":

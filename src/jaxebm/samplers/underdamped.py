@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.samplers.langevin import check_numbers, scalar_target
-from jaxebm.trees import euclidean_norm, normal_like, widened
+from jaxebm.trees import dimension, euclidean_norm, normal_like, widened
 from jaxebm.types import Array, Kernel, Position, Target
 
 __all__ = ["UnderdampedInfo", "UnderdampedState", "underdamped"]
@@ -177,4 +177,4 @@ def _masses(mass: Any, position: Position) -> Any:
 
 def _kinetic_temperature(momentum: Position, masses: Position) -> Array:
     scaled = jax.tree.map(lambda p, m: p / jnp.sqrt(jnp.asarray(m)), momentum, masses)
-    return euclidean_norm(scaled) ** 2 / sum(leaf.size for leaf in jax.tree.leaves(momentum))
+    return euclidean_norm(scaled) ** 2 / dimension(momentum)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxebm import checks
 from jaxebm.evaluation.partition.likelihood import check_log_partition
 from jaxebm.samplers.langevin import scalar_target
+from jaxebm.trees import dimension
 from jaxebm.types import Array, EnergyFn, Params, Position
 
 __all__ = ["dequantised_log_likelihood"]
@@ -115,8 +116,7 @@ def _log_masses(
             return jnp.logaddexp(log_sum, log_density), None
 
         log_sum, _ = jax.lax.scan(draw, jnp.asarray(-jnp.inf), jax.random.split(rng_key, num_draws))
-        dimension = sum(leaf.size for leaf in leaves)
-        return log_sum - math.log(num_draws) + dimension * jnp.log(bin_width)
+        return log_sum - math.log(num_draws) + dimension(x) * jnp.log(bin_width)
 
     keys = jax.random.split(rng_key, checks.batch_length("data", data))
     return jax.lax.map(log_mass, (keys, data), batch_size=batch_size)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.samplers.noise_levels import check_levels
-from jaxebm.trees import normal_like, wide_dtype, widened
+from jaxebm.samplers.noise_levels import bound_level_energy, chain_arrays, check_level_chains
+from jaxebm.trees import noisy, widened
 from jaxebm.types import Array, LevelEnergyFn, Params, Position
 
 __all__ = ["LevelClassification", "classify_levels"]
@@ -78,19 +78,13 @@ def classify_levels(
     Reference:
       OuYang, Grenioux & Hernandez-Lobato 2026 (arXiv 2601.21025), the classification loss, over all levels.
     """
-    checks.rng_key("rng_key", rng_key)
-    checks.function("energy_at", energy_at, "params", "x", "level")
-    check_levels(levels, 2)
-    checks.real_arrays("xs", xs)
-    checks.floating("xs", xs)
-    checks.batch_length("xs", xs, "a batch of examples")
+    check_level_chains(rng_key, energy_at, xs, levels, name="xs")
     checks.positive_integer("batch_size", batch_size)
     with checks.shapes_noted(params=params, xs=xs):
         return _classify(
             rng_key,
             params,
-            jax.tree.map(jnp.asarray, xs),
-            jnp.asarray(levels, wide_dtype(xs)),
+            *chain_arrays(xs, levels),
             energy_at=energy_at,
             batch_size=batch_size,
         )
@@ -106,18 +100,14 @@ def _classify(
     energy_at: LevelEnergyFn,
     batch_size: int,
 ) -> LevelClassification:
-    def energy(y: Position, level: Array) -> Array:
-        value = energy_at(params, y, level)
-        checks.scalar_energy("energy_at", value)
-        return widened(value)
+    energy = bound_level_energy(energy_at, params)
 
     def of_example(given: tuple[Array, Position]) -> tuple[Array, Array]:
         rng_key, x = given
 
         def of_level(j: Array) -> tuple[Array, Array]:
-            z = normal_like(jax.random.fold_in(rng_key, j), x)
-            y = jax.tree.map(lambda x, z: (widened(x) + levels[j] * z).astype(x.dtype), x, z)
-            energies = jax.vmap(energy, (None, 0))(y, levels)
+            y, _ = noisy(jax.random.fold_in(rng_key, j), x, levels[j])
+            energies = widened(jax.vmap(energy, (0, None))(levels, y))
             return energies[j] + jax.nn.logsumexp(-energies), jnp.argmin(energies) == j
 
         losses, hits = jax.vmap(of_level)(jnp.arange(len(levels)))
