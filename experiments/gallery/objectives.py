@@ -21,6 +21,7 @@ from jaxebm.samplers import (
     annealed_langevin,
     geometric_levels,
     heated_sgld,
+    mala,
     momentum_descent,
     run_chains,
 )
@@ -213,7 +214,9 @@ SMALLEST_LEVEL = 0.03
 is .08, and less on the others."""
 
 
-def _level_energy(settings: Settings, density: ToyDensity) -> tuple[Any, LevelEnergyFn]:
+def _level_energy(
+    settings: Settings, density: ToyDensity, *, unit_slope: bool = False
+) -> tuple[Any, LevelEnergyFn]:
     """Returns an init function and the energy: a Gaussian of the data's spread, and an MLP told the level."""
     network = LevelMLP(None, widths=settings.widths, activation=settings.activation)
 
@@ -223,7 +226,7 @@ def _level_energy(settings: Settings, density: ToyDensity) -> tuple[Any, LevelEn
     def rest(params: Params, x: Array, level: Array) -> Array:
         return cast(Array, network.apply(params, settings.input_gain * x, level))
 
-    return init, preconditioned_energy(rest, scale=_spread(density))
+    return init, preconditioned_energy(rest, scale=_spread(density), unit_slope=unit_slope)
 
 
 def _of_levels(
@@ -254,22 +257,24 @@ def _of_levels(
 
 NUM_LEVELS, STEPS_PER_LEVEL = 20, 20
 """Of the annealed Langevin dynamics that draws from noise; 401 gradients a sample."""
-RECOVERY_STEPS = 10
-"""Steps of each chain of recovery likelihood, at 8 pairs of levels."""
+RECOVERY_LEVELS, RECOVERY_STEPS = 7, 20
+"""Levels of recovery likelihood, and steps of each of its chains: these are so long that chains forget where
+they began. With 10 steps of .2 energies were about twice too steep."""
+RECOVERY_CHAINS: Mapping[str, Any] = {"num_steps": RECOVERY_STEPS, "step_factor": 0.7, "kernel": mala}
+"""Langevin steps with acceptance: learnt energies are steeper than those of one point, where plain steps of
+this size diverge."""
 
 
 def _recovery(settings: Settings, density: ToyDensity) -> Problem:
-    init, energy_at = _level_energy(settings, density)
+    init, energy_at = _level_energy(settings, density, unit_slope=True)
     top = 2.5 * _spread(density)
-    levels = geometric_levels(top, SMALLEST_LEVEL, 9)
-    objective = objectives.recovery_likelihood(energy_at, levels=levels, num_steps=RECOVERY_STEPS)
+    levels = geometric_levels(top, SMALLEST_LEVEL, RECOVERY_LEVELS)
+    objective = objectives.recovery_likelihood(energy_at, levels=levels, **RECOVERY_CHAINS)
 
     def draw(rng_key: Array, params: Params, num_samples: int) -> Array:
         key_start, key_chains = jax.random.split(rng_key)
         start = (top**2 + _spread(density) ** 2) ** 0.5 * jax.random.normal(key_start, (num_samples, 2))
-        return objectives.recovery_samples(
-            key_chains, energy_at, params, start, levels, num_steps=RECOVERY_STEPS
-        )
+        return objectives.recovery_samples(key_chains, energy_at, params, start, levels, **RECOVERY_CHAINS)
 
     cost = (len(levels) - 1) * RECOVERY_STEPS
     return Problem(init, (Phase(objective),), _judged(objective), draw, cost, chain_gradients=RECOVERY_STEPS)
@@ -331,7 +336,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "energy_discrepancy": Method(_of_energy(objectives.energy_discrepancy, num_samples=4), {"updates": 2000}),
     "self_normalised": Method(_of_proposal(objectives.self_normalised, num_samples=4096), {"updates": 3000}),
-    "recovery_likelihood": Method(_recovery, {"updates": 1500, "batch_size": 256}),
+    "recovery_likelihood": Method(_recovery, {"updates": 2000}),
     "dual_score_matching": Method(_of_levels(objectives.dual_score_matching, 5.0), {"gradient_clip": 1.0}),
     "level_classification": Method(_of_levels(objectives.level_classification, 5.0), {"updates": 3000}),
     "energy_matching": Method(_energy_matching, {}, CHAIN_FLAGS[1:]),

@@ -164,6 +164,27 @@ def test_a_fit_recovers_the_data():
     assert float(jnp.exp(0.5 * params["log_variance"])) == pytest.approx(float(x.std()), rel=0.15)
 
 
+@pytest.mark.parametrize(("num_steps", "step_factor"), [(8, 0.2), (40, 0.2)])
+def test_chains_that_keep_a_share_of_their_start_make_wide_directions_too_steep(num_steps, step_factor):
+    """The gradient is zero at the curvature that the docstring's factor predicts, and not at the true one."""
+    n, variance, levels = 200_000, 400.0, np.array([2.0, 1.0])
+    kept = (1 - step_factor / 4) ** num_steps
+    factor = (2 - kept**2) / (2 - 2 * kept)
+
+    def energy_at(curvature, x, level):
+        return 0.5 * curvature * x**2 / variance
+
+    objective = recovery_likelihood(energy_at, levels=levels, num_steps=num_steps, step_factor=step_factor)
+    x = np.sqrt(variance - 1) * jax.random.normal(jax.random.key(0), (n,))
+    gradient = jax.jit(jax.grad(objective.loss, has_aux=True))
+    at = {k: float(gradient(k, jax.random.key(1), Batch(None, None, x), NONE)[0]) for k in (1.0, factor)}
+    # Differences of squares, 2 x (x' - x) with x of the variance and x' - x of about s^2 = 3 (1 + kept).
+    error = np.sqrt(3 * (1 + kept) / variance / n)
+    assert abs(at[factor]) < 5 * error
+    if num_steps == 8:  # elsewhere the data do not tell them apart
+        assert at[1.0] < -5 * error
+
+
 def logits_at(params, x, level):
     return params * x / (1 + level)
 

@@ -166,7 +166,7 @@ def test_settings_that_do_not_fit_are_refused(changes, message: str):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective.p_x_weight": 1.0}, "matches one energy"),
+        ({"objective.p_x_weight": 1.0}, "learns one energy"),
         ({"objective.energy_l2": 0.1}, "objective.energy_l2"),
         ({"objective.adversarial_radius": 1.0}, "objective.adversarial_radius"),
         ({"objective.last_step_weight": 1.0}, "objective.last_step_weight is about the chains"),

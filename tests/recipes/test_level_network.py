@@ -10,10 +10,13 @@ import pytest
 
 import jaxebm
 from jaxebm.energies import joint_energy_at
+from jaxebm.objectives import Batch, Negatives, recovery_likelihood
 from jaxebm.recipes import base_config, replace_settings, train
-from jaxebm.recipes.build import hidden_kernels, make_network, make_optimizer
+from jaxebm.recipes.build import hidden_kernels, make_network, make_objective, make_optimizer
+from jaxebm.recipes.recovery import recovery_for
 from jaxebm.report.chains import advance_along
-from jaxebm.samplers import power_levels
+from jaxebm.samplers import geometric_levels, power_levels
+from jaxebm.training import Remedy
 
 LEVELS = {
     "architecture.widths": (16,),
@@ -154,6 +157,8 @@ def test_muon_moves_the_kernels_of_hidden_layers_by_orthogonal_matrices(network)
         ({"architecture.hidden_widths": (0,)}, "architecture.hidden_widths=(0,)"),
         ({"sampler.kernel": "heated"}, "sampler.kernel=heated"),
         ({"sampler.num_steps": 1}, "sampler.num_steps is the number of noise levels"),
+        ({"levels.count": 5}, "levels.count is for objective.method=recovery-likelihood"),
+        ({"levels.step_factor": 0.1}, "levels.step_factor is for objective.method=recovery-likelihood"),
         ({"evaluation.sample_steps": (1, 5)}, "evaluation.sample_steps"),
         ({"objective.coupling": "independent"}, "objective.coupling is for"),
         ({"objective.energy_l2": 0.1}, "objective.energy_l2"),
@@ -162,6 +167,87 @@ def test_muon_moves_the_kernels_of_hidden_layers_by_orthogonal_matrices(network)
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):
     config = base_config("dual_score_matching", network="convnet")
+    config.check()
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        replace_settings(config, changes).check()
+    assert message in str(error.value)
+
+
+RECOVERED = {
+    "levels.count": 3,
+    "evaluation.sample_steps": (3,),
+    "architecture.widths": (8,),
+    "data.batch_size": 4,
+    "data.max_shift": 0.0,
+}
+
+
+def test_recovery_likelihood_is_learnt_at_the_levels_of_the_settings(toy, blobs):
+    config = toy(RECOVERED | {"levels.step_factor": 0.7, "objective.p_xy_weight": 2.0}, recipe="drl")
+    network = make_network(config, 3)
+    params = network.init(jax.random.key(0), jnp.zeros((4, 4, 1)))
+    x, labels = jnp.asarray(blobs.rescale(blobs.train.image[:4])), jnp.asarray(blobs.train.label[:4])
+    batch, key, none = Batch(x, labels, x), jax.random.key(1), Negatives(None, None)
+    levels = geometric_levels(config.levels.highest, config.levels.lowest, 3)
+    plain = recovery_likelihood(
+        joint_energy_at(network.logits_at), levels=levels, num_steps=2, step_factor=0.7, weight=2.0
+    )
+    alone = replace_settings(config, {"objective.p_y_given_x_weight": 0.0})
+    chex.assert_trees_all_equal(
+        make_objective(alone, network, (4, 4, 1)).loss(params, key, batch, none),
+        plain.loss(params, key, batch, none),
+    )
+    hybrid, found = make_objective(config, network, (4, 4, 1)).loss(params, key, batch, none)
+    expected = plain.loss(params, key, batch, none)[0] + 0.1 * found["cross_entropy"]
+    assert float(hybrid) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_recovering_model_is_reloaded_and_draws_through_all_its_levels(toy, blobs, tmp_path):
+    run = train(toy(RECOVERED | {"report": False, "output": tmp_path / "run"}, recipe="drl"), blobs)
+    assert {"displacement", "energy_gap", "cross_entropy"} <= set(run.result.history[-1])
+    model = jaxebm.load(run.folder)
+    path = model.network.path
+    assert (path.num_levels, path.least_steps, path.mean) == (3, 3, -0.39)
+    images = model.sample(jax.random.key(0), 6, label=[0, 1, 2, 0, 1, 2], num_steps=4)
+    assert images.shape == (6, 4, 4, 1)
+    low, high = blobs.space.value_range
+    assert low <= images.min() < images.max() <= high
+    with pytest.raises(ValueError, match="num_steps=2: num_steps must be an integer of at least 3"):
+        model.sample(jax.random.key(0), 1, num_steps=2)
+
+
+def test_a_remedy_takes_more_and_smaller_steps_of_recovery(toy):
+    config = toy(RECOVERED, recipe="drl")
+    remade = []
+    recovery = recovery_for(config, remade.append)
+    assert recovery is not None
+    recovery.remake(Remedy("more, smaller steps", sampler_steps_factor=4))
+    assert remade[0].sampler.num_steps == 4 * config.sampler.num_steps
+    assert remade[0].levels.step_factor == config.levels.step_factor / 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels.count": 1}, "levels.count=1"),
+        ({"levels.step_factor": 2.0}, "levels.step_factor=2.0"),
+        ({"levels.lowest": 7.0}, "levels.highest=6.0: above levels.lowest=7.0"),
+        ({"levels.median": 1.0}, "levels.median is for objective.method=dual-score-matching"),
+        ({"levels.derivative_weight": 1.0}, "levels.derivative_weight is for objective.method=dual"),
+        ({"levels.p_y_given_x_weight": 0.0}, "levels.p_y_given_x_weight is for objective.method=dual"),
+        ({"evaluation.sample_steps": (6, 90)}, "evaluation.sample_steps=6"),
+        ({"sampler.initial": "uniform"}, "sampler.initial=uniform"),
+        ({"sampler.kernel": "heated"}, "sampler.kernel=heated: with objective.method=recovery-likelihood"),
+        ({"objective.energy_l2": 0.1}, "objective.energy_l2"),
+        ({"objective.contrast": "binary"}, "objective.contrast=binary is a loss of objective.method=chains"),
+        ({"objective.matching_scale": 2.0}, "objective.matching_scale is for"),
+        ({"objective.last_step_weight": 1.0}, "objective.last_step_weight"),
+        ({"architecture.spectral_norm": True}, "architecture.norm and spectral_norm"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_recovery_likelihood_are_refused(changes, message):
+    config = base_config("drl", network="convnet")
     config.check()
     with pytest.raises(ValueError) as error:  # noqa: PT011
         replace_settings(config, changes).check()

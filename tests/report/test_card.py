@@ -312,6 +312,10 @@ PATH = report.LevelPath(logits_at, lowest=0.5, highest=4.0)
         ({"path": PATH._replace(state_clamp=(1.0, -1.0))}, ValueError, "path.state_clamp"),
         ({"path": PATH._replace(logits_at=logits)}, TypeError, "path.logits_at"),
         ({"path": PATH, "num_steps": 1}, ValueError, "num_steps=1: with a path .* at least 2"),
+        ({"path": PATH._replace(num_levels=1)}, ValueError, "path.num_levels=1"),
+        ({"path": PATH._replace(step_factor=2.0)}, ValueError, "path.step_factor=2.0"),
+        ({"path": PATH._replace(mean=np.nan)}, ValueError, "path.mean"),
+        ({"path": PATH._replace(num_levels=5), "num_steps": 4}, ValueError, "num_steps=4: .* at least 5"),
     ],
 )
 def test_unfit_arguments_are_refused_before_anything_is_compiled(

@@ -33,6 +33,7 @@ from jaxebm.objectives import (
     equilibrium_matching,
     jem,
     likelihood,
+    recovery_likelihood,
     with_adversarial_examples,
     with_classification,
     with_last_step,
@@ -43,6 +44,7 @@ from jaxebm.recipes.level_network import LevelNetwork
 from jaxebm.recipes.observe import make_observe
 from jaxebm.recipes.recovery import recovery_for
 from jaxebm.recipes.sampler import PIXELS, make_chain_energy, make_initial, make_kernel, make_negatives
+from jaxebm.samplers import geometric_levels
 from jaxebm.training import AugmentExample, Learner, Observe, Recovery, Sharpness, fingerprint, learner
 from jaxebm.types import Array, LogitsFn, Params
 
@@ -89,11 +91,12 @@ def make_network(config: Config, num_classes: int) -> Any:
     if config.uses_levels:
         clamp = PIXELS if config.sampler.clamp else None
         if config.network == "mlp":
-            return LevelNetwork(LevelMLP(outputs, widths=parts.widths, **common), config.levels, clamp)
-        layers = {"channels": parts.channels, "blocks": parts.blocks, "widths": parts.hidden_widths}
-        return LevelNetwork(
-            LevelConvNet(outputs, level_offset=True, **layers, **common), config.levels, clamp
-        )
+            module: Any = LevelMLP(outputs, widths=parts.widths, **common)
+        else:
+            layers = {"channels": parts.channels, "blocks": parts.blocks, "widths": parts.hidden_widths}
+            # Recovery likelihood does not see a constant of the level.
+            module = LevelConvNet(outputs, level_offset=not config.recovers, **layers, **common)
+        return LevelNetwork(module, config.levels, clamp, config.recovers)
     if config.network == "mlp":
         return MLP(outputs, widths=parts.widths, **common)
     common |= {"norm": None if parts.norm == "none" else parts.norm, "spectral_norm": parts.spectral_norm}
@@ -253,13 +256,21 @@ def make_objective(config: Config, network: Any, image_shape: tuple[int, ...]) -
 
 
 def make_without_chains(config: Config, network: Any) -> Objective:
-    """Returns the objective of a method without chains: E(x) or E(x, y) learnt, and cross-entropy."""
+    """Returns the objective of a method that is given no negatives: E(x) or E(x, y), and cross-entropy."""
     settings = config.objective
     conditional = settings.p_xy_weight > 0
     logits: LogitsFn = network.apply
     weight = settings.p_xy_weight if conditional else settings.p_x_weight
-    if config.uses_levels:
-        levels = config.levels
+    levels = config.levels
+    if config.recovers:
+        objective = recovery_likelihood(
+            (joint_energy_at if conditional else marginal_energy_at)(network.logits_at),
+            levels=geometric_levels(levels.highest, levels.lowest, levels.count),
+            num_steps=config.sampler.num_steps,
+            step_factor=levels.step_factor,
+            weight=weight,
+        )
+    elif config.uses_levels:
         objective = dual_score_matching(
             (joint_energy_at if conditional else marginal_energy_at)(network.logits_at),
             lowest=levels.lowest,

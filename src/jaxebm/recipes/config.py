@@ -132,9 +132,12 @@ class DataConfig:
 class ObjectiveConfig:
     """Settings of the loss."""
 
-    method: Literal["chains", "energy-matching", "equilibrium-matching", "dual-score-matching"] = "chains"
-    """How the density is learnt: from samples of chains, from the velocity from noise to data, or by removing
-    noise of all levels with a network that is told the level (group `levels`)."""
+    method: Literal[
+        "chains", "energy-matching", "equilibrium-matching", "dual-score-matching", "recovery-likelihood"
+    ] = "chains"
+    """How the density is learnt: from samples of chains, from the velocity from noise to data, or with a
+    network that is told a noise level (group `levels`): by removing noise of all levels, or from chains that
+    recover images of one level from those of the next higher one."""
     p_y_given_x_weight: float = 1.0
     """Weight of log p(y|x), the cross-entropy."""
     p_x_weight: float = 0.5
@@ -163,24 +166,31 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class LevelsConfig:
-    """Settings of the noise levels of objective.method=dual-score-matching, in units of pixels in [-1, 1]."""
+    """Settings of the noise levels of objective.method=dual-score-matching and recovery-likelihood, in units
+    of pixels in [-1, 1]."""
 
     lowest: float = 0.06
     """The model's density is that of images with this noise."""
     highest: float = 20.0
     """Where samples start: noise that hides the images."""
     median: float = 0.5
-    """Median of the levels of training."""
+    """Median of the levels of training; of dual-score-matching."""
     spread: float = 1.2
-    """Standard deviation of the logarithm of those levels."""
+    """Standard deviation of the logarithm of those levels; of dual-score-matching."""
     data_mean: float = 0.0
     """Mean of all pixels, in [-1, 1]."""
     data_scale: float = 0.5
     """Standard deviation of all pixels, in [-1, 1]."""
     derivative_weight: float = 10.0
-    """Weight of the derivative of the energy by the level, which makes it a log-density."""
+    """Weight of the derivative of the energy by the level, which makes it a log-density; of
+    dual-score-matching."""
     p_y_given_x_weight: float = 0.05
-    """Weight of log p(y|x; level) of the noisy images, at all levels."""
+    """Weight of log p(y|x; level) of the noisy images, at all levels; of dual-score-matching."""
+    count: int = 7
+    """Levels of recovery-likelihood, by equal factors: one energy for each but the highest."""
+    step_factor: float = 0.5
+    """Steps of the chains of recovery-likelihood, in units of the least variance of an image given a noisier
+    one; below 2. Training takes sampler.num_steps of them, at one level."""
     guidance: float = 3.0
     """Samples of a class: weight of log p(y|x; level); 1 draws from p(x|y) itself, more is more typical."""
 
@@ -267,6 +277,7 @@ class Config:
         "energy_matching",
         "equilibrium_matching",
         "dual_score_matching",
+        "drl",
     ] = "tuned"
     """Method of a paper; with `wide-resnet` also its network, optimiser and epochs. Flags override it."""
     task: Literal["supervised", "unconditional"] = "supervised"
@@ -307,13 +318,18 @@ class Config:
 
     @property
     def uses_chains(self) -> bool:
-        """Whether the density is learnt from samples of chains."""
+        """Whether the density is learnt from samples of chains on the energy itself."""
         return self.generative and self.objective.method == "chains"
 
     @property
     def uses_levels(self) -> bool:
         """Whether the network is told noise levels."""
-        return self.objective.method == "dual-score-matching"
+        return self.objective.method in ("dual-score-matching", "recovery-likelihood")
+
+    @property
+    def recovers(self) -> bool:
+        """Whether images of one noise level are recovered from those of the next, by chains."""
+        return self.objective.method == "recovery-likelihood"
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is out of range or does not fit another."""

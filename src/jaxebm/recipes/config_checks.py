@@ -54,6 +54,7 @@ def check_config(config: "Config") -> None:
         "levels.median",
         "levels.spread",
         "levels.data_scale",
+        "levels.step_factor",
     ):
         checks.positive(name, _setting(config, name))
     for name in (
@@ -196,10 +197,11 @@ def _check_sampler(config: "Config") -> None:
         _check_levels(config)
     else:
         names = [f"levels.{entry.name}" for entry in dataclasses.fields(config.levels)]
-        _check_unused(config, names, "objective.method=dual-score-matching")
+        _check_unused(config, names, "objective.method=dual-score-matching and recovery-likelihood")
     if not config.uses_levels or config.network != "convnet":
         names = ["architecture.blocks", "architecture.hidden_widths"]
-        _check_unused(config, names, "network=convnet with objective.method=dual-score-matching")
+        purpose = "network=convnet with objective.method=dual-score-matching or recovery-likelihood"
+        _check_unused(config, names, purpose)
     if weights.method not in ("energy-matching", "equilibrium-matching"):
         names = ["objective.matching_scale", "objective.coupling"]
         _check_unused(config, names, "objective.method=energy-matching and equilibrium-matching")
@@ -219,11 +221,11 @@ def _check_matching(config: "Config") -> None:
     weights = config.objective
     if weights.p_x_weight > 0 and weights.p_xy_weight > 0:
         raise ValueError(
-            f"objective.method={weights.method} matches one energy: set objective.p_xy_weight=0 for E(x), or "
+            f"objective.method={weights.method} learns one energy: set objective.p_xy_weight=0 for E(x), or "
             "objective.p_x_weight=0 for E(x, y)."
         )
     for name, reason in (
-        ("energy_l2", "has no chains whose energies could drift"),
+        ("energy_l2", "has no term of that kind"),
         ("adversarial_radius", "learns the examples as they are"),
     ):
         if getattr(weights, name):
@@ -235,25 +237,25 @@ def _check_matching(config: "Config") -> None:
         )
     if weights.contrast != "likelihood":
         raise ValueError(
-            f"objective.contrast={weights.contrast} compares data with samples of chains, which "
-            f"objective.method={weights.method} does without."
+            f"objective.contrast={weights.contrast} is a loss of objective.method=chains, and not of "
+            f"objective.method={weights.method}."
         )
     if config.architecture.norm == "batch":
         raise ValueError(
             f"architecture.norm=batch: the slope of E(x) at one x depends on the batch then, and "
-            f"objective.method={weights.method} matches slopes; use none or group."
+            f"objective.method={weights.method} learns by slopes; use none or group."
         )
 
 
 def _check_levels(config: "Config") -> None:
-    levels, parts = config.levels, config.architecture
+    levels, parts, method = config.levels, config.architecture, config.objective.method
     if levels.lowest >= levels.highest:
         raise ValueError(f"levels.highest={levels.highest}: above levels.lowest={levels.lowest} is needed.")
     checks.number("levels.data_mean", levels.data_mean)
     if config.network not in ("mlp", "convnet"):
         raise ValueError(
-            f"network={config.network} is not told noise levels: objective.method=dual-score-matching needs "
-            "mlp or convnet."
+            f"network={config.network} is not told noise levels: objective.method={method} needs mlp or "
+            "convnet."
         )
     if config.network == "convnet":
         check_blocks(parts.blocks, parts.channels, name="architecture.blocks")
@@ -268,15 +270,43 @@ def _check_levels(config: "Config") -> None:
         )
     if config.sampler.kernel not in ("sgld", "descent"):
         raise ValueError(
-            f"sampler.kernel={config.sampler.kernel}: with objective.method=dual-score-matching images are "
-            "drawn along the levels, and the kernel refines images at the lowest one: use sgld or descent."
+            f"sampler.kernel={config.sampler.kernel}: with objective.method={method} images are drawn along "
+            "the levels, and the kernel refines images at the lowest one: use sgld or descent."
         )
+    if config.sampler.initial != "normal":
+        raise ValueError(
+            f"sampler.initial={config.sampler.initial}: with objective.method={method} images are drawn from "
+            "the noise of the highest level: use normal."
+        )
+    if config.recovers:
+        _check_recovery(config)
+    else:
+        _check_denoising(config)
+
+
+def _check_denoising(config: "Config") -> None:
+    names = ["levels.count", "levels.step_factor"]
+    _check_unused(config, names, "objective.method=recovery-likelihood")
     if config.sampler.num_steps < 2:
         raise ValueError(
             "sampler.num_steps is the number of noise levels of a sample: at least 2 are needed."
         )
     if min(config.evaluation.sample_steps) < 2:
         raise ValueError("evaluation.sample_steps are numbers of noise levels: at least 2 are needed.")
+
+
+def _check_recovery(config: "Config") -> None:
+    levels = config.levels
+    names = ("median", "spread", "derivative_weight", "p_y_given_x_weight")
+    _check_unused(config, [f"levels.{name}" for name in names], "objective.method=dual-score-matching")
+    checks.integer("levels.count", levels.count, 2)
+    checks.below_two("levels.step_factor", levels.step_factor, "longer steps of the chains diverge")
+    least = min(config.evaluation.sample_steps)
+    if least < levels.count:
+        raise ValueError(
+            f"evaluation.sample_steps={least}: chains through levels.count={levels.count} levels take at "
+            f"least {levels.count} steps."
+        )
 
 
 def _check_unused(config: "Config", names: Sequence[str], purpose: str) -> None:

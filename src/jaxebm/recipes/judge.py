@@ -151,7 +151,7 @@ def judge_run(
         folder=folder.path,
         settings=settings,
         kernel=make_kernel(config),
-        num_steps=config.sampler.num_steps,
+        num_steps=_steps_of_chains(config),
         initial=jax.tree.map(jnp.asarray, initial),
         buffer=kept.buffer,
         conditional=config.sampler.chains == "conditional",
@@ -170,6 +170,12 @@ def judge_run(
             **({"command": command_for(config)} if _is_known(config.dataset) else {}),
         },
     )
+
+
+def _steps_of_chains(config: Config) -> int:
+    """Steps of the chains of an update; of those of recovery likelihood, at all levels, and the last one."""
+    steps = config.sampler.num_steps
+    return (config.levels.count - 1) * steps + 1 if config.recovers else steps
 
 
 def publish(run: RunFolder, card: dict[str, Any], *, shown: bool = True) -> None:

@@ -19,11 +19,13 @@ class LevelNetwork:
       module: F, a Flax module of an image and a level, such as `jaxebm.energies.LevelConvNet`.
       levels: its levels and the mean and standard deviation of the images.
       state_clamp: the range to which samples are clipped, or None.
+      recovers: whether samples are drawn by the conditional chains of recovery likelihood.
     """
 
     module: Any
     levels: LevelsConfig
     state_clamp: tuple[float, float] | None = None
+    recovers: bool = False
 
     def init(self, rng_key: Array, x: Array) -> Params:
         """Returns initial parameters for images of the shape of ``x``."""
@@ -46,4 +48,7 @@ class LevelNetwork:
     def path(self) -> LevelPath:
         """How fresh chains go from noise to images."""
         levels = self.levels
-        return LevelPath(self.logits_at, levels.lowest, levels.highest, levels.guidance, self.state_clamp)
+        path = LevelPath(self.logits_at, levels.lowest, levels.highest, levels.guidance, self.state_clamp)
+        if not self.recovers:
+            return path
+        return path._replace(num_levels=levels.count, step_factor=levels.step_factor, mean=levels.data_mean)

@@ -177,7 +177,8 @@ class Model:
 
         Chains run on E(x), or on E(x, y) of the class asked for. Chains of finite length are approximate
         samples; the run's card says how good they are after which number of steps. A model that is told noise
-        levels draws from noise through ``num_steps`` levels, at random classes where none is asked for.
+        levels draws from noise through ``num_steps`` levels, or in as many steps through the levels that it
+        learnt (recipe ``drl``), at random classes where none is asked for.
 
         Args:
           rng_key: one key.
@@ -189,11 +190,12 @@ class Model:
           Raw pixels, float32 ``(n, H, W, C)``.
 
         Raises:
-          ValueError: for a class that there is not, or a number that is not an integer of at least 1 (2 for
-            ``num_steps`` of a model that is told noise levels).
+          ValueError: for a class that there is not, or a number that is not an integer of at least 1; with
+            noise levels ``num_steps`` must be at least 2, or reach every level.
         """
         checks.positive_integer("num_samples", num_samples)
-        checks.integer("num_steps", num_steps, 2 if self.config.uses_levels else 1)
+        least = self.network.path.least_steps if self.config.uses_levels else 1
+        checks.integer("num_steps", num_steps, least)
         key_label, key_start, key_chain = jax.random.split(rng_key, 3)
         if label is None:
             num_classes = self.space.num_classes if self.knows_classes else 1

@@ -60,16 +60,17 @@ def recovery_for(
         return None
 
     def remake(remedy: Remedy) -> Learner:
-        sampler, objective = config.sampler, config.objective
+        sampler, objective, levels = config.sampler, config.objective, config.levels
         before = SamplerNumbers(sampler.num_steps, sampler.step_size, sampler.noise, objective.energy_l2)
         after = refine(before, remedy)
         remedied = replace(
             config,
             sampler=replace(sampler, num_steps=after.num_steps, step_size=after.step_size, noise=after.noise),
+            levels=replace(levels, step_factor=levels.step_factor / remedy.sampler_steps_factor),
             objective=replace(objective, energy_l2=after.energy_l2),
         )
         return make_learner(remedied)
 
     # Without chains a batch of rare noise levels may have a large gradient: that alone is no divergence.
-    monitor = Monitor(bands=config.uses_chains or not config.generative)
+    monitor = Monitor(bands=config.uses_chains or config.recovers or not config.generative)
     return Recovery(remake=remake, monitor=monitor, keep_on=keep_on)

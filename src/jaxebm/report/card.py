@@ -98,7 +98,7 @@ def evaluate(
       initial: Where fresh chains start; uniform over [-1, 1] by default.
       buffer: The replay buffer at the end of training, or None.
       conditional: Whether the buffer's chains belong to classes.
-      path: How a model that is told noise levels draws fresh chains, with as many levels as there are steps;
+      path: How a model that is told noise levels draws fresh chains, from noise down to its lowest level;
         ``kernel`` then serves the other chains, on the model's energy. None draws them by ``kernel``, too.
       twin_params: Parameters of the same network trained by cross-entropy alone, to compare with, or None.
       seed: Seed of all random numbers.
@@ -166,9 +166,10 @@ def evaluate(
             ("num_steps", num_steps),
             ("settings.sample_steps", min(settings.sample_steps)),
         ):
-            if smallest < 2:
+            if smallest < path.least_steps:
                 raise ValueError(
-                    f"{name}={smallest}: with a path through noise levels at least 2 are needed."
+                    f"{name}={smallest}: with a path through noise levels at least {path.least_steps} are "
+                    "needed."
                 )
     subject = ModelUnderTest(
         logits, params, kernel, num_steps, initial, twin_params, buffer, conditional, path
@@ -203,6 +204,10 @@ def _check_path(path: LevelPath, params: Params, image_shape: tuple[int, ...]) -
     checks.non_negative_number("path.guidance", path.guidance)
     if path.state_clamp is not None:
         checks.interval("path.state_clamp", path.state_clamp)
+    if path.num_levels is not None:
+        checks.integer("path.num_levels", path.num_levels, 2)
+    checks.below_two("path.step_factor", path.step_factor, "longer steps of the conditional chains diverge")
+    checks.number("path.mean", path.mean)
     checks.function("path.logits_at", path.logits_at, "params", "x", "level")
     example = jax.ShapeDtypeStruct(image_shape, np.float32)
     found = jax.eval_shape(path.logits_at, params, example, jax.ShapeDtypeStruct((), np.float32))

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxebm.energies import guided_energy_at
-from jaxebm.objectives import run_labelled_chains
+from jaxebm.objectives import recovery_samples, run_labelled_chains
 from jaxebm.report.subject import Evaluation, LevelPath
-from jaxebm.samplers import Initial, power_levels, predictor_corrector
-from jaxebm.types import Array, JointEnergyFn, MakeKernel, Params
+from jaxebm.samplers import Initial, geometric_levels, power_levels, predictor_corrector
+from jaxebm.types import Array, JointEnergyFn, LevelEnergyFn, MakeKernel, Params
 
 __all__ = ["Samples", "advance", "advance_along", "finite", "fresh_chains", "is_finite", "start_chains"]
 
@@ -44,25 +44,71 @@ def advance_along(path: LevelPath) -> Callable[..., Array]:
     Each of ``num_steps`` is one gradient: a step to the next level, with ancestral noise, and at the end the
     expected clean image. The positions are standard normals; a chain starts from ``highest`` times its own.
     A chain is of the class of its label. A model of one logit has no classes.
+
+    With ``num_levels`` the steps before that last one are those of the conditional chains of recovery
+    likelihood, as many at each level, and one more at the last ones where they cannot be divided. They start
+    about ``mean``.
     """
     energy_at = guided_energy_at(path.logits_at, path.guidance)
+    through = _through_levels if path.num_levels is None else _recovering
 
     def run(rng_key: Array, params: Params, positions: Array, labels: Array, num_steps: int) -> Array:
-        levels = power_levels(path.highest, path.lowest, num_steps)
-
         def one(rng_key: Array, position: Array, label: Array) -> Array:
             def energy_of_class(params: Params, x: Array, level: Array) -> Array:
                 return energy_at(params, x, label, level)
 
-            start = path.highest * position[None]
-            return predictor_corrector(
-                rng_key, energy_of_class, params, start, levels, predictor="ancestral", num_corrector_steps=0
-            )[0]
+            return through(path, rng_key, energy_of_class, params, position[None], num_steps)[0]
 
         images = jax.vmap(one)(jax.random.split(rng_key, len(labels)), positions, labels)
         return images if path.state_clamp is None else jnp.clip(images, *path.state_clamp)
 
     return jax.jit(run, static_argnames="num_steps")
+
+
+def _through_levels(
+    path: LevelPath,
+    rng_key: Array,
+    energy_at: LevelEnergyFn,
+    params: Params,
+    positions: Array,
+    num_steps: int,
+) -> Array:
+    """A level for each step."""
+    levels = power_levels(path.highest, path.lowest, num_steps)
+    return predictor_corrector(
+        rng_key,
+        energy_at,
+        params,
+        path.highest * positions,
+        levels,
+        predictor="ancestral",
+        num_corrector_steps=0,
+    )
+
+
+def _recovering(
+    path: LevelPath,
+    rng_key: Array,
+    energy_at: LevelEnergyFn,
+    params: Params,
+    positions: Array,
+    num_steps: int,
+) -> Array:
+    """Conditional chains through the levels that the model learnt, longer by a step at the last ones."""
+    assert path.num_levels is not None
+    levels = geometric_levels(path.highest, path.lowest, path.num_levels)
+    each, longer = divmod(num_steps - 1, path.num_levels - 1)
+    turn = path.num_levels - 1 - longer
+    x = path.mean + path.highest * positions
+    for key, part, length in zip(
+        jax.random.split(rng_key), (levels[: turn + 1], levels[turn:]), (each, each + 1), strict=True
+    ):
+        if len(part) > 1:
+            x = recovery_samples(
+                key, energy_at, params, x, part, num_steps=length, step_factor=path.step_factor
+            )
+    slope = jax.vmap(jax.grad(energy_at, argnums=1), (None, 0, None))(params, x, levels[-1])
+    return x - levels[-1] ** 2 * slope
 
 
 def fresh_chains(

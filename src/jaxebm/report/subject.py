@@ -36,12 +36,19 @@ Result = TypeVar("Result")
 class LevelPath(NamedTuple):
     """How a model that is told noise levels draws: from noise of the highest level down to the lowest.
 
+    Each step is one gradient, the last one removes the noise. With ``num_levels`` the others are those of the
+    conditional chains of `jaxebm.objectives.recovery_samples` through as many geometric levels, else there is
+    a level for each step.
+
     Attributes:
       logits_at: f(params, x, level) of one image in [-1, 1], ``(K,)``.
       lowest: The last noise level, above 0, in units of those images.
       highest: The first one, several times the spread of the images.
       guidance: Weight of log p(y | x; level) in samples of a class; 1 is p(x | y) itself.
       state_clamp: ``(low, high)`` to which the entries of the last image are clipped, or None.
+      num_levels: Levels of the conditional chains, at least 2, those of training; None for no such chains.
+      step_factor: Steps of these chains, over the least variance of an image given a noisier one; below 2.
+      mean: Mean of the entries of the images, about which these chains start.
     """
 
     logits_at: LevelLogitsFn
@@ -49,6 +56,14 @@ class LevelPath(NamedTuple):
     highest: float
     guidance: float = 1.0
     state_clamp: tuple[float, float] | None = None
+    num_levels: int | None = None
+    step_factor: float = 0.2
+    mean: float = 0.0
+
+    @property
+    def least_steps(self) -> int:
+        """Steps that a path takes at least: two levels; or one at each level but the first, and the last."""
+        return 2 if self.num_levels is None else self.num_levels
 
 
 class ModelUnderTest(NamedTuple):
