@@ -59,8 +59,8 @@ def predictor_corrector(
       params: its parameters.
       positions: where the n chains start, leaves ``(n, ...)``: draws from the law at the first level, such as
         sigma_1 times standard normals where that level hides the data.
-      levels: sigma_1 > ... > sigma_L > 0, ``(L,)``, L at least 2, as from ``geometric_levels`` or
-        ``power_levels``.
+      levels: sigma_1 > ... > sigma_L > 0, ``(L,)``, as from ``geometric_levels`` or ``power_levels``. L is at
+        least 2, or 1 with ``denoise``: then the expected clean x is all that is computed.
       predictor: ``"reverse_diffusion"``, ``"ancestral"`` or ``"flow"``.
       num_corrector_steps: M >= 0, Langevin steps at each new level; 0 is a predictor alone.
       signal_to_noise: r > 0, ``()``; below 1, where the corrector of a Gaussian becomes unstable.
@@ -92,13 +92,13 @@ def predictor_corrector(
     """
     checks.rng_key("rng_key", rng_key)
     checks.function("energy_at", energy_at, "params", "x", "level")
-    check_levels(levels, 2)
     checks.one_of("predictor", predictor, get_args(Predictor))
     checks.integer("num_corrector_steps", num_corrector_steps, 0)
     checks.fraction("signal_to_noise", signal_to_noise)
     checks.batch_length("positions", positions, "a batch of chains")
     checks.floating("positions", positions)
     checks.boolean("denoise", denoise)
+    check_levels(levels, 1 if denoise else 2)
     # In the precision of the chains: under x64, float64 levels would widen the energies of float32 positions.
     wide = wide_dtype(positions)
     with checks.shapes_noted(params=params, positions=positions):
