@@ -8,6 +8,8 @@ import pytest
 
 from jaxebm.energies import (
     at_level,
+    clamp,
+    clamp_at,
     guided_energy,
     guided_energy_at,
     joint_energy,
@@ -141,3 +143,68 @@ def test_guidance_of_one_network_at_a_level_is_that_of_its_two_parts():
         guided_energy_at(logits_at, -1.0)
     with pytest.raises(ValueError, match="y"):
         guided_at(PARAMS, x, 9, 0.7)
+
+
+def independent_at(params, x, level):
+    """Data whose entries are independent, N(mean, scale^2), under noise."""
+    mean, scale = params
+    return 0.5 * sum(jnp.sum((leaf - mean) ** 2) for leaf in jax.tree.leaves(x)) / (scale**2 + level**2)
+
+
+def test_independent_coordinates_are_clamped_to_their_values_with_noise():
+    """Exactly N(value, level^2) where observed, and as they were elsewhere; in any pytree."""
+    x = {"a": jnp.array([0.3, -2.0]), "b": jnp.array(1.5)}
+    mask = {"a": jnp.array([True, False]), "b": jnp.array(True)}
+    values = {"a": jnp.array([1.0, jnp.nan]), "b": jnp.array(-0.5)}
+    mean, scale, level = 0.7, 1.3, 0.9
+    observed = clamp_at(independent_at, mask, values, scale)
+    slope = jax.jit(jax.grad(observed, argnums=1))((mean, scale), x, level)
+    np.testing.assert_allclose(slope["a"][0], (0.3 - 1.0) / level**2, rtol=1e-5)
+    np.testing.assert_allclose(slope["b"], (1.5 + 0.5) / level**2, rtol=1e-5)
+    np.testing.assert_allclose(slope["a"][1], (-2.0 - mean) / (scale**2 + level**2), rtol=1e-5)
+
+
+def test_as_the_level_falls_clamping_at_a_level_is_clamping():
+    """The slope of the hidden coordinate, where the observed one has its value."""
+    precision = jnp.array([[2.0, 0.8], [0.8, 1.0]])
+
+    def correlated_at(params, x, level):
+        return 0.5 * x @ jnp.linalg.solve(jnp.linalg.inv(params) + level**2 * jnp.eye(2), x)
+
+    mask, values, x = jnp.array([True, False]), jnp.array([1.0, 0.0]), jnp.array([1.0, 0.5])
+    expected = jax.grad(clamp(lambda params, x: 0.5 * x @ params @ x, mask, values), argnums=1)(precision, x)
+    errors = [
+        float(jax.grad(clamp_at(correlated_at, mask, values, 1.0), argnums=1)(precision, x, level)[1])
+        - float(expected[1])
+        for level in (0.2, 0.05)
+    ]
+    assert abs(errors[1]) < abs(errors[0]) / 8
+    assert abs(errors[1]) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"energy_at": lambda params, x: 0.0}, TypeError, r"energy_at.*params, x, level"),
+        ({"mask": jnp.array([1.0, 0.0])}, TypeError, "mask has dtype float32"),
+        ({"values": jnp.zeros(3)}, ValueError, r"values has shape \(3,\)"),
+        ({"scale": 0.0}, ValueError, "scale=0.0"),
+        ({"x": jnp.zeros(3)}, ValueError, r"x has shape \(3,\)"),
+        ({"x": jnp.zeros(2, int)}, TypeError, "x has dtype int32"),
+        ({"level": 0.0}, ValueError, "level=0.0"),
+        ({"energy_at": lambda params, x, level: x}, ValueError, r"energy_at returned shape \(2,\)"),
+    ],
+)
+def test_what_cannot_be_clamped_at_a_level_is_named(change, error, message):
+    given = {
+        "energy_at": independent_at,
+        "mask": jnp.array([True, False]),
+        "values": jnp.zeros(2),
+        "scale": 1.0,
+        "x": jnp.zeros(2),
+        "level": 0.5,
+    } | change
+    with pytest.raises(error, match=message):
+        clamp_at(*(given[name] for name in ("energy_at", "mask", "values", "scale")))(
+            (0.0, 1.0), given["x"], given["level"]
+        )

@@ -11,6 +11,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -276,6 +277,55 @@ def logits_at(params, x, level):
 
 
 PATH = report.LevelPath(logits_at, lowest=0.5, highest=4.0)
+
+
+def test_the_tasks_of_a_model_that_is_told_levels_follow_its_path(toy, tmp_path: Path):
+    """Of a Gaussian about each prototype under noise, and of images that are all seen before."""
+    dataset = toy.dataset
+    images, labels = np.asarray(dataset.rescale(dataset.train.image)), dataset.train.label
+    means = jnp.asarray(np.stack([images[labels == y].mean(axis=0) for y in range(3)]))
+    variance = float(np.mean((images - np.asarray(means)[labels]) ** 2))
+
+    def gaussians_at(params, x, level):
+        total = variance + level**2
+        return -0.5 * jnp.sum((x[None] - params) ** 2, axis=(1, 2, 3)) / total - 18.0 * jnp.log(total)
+
+    settings = replace(
+        toy.settings, task_steps=40, task_images=60, refinement_steps=(0, 3), sample_steps=(2,)
+    )
+    card = report.evaluate(
+        lambda params, x: gaussians_at(params, x, 0.05),
+        means,
+        dataset,
+        settings=settings,
+        num_steps=2,
+        initial=lambda rng_key, label: jax.random.normal(rng_key, dataset.image_shape),
+        path=report.LevelPath(gaussians_at, lowest=0.05, highest=20.0, state_clamp=(-1.0, 1.0)),
+        questions=("tasks",),
+        folder=tmp_path,
+    )
+    tasks = card["tasks"]
+    denoising, inpainting, composition = (tasks[name] for name in ("denoising", "inpainting", "composition"))
+    assert list(denoising["mse"]) == ["0", "1", "3", "10"]
+    posterior = variance * 0.3**2 / (variance + 0.3**2)  # of pixels whose noise is not clipped
+    assert denoising["mse"]["1"] < 1.1 * posterior < denoising["mse"]["10"] < 2.5 * posterior
+    # The class is told by the half that is seen: a draw is the prototype with noise, clipped as images are.
+    test = np.asarray(dataset.rescale(dataset.test.image[:60]))
+    noise = np.random.default_rng(0).normal(size=(4, *test.shape))
+    drawn = np.clip(np.asarray(means)[dataset.test.label[:60]] + np.sqrt(variance) * noise, -1, 1)
+    for name, filled in (("mse", drawn[0]), ("mse_of_mean", drawn.mean(axis=0))):
+        expected = np.mean((filled - test)[:, 3:] ** 2)  # of 1080 pixels
+        assert inpainting[name] == pytest.approx(expected, rel=5 * np.sqrt(2 * 2 / 1080))
+    assert inpainting["class_kept"] == 1.0
+    assert composition["this"]["share_this"] > 0.95
+    assert composition["not"]["share_this"] > 0.95
+    assert composition["or"]["share_this"] + composition["or"]["share_that"] > 0.95
+    assert min(composition["or"]["share_this"], composition["or"]["share_that"]) > 0.2
+    chosen = [question for question in QUESTIONS if question.name == "tasks"]
+    text = report.write_card(tmp_path, card, questions=chosen)
+    assert "from noise through 10 noise levels, 38 gradients each" in text
+    assert "One step is the posterior mean" in text
+    assert "At every noise level the energy is E(x) - s log p" in text.replace("\\", "")
 
 
 @pytest.mark.parametrize(

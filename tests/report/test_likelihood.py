@@ -131,7 +131,7 @@ def test_along_levels_the_interval_and_the_constant_are_exact():
     dataset, lowest = make_dataset(), 0.1
     settings = LikelihoodSettings((1.0,), steps=30, chains=64)
     params = jnp.asarray(PATH_OFFSET)
-    path = LevelPath(logits_at, lowest, 8.0)
+    path = LevelPath(logits_at, lowest, 8.0, normalised=True)
 
     def at_lowest(params, x):
         return logits_at(params, x, lowest)

@@ -154,7 +154,7 @@ def test_pytrees_and_dtypes_are_kept_and_new_numbers_run_the_same_program():
     [
         ({"levels": np.array([1.0, 2.0])}, ValueError, "levels.*must fall"),
         ({"levels": np.array([1.0, 0.0])}, ValueError, "levels.*greater than 0"),
-        ({"levels": np.array([1.0])}, ValueError, r"levels has shape \(1,\).*at least 2"),
+        ({"levels": np.array([1.0]), "denoise": False}, ValueError, r"levels has shape \(1,\).*at least 2"),
         ({"levels": "many"}, TypeError, "levels"),
         ({"predictor": "euler"}, ValueError, "predictor='euler'"),
         ({"num_corrector_steps": -1}, ValueError, "num_corrector_steps=-1"),
@@ -175,3 +175,9 @@ def test_bad_arguments_are_named(arguments, error, message):
     }
     with pytest.raises(error, match=message):
         predictor_corrector(**(accepted | arguments))
+
+
+def test_one_level_gives_the_expected_clean_example():
+    positions = jnp.array([[3.0], [-1.0]])
+    x = predictor_corrector(jax.random.key(0), gaussian_at, (0.5, 2.0), positions, np.array([1.0]))
+    np.testing.assert_allclose(x, 0.5 + (positions - 0.5) * 4 / 5, rtol=1e-6)

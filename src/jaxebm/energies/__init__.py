@@ -28,7 +28,7 @@ from jaxebm.energies.compose import (
     tilt,
 )
 from jaxebm.energies.flows import CouplingFlow
-from jaxebm.energies.guidance import guided_energy, guided_energy_at
+from jaxebm.energies.guidance import clamp_at, guided_energy, guided_energy_at
 from jaxebm.energies.level_networks import EnergyUNet, LevelConvNet, LevelMLP, level_features
 from jaxebm.energies.levels import at_level, joint_energy_at, marginal_energy_at
 from jaxebm.energies.many_modes import (
@@ -94,6 +94,7 @@ __all__ = [
     "average_pool",
     "box_transform",
     "clamp",
+    "clamp_at",
     "class_conditional_target",
     "complement_energy",
     "convolve",

@@ -215,7 +215,8 @@ def negation(energy: EnergyFn, strength: Array | float = 1.0) -> EnergyFn:
     return negated_energy
 
 
-def _check_alike(name: str, tree: Position, mask: Position) -> None:
+def check_alike(name: str, tree: Position, mask: Position) -> None:
+    """Raises ``ValueError`` unless ``tree`` has the structure and the shapes of ``mask``."""
     structure, mask_structure = jax.tree.structure(tree), jax.tree.structure(mask)
     if structure != mask_structure:
         raise ValueError(f"{name} has tree structure {structure}: it must be that of mask, {mask_structure}.")
@@ -226,18 +227,19 @@ def _check_alike(name: str, tree: Position, mask: Position) -> None:
             )
 
 
-def _check_observation(mask: Position, values: Position) -> None:
+def check_observation(mask: Position, values: Position) -> None:
+    """Raises unless ``mask`` holds booleans, and ``values`` floating-point numbers of the same shapes."""
     checks.arrays("mask", mask)
     for leaf in jax.tree.leaves(mask):
         dtype = getattr(leaf, "dtype", np.dtype(type(leaf)))
         if dtype != jnp.bool_:
             raise TypeError(f"mask has dtype {dtype}: booleans, True where observed, are needed.")
     checks.floating("values", values)
-    _check_alike("values", values, mask)
+    check_alike("values", values, mask)
 
 
 def _fill(x: Position, mask: Position, values: Position) -> Position:
-    _check_alike("x", x, mask)
+    check_alike("x", x, mask)
     checks.real_arrays("x", x)
     return jax.tree.map(lambda part, seen, value: jnp.where(seen, value, part), x, mask, values)
 
@@ -264,7 +266,7 @@ def fill(x: Position, mask: Position, values: Position) -> Position:
       >>> print(fill(jnp.zeros(3), jnp.array([True, False, True]), jnp.array([1.0, jnp.nan, 3.0])))
       [1. 0. 3.]
     """
-    _check_observation(mask, values)
+    check_observation(mask, values)
     return _fill(x, mask, values)
 
 
@@ -272,6 +274,8 @@ def clamp(energy: EnergyFn, mask: Position, values: Position) -> EnergyFn:
     """Conditions a model on some of its coordinates.
 
     E_c(x) = E(fill(x, mask, values)) + 1/2 sum_{i: mask_i} (x_i - values_i)^2.
+
+    For an energy that is told a noise level see ``clamp_at``.
 
     The free coordinates follow the conditional p(x_free | x_observed = values) exactly. The clamped
     coordinates of x no longer enter E; the second term makes them independent normals of variance 1 around
@@ -304,7 +308,7 @@ def clamp(energy: EnergyFn, mask: Position, values: Position) -> EnergyFn:
       5.0
     """
     checks.function("energy", energy, "params", "x")
-    _check_observation(mask, values)
+    check_observation(mask, values)
 
     def clamped_energy(params: Params, x: Position, /) -> Array:
         filled = _fill(x, mask, values)

@@ -50,5 +50,5 @@ class LevelNetwork:
         levels = self.levels
         path = LevelPath(self.logits_at, levels.lowest, levels.highest, levels.guidance, self.state_clamp)
         if not self.recovers:
-            return path
+            return path._replace(normalised=True)
         return path._replace(num_levels=levels.count, step_factor=levels.step_factor, mean=levels.data_mean)

@@ -3,9 +3,9 @@
 The density is exp(-E(x) / T) with E = -logsumexp f(x), on the box of the pixels' cells and normalised there.
 log Z comes from annealed importance sampling between the uniform density and this one, in both directions.
 
-Where the model is told noise levels, the density is exp(-E) of its lowest level on all of space, and log Z
-comes from annealing through its levels. If -E is a normalised log-density but for one constant, as dual score
-matching learns it, log Z at the highest level is that constant: importance sampling finds it there.
+Where -E of all noise levels is log p but for one constant, as dual score matching learns it, the density is
+that of the lowest level on all of space. log Z comes from annealing through the levels, and once more from
+importance sampling at the highest level, where it is that constant.
 """
 
 import math
@@ -106,7 +106,8 @@ def bound_likelihood(
       params: Its parameters.
       dataset: The data set, whose test split is evaluated.
       settings: Settings of the estimate.
-      path: The noise levels of a model that is told them: T = 1 is then on all of space, along them.
+      path: The noise levels of a model that is told them: T = 1 is then on all of space, along them, if its
+        energies are one normalised family.
 
     Returns:
       The entry ``likelihood`` of docs/card.md.
@@ -128,7 +129,7 @@ def bound_likelihood(
     by_temperature, normalised = {}, {}
     for index, temperature in enumerate(settings.temperatures):
         key = jax.random.fold_in(rng_key, index)
-        if path is not None and temperature == 1:
+        if path is not None and path.normalised and temperature == 1:
             found, normalised = _bound_along(
                 key, path, params, dataset, images=images, bin_width=bin_width, settings=settings
             )

@@ -28,6 +28,7 @@ from jaxebm.report.markdown import escape_markdown
 from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
 from jaxebm.report.settings import ReportSettings
 from jaxebm.report.subject import Evaluation, Images, LevelPath, map_batches
+from jaxebm.samplers import geometric_levels
 from jaxebm.types import Array, LogitsFn
 
 __all__ = ["OUT_OF_DISTRIBUTION", "find_outliers", "log_densities", "outlier_sets"]
@@ -35,12 +36,12 @@ __all__ = ["OUT_OF_DISTRIBUTION", "find_outliers", "log_densities", "outlier_set
 TYPICAL_IMAGES = 10_000
 """Greatest number of training images, the first ones, that define the typical log p(x)."""
 NORM_LEVELS = 8
-"""Noise levels at which the norms of the score are compared."""
+"""Noise levels at which the norms of the score are compared, where the model has no levels of its own."""
 NORM_IMAGES = 1000
 """Greatest number of images of each set, the first ones, whose norms are computed."""
 NORMS_EXPLAINED = (
     " Score norms: how far the model would move an image at each noise level, compared with training images "
-    f"({NORM_LEVELS} levels, at most {NORM_IMAGES} images of a set): simple images stand out."
+    f"(at most {NORM_IMAGES} images of a set): simple images stand out."
 )
 CLASS_SCORES = ("confidence", "joint_maximum")
 """Scores from p(y|x) or p(x, y), which a model without classes does not have."""
@@ -111,7 +112,7 @@ def _typical_log_densities(evaluation: Evaluation) -> np.ndarray:
 def _score_norms(evaluation: Evaluation, path: LevelPath) -> Images:
     """Returns the score of the norms at all noise levels, of the first images of each set."""
     energy_at, params = marginal_energy_at(path.logits_at), evaluation.model.params
-    levels = np.geomspace(path.lowest, path.highest, NORM_LEVELS)
+    levels = geometric_levels(path.highest, path.lowest, path.num_levels or NORM_LEVELS)
     training = evaluation.images["train"][:NORM_IMAGES]
     score = score_norms_score(energy_at, fit_score_norms(energy_at, params, training, levels=levels))
     return _score_sets(evaluation, score, limit=NORM_IMAGES)

@@ -62,7 +62,7 @@ class ReportSettings:
     task_images: int = 100
     """Number of test images of these tasks, the first ones, and of samples of each composition."""
     task_steps: int = 100
-    """Sampler steps of inpainting and composition; denoising uses `refinement_steps`."""
+    """Sampler steps of inpainting and composition, or gradients of a path; denoising: `refinement_steps`."""
     task_noise: float = 0.3
     """Standard deviation of the Gaussian noise to be removed, for pixels in [-1, 1]."""
 

@@ -49,6 +49,7 @@ class LevelPath(NamedTuple):
       num_levels: Levels of the conditional chains, at least 2, those of training; None for no such chains.
       step_factor: Steps of these chains, over the least variance of an image given a noisier one; below 2.
       mean: Mean of the entries of the images, about which these chains start.
+      normalised: Whether -E of all levels is log p but for one constant, as dual score matching learns it.
     """
 
     logits_at: LevelLogitsFn
@@ -59,6 +60,7 @@ class LevelPath(NamedTuple):
     num_levels: int | None = None
     step_factor: float = 0.2
     mean: float = 0.0
+    normalised: bool = False
 
     @property
     def least_steps(self) -> int:

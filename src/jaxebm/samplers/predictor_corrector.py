@@ -58,8 +58,8 @@ def predictor_corrector(
       params: its parameters.
       positions: where the n chains start, leaves ``(n, ...)``: draws from the law at the first level, such as
         sigma_1 times standard normals where that level hides the data.
-      levels: sigma_1 > ... > sigma_L > 0, ``(L,)``, L at least 2, as from ``geometric_levels`` or
-        ``power_levels``.
+      levels: sigma_1 > ... > sigma_L > 0, ``(L,)``, as from ``geometric_levels`` or ``power_levels``. L is at
+        least 2, or 1 with ``denoise``: then the expected clean x is all that is computed.
       predictor: ``"reverse_diffusion"``, ``"ancestral"`` or ``"flow"``.
       num_corrector_steps: M >= 0, Langevin steps at each new level; 0 is a predictor alone.
       signal_to_noise: r > 0, ``()``; below 1, where the corrector of a Gaussian becomes unstable.
@@ -89,11 +89,11 @@ def predictor_corrector(
       Jolicoeur-Martineau et al. 2020 (arXiv:2009.05475). ``"flow"``: Song, Meng & Ermon 2021
       (arXiv:2010.02502), equation 13; Karras et al. 2022 (arXiv:2206.00364), algorithm 1 by Euler's method.
     """
-    check_level_chains(rng_key, energy_at, positions, levels)
     checks.one_of("predictor", predictor, get_args(Predictor))
     checks.integer("num_corrector_steps", num_corrector_steps, 0)
     checks.fraction("signal_to_noise", signal_to_noise)
     checks.boolean("denoise", denoise)
+    check_level_chains(rng_key, energy_at, positions, levels, at_least=1 if denoise else 2)
     with checks.shapes_noted(params=params, positions=positions):
         return _predictor_corrector(
             rng_key,
