@@ -142,10 +142,8 @@ def clamp_at(
 
     Here x is noisy everywhere, and the expected clean example (Tweedie) is held to the observed values: as if
     it had, given x, independent errors of the variance v, which is that of coordinates of standard deviation
-    s under noise. It is exact for independent coordinates of this deviation, and tends to ``clamp`` as the
-    level falls; elsewhere it is an approximation, which steps at fixed levels make better and more levels
-    alone do not. Where other coordinates tell much of the observed ones, v is too large and the values are
-    held too weakly at high levels. Show samples through ``fill``.
+    s under noise. It is exact for independent coordinates of this deviation, tends to ``clamp`` as the level
+    falls, and is an approximation elsewhere. Show samples through ``fill``.
 
     Its gradient costs two of E: it holds the second derivative along one direction.
 
