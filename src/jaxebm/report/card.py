@@ -30,7 +30,7 @@ from jaxebm.report.settings import ReportSettings
 from jaxebm.report.subject import Evaluation, LevelPath, ModelUnderTest, as_logits
 from jaxebm.report.tasks import TASKS
 from jaxebm.report.training_history import TRAINING_HISTORY
-from jaxebm.samplers import Initial, ReplayBuffer, UniformInitial, sgld
+from jaxebm.samplers import Initial, NormalInitial, ReplayBuffer, UniformInitial, sgld
 from jaxebm.training import write_atomically
 from jaxebm.types import EnergyFn, LogitsFn, MakeKernel, Params
 
@@ -95,7 +95,7 @@ def evaluate(
       settings: Settings of the evaluation; `ReportSettings()` by default.
       kernel: The sampler, for any target; by default `DEFAULT_KERNEL`, sgld of step 0.2 and noise 0.1.
       num_steps: Steps of the sampler in one update of training; long chains have multiples of this number.
-      initial: Where fresh chains start; uniform over [-1, 1] by default.
+      initial: Where fresh chains start; uniform over [-1, 1] by default, standard normal with a ``path``.
       buffer: The replay buffer at the end of training, or None.
       conditional: Whether the buffer's chains belong to classes.
       path: How a model that is told noise levels draws fresh chains, from noise down to its lowest level;
@@ -151,7 +151,8 @@ def evaluate(
     checks.kernel_constructor("kernel", kernel)
     checks.function("kernel", kernel, "target")
     if initial is None:
-        initial = UniformInitial(-1.0, 1.0, shape=dataset.image_shape)
+        shape = dataset.image_shape
+        initial = UniformInitial(-1.0, 1.0, shape=shape) if path is None else NormalInitial(1.0, shape=shape)
     _check_initial(initial, dataset.image_shape)
     if buffer is not None:
         checks.instance("buffer", buffer, ReplayBuffer)
