@@ -99,7 +99,7 @@ DENOISED = {
     "optimizer.warmup_steps": 100,
     "data.batch_size": 64,
     # A gradient costs more than in a plain network: shorter paths, and attacks through fewer steps.
-    "evaluation.sample_steps": (50, 200),
+    "evaluation.sample_steps": (25, 50),
     "evaluation.long_run_factors": (10,),
     "evaluation.refinement_steps": (0, 1),
 }

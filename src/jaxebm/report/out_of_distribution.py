@@ -35,6 +35,8 @@ __all__ = ["OUT_OF_DISTRIBUTION", "find_outliers", "log_densities", "outlier_set
 
 TYPICAL_IMAGES = 10_000
 """Greatest number of training images, the first ones, that define the typical log p(x)."""
+GRADIENT_IMAGES = 2000
+"""Greatest number of images of each set, the first ones, whose gradients are computed."""
 NORM_LEVELS = 8
 """Noise levels at which the norms of the score are compared, where the model has no levels of its own."""
 NORM_IMAGES = 1000
@@ -66,7 +68,8 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
     del makers["gradient_norm"]  # the one that needs more than the logits
     makers["typicality"] = partial(typicality_score, mean_log_density=typical)
     scores: dict[str, Images] = {name: _of_logits(evaluation, make) for name, make in makers.items()}
-    scores["gradient_norm"] = _score_sets(evaluation, gradient_norm_score(evaluation.model.logits))
+    slope = gradient_norm_score(evaluation.model.logits)
+    scores["gradient_norm"] = _score_sets(evaluation, slope, limit=GRADIENT_IMAGES)
     if evaluation.model.path is not None:
         scores["score_norms"] = _score_norms(evaluation, evaluation.model.path)
     entry: dict[str, Any] = {}
