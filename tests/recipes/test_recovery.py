@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jaxebm.recipes import Config, replace_settings
+from jaxebm.recipes import Config, base_config, replace_settings
 from jaxebm.recipes.recovery import SamplerNumbers, recovery_for, refine
 from jaxebm.samplers import langevin_temperature
 from jaxebm.training import REMEDIES, remedies_in_force
@@ -30,6 +30,12 @@ def test_remedies_change_the_settings():
     for one in made:
         changed = replace(one, sampler=config.sampler, objective=config.objective)
         assert changed == config
+
+
+def test_remedies_shorten_the_steps_of_recovery_likelihood():
+    config = base_config("drl")
+    (made,) = made_by(config, 1)
+    assert made.levels == replace(config.levels, step_factor=config.levels.step_factor / 2)
 
 
 def test_the_temperature_stays():

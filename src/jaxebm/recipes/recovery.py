@@ -61,12 +61,14 @@ def recovery_for(
 
     def remake(remedy: Remedy) -> Learner:
         sampler, objective, levels = config.sampler, config.objective, config.levels
+        if config.recovers:  # the chains of its objective have a step of their own
+            levels = replace(levels, step_factor=levels.step_factor / remedy.sampler_steps_factor)
         before = SamplerNumbers(sampler.num_steps, sampler.step_size, sampler.noise, objective.energy_l2)
         after = refine(before, remedy)
         remedied = replace(
             config,
             sampler=replace(sampler, num_steps=after.num_steps, step_size=after.step_size, noise=after.noise),
-            levels=replace(levels, step_factor=levels.step_factor / remedy.sampler_steps_factor),
+            levels=levels,
             objective=replace(objective, energy_l2=after.energy_l2),
         )
         return make_learner(remedied)
