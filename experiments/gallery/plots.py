@@ -155,7 +155,7 @@ def level_errors(path: Path, results: Mapping[str, Mapping[str, Mapping[str, Any
                 axis.plot(levels, mean, color=color, label=name.replace("_", " "))
                 axis.fill_between(levels, mean - sd, mean + sd, color=color, alpha=0.2, linewidth=0)
             axis.axhline(0, color=INK, linewidth=0.8)
-            axis.set(xscale="log", yscale="symlog", xlabel="noise level", title=f"{dimension} dimensions")
+            axis.set(xscale="log", xlabel="noise level", title=f"{dimension} dimensions")
         axes[0][0].set_ylabel("-E less the exact log p, nats")
         axes[0][0].legend(fontsize=7, frameon=False)
         figure.tight_layout()
