@@ -79,43 +79,12 @@ MATCHED = {
     "data.batch_size": 128,
 }
 """Potentials of E(x, y) whose slope is the velocity from noise to data, beside the cross-entropy."""
-DENOISED = {
-    "objective.method": "dual-score-matching",
+TOLD_LEVELS = {
     "objective.p_y_given_x_weight": 0.1,
     "objective.p_x_weight": 0.0,
     "objective.p_xy_weight": 1.0,
     "sampler.chains": "conditional",
     "sampler.kernel": "sgld",
-    "sampler.num_steps": 50,  # levels of a sample
-    "sampler.step_size": 0.0009,  # a quarter of the lowest level's variance, and noise of temperature 1
-    "sampler.noise": 0.0424,
-    "sampler.gradient_clip": None,
-    "sampler.clamp": True,
-    "sampler.initial": "normal",
-    "optimizer.kind": "muon",
-    "optimizer.weight_decay": 0.0,
-    "optimizer.learning_rate": 2e-3,
-    "optimizer.learning_rate_floor": 0.01,
-    "optimizer.warmup_steps": 100,
-    "data.batch_size": 64,
-    # A gradient costs more than in a plain network: shorter paths, and attacks through fewer steps.
-    "evaluation.sample_steps": (25, 50),
-    "evaluation.long_run_factors": (10,),
-    "evaluation.refinement_steps": (0, 1),
-}
-"""E(x, y; level), learnt by removing noise of all levels, beside the cross-entropy at the lowest one."""
-RECOVERED = {
-    "objective.method": "recovery-likelihood",
-    "objective.p_y_given_x_weight": 0.1,
-    "objective.p_x_weight": 0.0,
-    "objective.p_xy_weight": 1.0,
-    "levels.highest": 6.0,
-    "levels.guidance": 1.0,
-    "architecture.widths": (256, 256),
-    "epochs": 50,
-    "sampler.chains": "conditional",
-    "sampler.kernel": "sgld",
-    "sampler.num_steps": 15,  # of a chain, at one level
     "sampler.step_size": 0.0009,  # a quarter of the lowest level's variance, and noise of temperature 1
     "sampler.noise": 0.0424,
     "sampler.gradient_clip": None,
@@ -128,11 +97,28 @@ RECOVERED = {
     "optimizer.warmup_steps": 100,
     "data.batch_size": 64,
     # A gradient costs more than in a plain network: shorter chains, and attacks through fewer steps.
-    "evaluation.sample_steps": (91, 301),
     "evaluation.long_run_factors": (10,),
     "evaluation.refinement_steps": (0, 1),
 }
-"""E(x, y; level), learnt by recovering images from noisier ones, beside the cross-entropy at the lowest."""
+"""E(x, y; level) of a network that is told noise levels, beside the cross-entropy at the lowest one."""
+DENOISED = {
+    **TOLD_LEVELS,
+    "objective.method": "dual-score-matching",
+    "sampler.num_steps": 50,  # levels of a sample
+    "evaluation.sample_steps": (25, 50),
+}
+"""Learnt by removing noise of all levels."""
+RECOVERED = {
+    **TOLD_LEVELS,
+    "objective.method": "recovery-likelihood",
+    "levels.highest": 6.0,
+    "levels.guidance": 1.0,
+    "architecture.widths": (256, 256),
+    "epochs": 50,
+    "sampler.num_steps": 15,  # of a chain, at one level
+    "evaluation.sample_steps": (91, 301),
+}
+"""Learnt by recovering images from noisier ones."""
 WIDE = {
     "network": "wide-resnet",
     "architecture.depth": 28,

@@ -72,15 +72,13 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
     scores["gradient_norm"] = _score_sets(evaluation, slope, limit=GRADIENT_IMAGES)
     if evaluation.model.path is not None:
         scores["score_norms"] = _score_norms(evaluation, evaluation.model.path)
+    scores = {name: scores[name] for name in SCORES if name in scores}  # in the order of the card
+    measures = {"": auroc, "_auprc": auprc, "_fpr95": false_positive_rate}
     entry: dict[str, Any] = {}
-    for name in (name for name in SCORES if name in scores):
-        found = scores[name]
-        measures = {"": auroc, "_auprc": auprc, "_fpr95": false_positive_rate}
+    for name, found in scores.items():
         for kind, measure in measures.items():
             entry[name + kind] = {key: measure(found["test"], found[key]) for key in sets}
-    evaluation.draw(
-        score_histograms, "ood.png", {name: scores[name] for name in SCORES if name in scores}, entry
-    )
+    evaluation.draw(score_histograms, "ood.png", scores, entry)
     counts = {key: len(xs) for key, xs in sets.items()}
     return {"ood": entry, "ood_sets": counts, "typical_log_density": typical}
 
