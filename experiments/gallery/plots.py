@@ -1,6 +1,6 @@
 """Pictures of samplers: trajectories over energies, marginals against exact ones, intervals for log Z."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from gallery.judge import Judgement
 from gallery.targets import Setting
 from jaxebm.report.figures import ACCENT, INK, PALETTE, SECOND, drawing
 
-__all__ = ["error_map", "interval_panels", "level_errors", "marginals", "trajectories"]
+__all__ = ["error_map", "interval_panels", "level_errors", "marginals", "quality_curves", "trajectories"]
 
 Judgements = Mapping[str, Mapping[str, Judgement]]
 
@@ -136,6 +136,29 @@ def interval_panels(path: Path, ends: Mapping[str, Mapping[str, np.ndarray]]) ->
                 axis.set_xticks([])
                 axis.set_title(f"{length} temperatures", fontsize=8, fontweight="normal")
             row[0].set_ylabel(f"{target}\nnats from exact", fontsize=8)
+        figure.tight_layout()
+
+
+def quality_curves(
+    path: Path, rows: Sequence[Mapping[str, Any]], test: Mapping[str, float | None], measures: Sequence[str]
+) -> None:
+    """Draws each measure against the updates of a run, and that of test images as a line.
+
+    Args:
+      path: the PNG.
+      rows: of each checkpoint its ``step`` and measures, None where one could not be computed.
+      test: the measures of test images, where they have them.
+      measures: the names, a panel each.
+    """
+    with drawing(path, 1, len(measures), figsize=(2.6 * len(measures), 2.4)) as (figure, axes):
+        for axis, name in zip(axes[0], measures, strict=True):
+            known = [(row["step"], row[name]) for row in rows if row[name] is not None]
+            if known:
+                axis.plot(*zip(*known, strict=True), color=ACCENT, marker="o", markersize=3)
+            reference = test.get(name)
+            if reference is not None:
+                axis.axhline(reference, color=INK, linewidth=0.8, linestyle="--")
+            axis.set(title=name.replace("_", " "), xlabel="updates")
         figure.tight_layout()
 
 

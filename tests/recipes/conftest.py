@@ -12,6 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxebm.data import Dataset, dataset_from_arrays
 from jaxebm.recipes import Config, TrainedRun, base_config, replace_settings, train
+from jaxebm.recipes.config_checks import NEGATIVES
 
 CHEAP: dict[str, Any] = {
     "epochs": 2,
@@ -86,7 +87,9 @@ def toy() -> Callable[..., Config]:
     """Returns ``(changes, **choices) -> Config``: cheap settings, the changes by dotted name above them."""
 
     def make(changes: Mapping[str, Any] | None = None, **choices: str) -> Config:
-        return replace_settings(base_config(**choices), CHEAP | dict(changes or {}))
+        base = base_config(**choices)
+        kept = {name: value for name, value in CHEAP.items() if base.uses_chains or name not in NEGATIVES}
+        return replace_settings(base, kept | dict(changes or {}))
 
     return make
 

@@ -175,6 +175,8 @@ def test_settings_that_do_not_fit_are_refused(changes, message: str):
         ({"architecture.norm": "batch"}, "architecture.norm=batch"),
         ({"sampler.cold_steps": 5}, "sampler.noise=0"),
         ({"sampler.stop_after": 0}, "sampler.stop_after"),
+        ({"sampler.negatives": "short-run"}, "sampler.negatives is for objective.method=chains"),
+        ({"sampler.buffer_size": 100}, "sampler.buffer_size is for objective.method=chains"),
         ({"data.labels_per_class": 10}, "data.labels_per_class"),
     ],
     ids=str,

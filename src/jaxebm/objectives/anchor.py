@@ -9,22 +9,21 @@ gradients, so a U that is far off does no harm.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from jaxebm.energies.target import LOG_TWO_PI
+from jaxebm.energies.gaussian import IndependentGaussian
 from jaxebm.objectives.examples import LearntLevelEnergy, over_examples, unchecked_examples
 from jaxebm.objectives.joint import may_learn
 from jaxebm.objectives.noisy_data import check_level_used
 from jaxebm.objectives.objective import Batch
-from jaxebm.trees import noisy, normal_like, wide_dtype, widened
+from jaxebm.trees import noisy, wide_dtype, widened
 from jaxebm.types import Array, LevelEnergyFn, Metrics, Params, Position
 
 __all__ = [
     "ErrorsOfExample",
-    "GaussianReference",
     "anchor_loss",
     "anchored_loss",
     "fit_reference",
@@ -37,46 +36,15 @@ ErrorsOfExample: TypeAlias = Callable[
 """``(energy, params, rng_keys, x, label) -> (loss, metrics)`` of one example and its label."""
 
 
-class GaussianReference(NamedTuple):
-    """A Gaussian with independent entries: ``mean`` and ``variance`` in the structure of one example."""
-
-    mean: Position
-    variance: Position
-
-    def sample(self, rng_key: Array) -> Position:
-        """Returns one draw."""
-        return jax.tree.map(
-            lambda mean, variance, z: mean + jnp.sqrt(variance) * z,
-            *self,
-            normal_like(rng_key, self.mean),
-        )
-
-    def log_density(self, y: Position) -> Array:
-        """Returns log q(y), shape ()."""
-        terms = jax.tree.map(
-            lambda mean, variance, y: jnp.sum(
-                -0.5 * (widened(y) - mean) ** 2 / variance - 0.5 * jnp.log(variance) - 0.5 * LOG_TWO_PI
-            ),
-            *self,
-            y,
-        )
-        return jax.tree.reduce(jnp.add, terms)
-
-
-def fit_reference(xs: Position, highest: Any) -> GaussianReference:
+def fit_reference(xs: Position, highest: Any) -> IndependentGaussian:
     """Returns the Gaussian of x + highest z by the moments of a batch, each leaf ``(n, ...)``."""
     xs = jax.lax.stop_gradient(jax.tree.map(widened, xs))
-
-    def variance(leaf: Array) -> Array:
-        return jnp.var(leaf, axis=0) + jnp.square(jnp.asarray(highest, leaf.dtype))
-
-    return GaussianReference(
-        jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), xs), jax.tree.map(variance, xs)
-    )
+    mean = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), xs)
+    return IndependentGaussian(mean, jax.tree.map(lambda leaf: jnp.var(leaf, axis=0), xs)).at_level(highest)
 
 
 def anchor_loss(
-    rng_key: Array, energy_at: Any, x: Position, highest: Any, reference: GaussianReference
+    rng_key: Array, energy_at: Any, x: Position, highest: Any, reference: IndependentGaussian
 ) -> Array:
     """The logistic loss of one example and one draw of the reference; log 2 where the two agree."""
     key_noise, key_reference = jax.random.split(rng_key)

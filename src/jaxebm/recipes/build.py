@@ -362,8 +362,8 @@ def build(config: Config, dataset: Dataset, params: Params | None = None) -> Tra
     augment = make_augment(config, config.data.max_shift)
     augment_x_data = make_augment(config, config.data.max_shift_p_x) if config.data.augment_p_x else None
     if config.generative and not config.uses_chains and config.task == "supervised":
-        # The labelled images are augmented for the cross-entropy alone (`make_matching`).
-        augment = None
+        # Shifts and crops of the labelled images are for the cross-entropy alone (`make_without_chains`).
+        augment = random_flip if config.data.flip and config.data.augment_p_x else None
     frozen = config.architecture.freeze_statistics
     rho = config.optimizer.sharpness_rho
 

@@ -29,6 +29,7 @@ UNCOMPARED = frozenset(
         "devices",
         "report",
         "run.resume_step",
+        "run.keep_checkpoints",
         "run.progress",
         "parallel.distributed",
         "parallel.coordinator",
@@ -119,7 +120,7 @@ class DataConfig:
     """Random translation of labelled images by up to this many pixels (bilinear)."""
     max_shift_p_x: float = 0.25
     """The same for the images of log p(x); large values teach it blur, and may make it diverge. A method that
-    learns E(x, y) without chains takes the labelled images for it, as they are."""
+    learns E(x, y) without chains takes the labelled images for it, at most mirrored."""
     crop_padding: int = 0
     """Random crop: pixels of reflection padding at each edge; 0 crops nothing."""
     flip: bool = False
@@ -246,6 +247,8 @@ class RunConfig:
     """Updates in one compiled call; metrics are means over them."""
     checkpoint_every: int = 1000
     """Updates between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept; experiments/quality_by_updates.py evaluates each."""
     resume_step: int | None = None
     """Resume from this checkpoint instead of the newest; newer ones are removed."""
     select: Literal["last", "best"] = "last"

@@ -11,7 +11,13 @@ from jaxebm.recipes.devices import GENERATORS
 if TYPE_CHECKING:
     from jaxebm.recipes.config import Config
 
-__all__ = ["check_config"]
+__all__ = ["NEGATIVES", "check_config"]
+
+NEGATIVES = tuple(
+    f"sampler.{name}"
+    for name in ("negatives", "num_chains", "buffer_size", "restart_probability", "augment_buffer")
+)
+"""Settings of the chains of objective.method=chains alone."""
 
 
 def check_config(config: "Config") -> None:
@@ -32,6 +38,7 @@ def check_config(config: "Config") -> None:
         "objective.adversarial_steps",
         "run.steps_per_dispatch",
         "run.checkpoint_every",
+        "run.keep_checkpoints",
     ):
         checks.positive_integer(name, _setting(config, name))
     for name in (
@@ -192,6 +199,7 @@ def _check_sampler(config: "Config") -> None:
             "none, sampler.noise=0."
         )
     if weights.method != "chains":
+        _check_unused(config, NEGATIVES, "objective.method=chains")
         _check_matching(config)
     if config.uses_levels:
         _check_levels(config)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from jaxebm import checks
 from jaxebm.recipes.config import Config
+from jaxebm.recipes.config_checks import NEGATIVES
 from jaxebm.recipes.serialisation import replace_settings
 
 __all__ = ["RECIPES", "Recipe", "base_config"]
@@ -544,6 +545,8 @@ def base_config(
     settings |= NETWORKS[network]
     if network == "convnet":
         settings |= CONVNET.get(dataset, {})
+    if RECIPES[recipe].method.get("objective.method", "chains") != "chains":
+        settings = {name: value for name, value in settings.items() if name not in NEGATIVES}
     settings |= AUGMENTATION.get(dataset, {}) | _method_for(RECIPES[recipe], dataset)
     if network == "convnet":
         settings |= RECIPES[recipe].convnet

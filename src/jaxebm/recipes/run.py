@@ -155,6 +155,7 @@ def run_training(training: Training, run: RunFolder | None = None) -> FitResult:
         checkpointing = Checkpointing(
             run,
             every=settings.checkpoint_every,
+            keep=settings.keep_checkpoints,
             resume_step=settings.resume_step,
             best_metric=BEST_METRIC if settings.select == "best" else None,
             fingerprint=training.fingerprint,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxebm.evaluation import (
@@ -16,7 +17,7 @@ from jaxebm.evaluation import (
 )
 from jaxebm.report.figures import ACCENT, INK, drawing
 from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
-from jaxebm.report.subject import Evaluation, log_probabilities
+from jaxebm.report.subject import Evaluation, log_probabilities, test_logits
 
 __all__ = ["CLASSES", "judge_predictions", "scale"]
 
@@ -42,12 +43,16 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
     model, dataset, images = evaluation.model, evaluation.dataset, evaluation.images
     label = {"validation": dataset.validation.label, "test": dataset.test.label}
 
-    def predict(params: Any) -> dict[str, np.ndarray]:
-        return {split: log_probabilities(model.logits, params, images[split]) for split in label}
-
-    predicted = {"model": predict(model.params)}
+    predicted = {
+        "model": {
+            "validation": log_probabilities(model.logits, model.params, images["validation"]),
+            "test": np.asarray(jax.nn.log_softmax(evaluation.once(test_logits))),
+        }
+    }
     if model.twin_params is not None:
-        predicted["twin"] = predict(model.twin_params)
+        predicted["twin"] = {
+            split: log_probabilities(model.logits, model.twin_params, images[split]) for split in label
+        }
     judged = {name: judge_predictions(splits["test"], label["test"]) for name, splits in predicted.items()}
     curves = {}
     scaled: dict[str, Any] = {"twin": None}

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxebm.energies import marginal_energy
 from jaxebm.report.figures import FILLED, OUTLINED, PALETTE, drawing, legend_below
-from jaxebm.report.out_of_distribution import log_densities
+from jaxebm.report.out_of_distribution import log_densities, typical_log_densities
 from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, plural, table_row
 from jaxebm.report.samples import longest_samples
 from jaxebm.report.subject import Evaluation, Images, map_batches
@@ -22,11 +22,12 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
     model = evaluation.model
     batch = jax.jit(jax.vmap(partial(marginal_energy(model.logits), model.params)))
     fresh = f"fresh, {plural(evaluation.settings.sample_steps[-1], 'step')}"
-    sets = {name: evaluation.images[name] for name in ("train", "test")}
-    sets[fresh] = evaluation.once(longest_samples).images
-    energies = {name: map_batches(batch, xs) for name, xs in sets.items() if len(xs)}
+    others = evaluation.once(log_densities)
+    energies = {"train": -evaluation.once(typical_log_densities), "test": -others["test"]}
+    samples = evaluation.once(longest_samples).images
+    if len(samples):
+        energies[fresh] = map_batches(batch, samples)
     if evaluation.folder is not None:
-        others = evaluation.once(log_densities)
         outside = {name.replace("_", " "): -values for name, values in others.items() if name != "test"}
         energy_histogram(evaluation.folder / "energies.png", energies | outside)
     entry: dict[str, Any] = {

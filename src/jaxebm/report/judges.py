@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
 
+from jaxebm.data import Dataset
 from jaxebm.evaluation import (
     FeatureNetwork,
     fit_feature_network,
@@ -47,8 +49,20 @@ class Judges(NamedTuple):
     radii: Mapping[str, np.ndarray]
 
 
+_TRAINED: WeakKeyDictionary[Dataset, dict[bool, Judges]] = WeakKeyDictionary()
+"""By data set, and whether features are asked for: they do not depend on the model."""
+
+
 def independent_judges(evaluation: Evaluation) -> Judges:
-    """Trains the independent classifiers on a fixed subset of the real images; call it through `once`."""
+    """Trains the independent classifiers on a fixed subset of the real images, once for each data set."""
+    known = _TRAINED.setdefault(evaluation.dataset, {})
+    features = evaluation.settings.features
+    if features not in known:
+        known[features] = _train_judges(evaluation)
+    return known[features]
+
+
+def _train_judges(evaluation: Evaluation) -> Judges:
     dataset, train = evaluation.dataset, evaluation.images["train"]
     label = dataset.train.label
     rows = np.random.default_rng(0).permutation(len(train))[:CLASSIFIER_IMAGES]

@@ -27,11 +27,17 @@ from jaxebm.report.figures import FILLED, OUTLINED, PALETTE, drawing, legend_bel
 from jaxebm.report.markdown import escape_markdown
 from jaxebm.report.question import Card, Picture, Question, Section, SummaryRow, Table, table_row
 from jaxebm.report.settings import ReportSettings
-from jaxebm.report.subject import Evaluation, Images, LevelPath, map_batches
+from jaxebm.report.subject import Evaluation, Images, LevelPath, map_batches, test_logits
 from jaxebm.samplers import geometric_levels
 from jaxebm.types import Array, LogitsFn
 
-__all__ = ["OUT_OF_DISTRIBUTION", "find_outliers", "log_densities", "outlier_sets"]
+__all__ = [
+    "OUT_OF_DISTRIBUTION",
+    "find_outliers",
+    "log_densities",
+    "outlier_sets",
+    "typical_log_densities",
+]
 
 TYPICAL_IMAGES = 10_000
 """Greatest number of training images, the first ones, that define the typical log p(x)."""
@@ -61,7 +67,7 @@ SCORES = {
 def judge(evaluation: Evaluation) -> dict[str, Any]:
     """AUROC, area under precision-recall and FPR95 of each score and set, and histograms of the scores."""
     sets = evaluation.once(outlier_sets)
-    typical = float(np.mean(_typical_log_densities(evaluation), dtype=float))
+    typical = float(np.mean(evaluation.once(typical_log_densities), dtype=float))
     makers: dict[str, Callable[..., Any]] = {
         name: make for name, make in OOD_SCORES.items() if evaluation.classes or name not in CLASS_SCORES
     }
@@ -69,7 +75,7 @@ def judge(evaluation: Evaluation) -> dict[str, Any]:
     makers["typicality"] = partial(typicality_score, mean_log_density=typical)
     scores: dict[str, Images] = {name: _of_logits(evaluation, make) for name, make in makers.items()}
     slope = gradient_norm_score(evaluation.model.logits)
-    scores["gradient_norm"] = _score_sets(evaluation, slope, limit=GRADIENT_IMAGES)
+    scores["gradient_norm"] = _score_sets(evaluation, slope, _all_sets(evaluation), GRADIENT_IMAGES)
     if evaluation.model.path is not None:
         scores["score_norms"] = _score_norms(evaluation, evaluation.model.path)
     scores = {name: scores[name] for name in SCORES if name in scores}  # in the order of the card
@@ -90,7 +96,9 @@ def log_densities(evaluation: Evaluation) -> Images:
 
 def _logits_of_sets(evaluation: Evaluation) -> Images:
     """Returns the logits of the ``test`` images and of each out-of-distribution set, ``(n, K)`` each."""
-    return _score_sets(evaluation, evaluation.model.logits)
+    return {"test": evaluation.once(test_logits)} | _score_sets(
+        evaluation, evaluation.model.logits, evaluation.once(outlier_sets)
+    )
 
 
 def _of_logits(evaluation: Evaluation, make_score: Callable[[LogitsFn], Any]) -> Images:
@@ -103,7 +111,7 @@ def _itself(params: None, logits: Array) -> Array:
     return logits
 
 
-def _typical_log_densities(evaluation: Evaluation) -> np.ndarray:
+def typical_log_densities(evaluation: Evaluation) -> np.ndarray:
     """Returns log p(x) + log Z of the first training images."""
     model = evaluation.model
     density = jax.jit(jax.vmap(partial(log_density_score(model.logits), model.params)))
@@ -116,13 +124,19 @@ def _score_norms(evaluation: Evaluation, path: LevelPath) -> Images:
     levels = geometric_levels(path.highest, path.lowest, path.num_levels or NORM_LEVELS)
     training = evaluation.images["train"][:NORM_IMAGES]
     score = score_norms_score(energy_at, fit_score_norms(energy_at, params, training, levels=levels))
-    return _score_sets(evaluation, score, limit=NORM_IMAGES)
+    return _score_sets(evaluation, score, _all_sets(evaluation), NORM_IMAGES)
 
 
-def _score_sets(evaluation: Evaluation, score: Callable[..., Any], limit: int | None = None) -> Images:
+def _score_sets(
+    evaluation: Evaluation, score: Callable[..., Any], sets: Images, limit: int | None = None
+) -> Images:
     batch = jax.jit(jax.vmap(partial(score, evaluation.model.params)))
-    sets = {"test": evaluation.images["test"]} | evaluation.once(outlier_sets)
     return {name: map_batches(batch, xs[:limit]) for name, xs in sets.items()}
+
+
+def _all_sets(evaluation: Evaluation) -> Images:
+    """The ``test`` images and all out-of-distribution sets."""
+    return {"test": evaluation.images["test"]} | evaluation.once(outlier_sets)
 
 
 def outlier_sets(evaluation: Evaluation) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +24,7 @@ __all__ = [
     "flat",
     "log_probabilities",
     "map_batches",
+    "test_logits",
 ]
 
 BATCH = 2048
@@ -208,6 +209,13 @@ def log_probabilities(logits: LogitsFn, params: Params, images: np.ndarray) -> n
         return jax.nn.log_softmax(jax.vmap(logits, (None, 0))(params, xs))
 
     return map_batches(batch, images)
+
+
+def test_logits(evaluation: Evaluation) -> np.ndarray:
+    """Returns f(x) of the test images, ``(n, K)``; call it through `Evaluation.once`."""
+    model = evaluation.model
+    batch = jax.jit(jax.vmap(partial(model.logits, model.params)))
+    return map_batches(batch, evaluation.images["test"])
 
 
 def flat(images: np.ndarray) -> np.ndarray:

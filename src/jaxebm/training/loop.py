@@ -155,6 +155,7 @@ def fit(
         digest = fingerprint(jax.tree.map(lambda leaf: () if callable(leaf) else leaf, data))
     with Checkpoints(
         run.checkpoints,
+        max_to_keep=checkpointing.keep,
         best_metric=checkpointing.best_metric,
         best_mode=checkpointing.best_mode,
         manifest={"config": run.config, "data": digest},

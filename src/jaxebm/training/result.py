@@ -67,6 +67,7 @@ class Checkpointing:
       best_metric: an observed metric; the checkpoint that is best by it is kept in addition to the newest.
       best_mode: whether its least or its greatest value is best.
       fingerprint: a digest of the data, saved to compare; by default `jaxebm.training.fingerprint` of them.
+      keep: how many of the newest checkpoints are kept; older ones are removed.
 
     Raises:
       TypeError: if a setting has the wrong type.
@@ -85,10 +86,12 @@ class Checkpointing:
     best_metric: str | None = None
     best_mode: Literal["min", "max"] = "min"
     fingerprint: str | None = None
+    keep: int = 2
 
     def __post_init__(self) -> None:
         checks.instance("run", self.run, RunFolder, "open_run of jaxebm.training makes one.")
         checks.positive_integer("every", self.every)
+        checks.positive_integer("keep", self.keep)
         if self.resume_step is not None:
             checks.integer("resume_step", self.resume_step, 0)
         for name in ("best_metric", "fingerprint"):

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.energies.target import LOG_TWO_PI
+from jaxebm.energies.gaussian import IndependentGaussian
 from jaxebm.evaluation.partition.importance_sampling import AISResult, result_of_weights
 from jaxebm.samplers.binding import StaticKernel, bind_once, unbind
 from jaxebm.samplers.chains import run_annealed_chain, run_chain
 from jaxebm.samplers.langevin import scalar_target
 from jaxebm.samplers.noise_levels import check_levels
-from jaxebm.trees import normal_like, widened
+from jaxebm.trees import widened
 from jaxebm.types import BATCH_AXIS, Array, Kernel, LevelEnergyFn, Params, Position
 
 __all__ = ["level_importance_sampling", "reverse_level_importance_sampling"]
@@ -99,7 +99,7 @@ def level_importance_sampling(
         found = _forward(
             rng_key,
             (params, numbers, step_size),
-            (mean, variance),
+            IndependentGaussian(mean, variance),
             jnp.asarray(levels, float),
             energy_at=energy_at,
             make_kernel=static,
@@ -178,7 +178,7 @@ def reverse_level_importance_sampling(
         found = _backward(
             rng_key,
             (params, numbers, step_size),
-            (mean, variance),
+            IndependentGaussian(mean, variance),
             jnp.asarray(levels, float),
             exact_samples,
             energy_at=energy_at,
@@ -226,7 +226,7 @@ class _WeightedState(NamedTuple):
     position: _Weighted
 
 
-def _contract(x: Position, gaussian: tuple[Position, Position], old: Array, new: Array) -> tuple[Any, Array]:
+def _contract(x: Position, gaussian: IndependentGaussian, old: Array, new: Array) -> tuple[Any, Array]:
     """Returns S x, which carries N(m, old^2 + v) to N(m, new^2 + v), and log |det S|."""
     mean, variance = gaussian
     factor = jax.tree.map(lambda v: jnp.sqrt((new**2 + v) / (old**2 + v)), variance)
@@ -235,19 +235,9 @@ def _contract(x: Position, gaussian: tuple[Position, Position], old: Array, new:
     return moved, jax.tree.reduce(jnp.add, logs)
 
 
-def _log_gaussian(x: Position, gaussian: tuple[Position, Position], level: Array) -> Array:
-    """log N(x; m, level^2 + v)."""
-
-    def term(x: Array, mean: Array, variance: Array) -> Array:
-        total = widened(variance) + level**2
-        return -0.5 * jnp.sum((widened(x) - mean) ** 2 / total + jnp.log(total) + LOG_TWO_PI)
-
-    return jax.tree.reduce(jnp.add, jax.tree.map(term, x, *gaussian))
-
-
 def _level_kernels(
     parameters: tuple[Params, dict[str, Any], Array],
-    gaussian: tuple[Position, Position],
+    gaussian: IndependentGaussian,
     energy_at: LevelEnergyFn,
     make_kernel: StaticKernel,
     num_steps: int,
@@ -284,7 +274,7 @@ def _level_kernels(
 def _forward(
     rng_key: Array,
     parameters: tuple[Params, dict[str, Any], Array],
-    gaussian: tuple[Position, Position],
+    gaussian: IndependentGaussian,
     levels: Array,
     *,
     energy_at: LevelEnergyFn,
@@ -293,14 +283,12 @@ def _forward(
     num_steps: int,
 ) -> _Weighted:
     energy, kernel_at = _level_kernels(parameters, gaussian, energy_at, make_kernel, num_steps)
-    mean, variance = gaussian
+    highest = gaussian.at_level(levels[0])
 
     def one_chain(rng_key: Array) -> _Weighted:
         key_start, key_chain = jax.random.split(rng_key)
-        noise = normal_like(key_start, mean)
-        x = jax.tree.map(lambda m, v, z: m + jnp.sqrt(v + levels[0] ** 2) * z, mean, variance, noise)
-        x = jax.tree.map(lambda x, m: x.astype(m.dtype), x, mean)
-        start = _Weighted(x, -energy(x, levels[0]) - _log_gaussian(x, gaussian, levels[0]))
+        x = highest.sample(key_start)
+        start = _Weighted(x, -energy(x, levels[0]) - highest.log_density(x))
         if levels.size == 1:
             return start
         steps = {"old": levels[:-1], "new": levels[1:]}
@@ -313,7 +301,7 @@ def _forward(
 def _backward(
     rng_key: Array,
     parameters: tuple[Params, dict[str, Any], Array],
-    gaussian: tuple[Position, Position],
+    gaussian: IndependentGaussian,
     levels: Array,
     positions: Position,
     *,
@@ -322,6 +310,7 @@ def _backward(
     num_steps: int,
 ) -> _Weighted:
     energy, kernel_at = _level_kernels(parameters, gaussian, energy_at, make_kernel, num_steps)
+    highest = gaussian.at_level(levels[0])
 
     def one_chain(rng_key: Array, position: Position) -> _Weighted:
         end = _Weighted(position, jnp.zeros(()))
@@ -329,7 +318,7 @@ def _backward(
             steps = {"old": levels[:0:-1], "new": levels[-2::-1]}
             end = run_annealed_chain(rng_key, kernel_at, steps, end)[0].position
         x, log_weight = end
-        return _Weighted(x, log_weight + energy(x, levels[0]) + _log_gaussian(x, gaussian, levels[0]))
+        return _Weighted(x, log_weight + energy(x, levels[0]) + highest.log_density(x))
 
     rng_keys = jax.random.split(rng_key, checks.batch_length("positions", positions))
     return jax.vmap(one_chain, axis_name=BATCH_AXIS)(rng_keys, positions)
