@@ -12,6 +12,8 @@ HEALTHY = {
     "sample_grain": (1.0067,) * 7,
     "frozen_chains": (0.0,) * 7,
     "saturated_chains": (0.282, 0.333, 0.329, 0.34, 0.349, 0.357, 0.361),
+    # Of dual score matching on MNIST, seed 0.
+    "score_error": (0.528, 0.132, 0.112, 0.097, 0.09, 0.086, 0.084),
 }
 
 
@@ -42,6 +44,9 @@ def test_a_healthy_run_has_none():
         ({"sample_grain": lambda s: 1.0 / (1.0 + s)}, ["grain"]),
         ({"frozen_chains": lambda s: 0.95 * s}, ["chains_stuck"]),
         ({"saturated_chains": lambda s: 0.95 * s}, ["chains_stuck"]),
+        # CIFAR-10 at a learning rate of 2e-3: learnt until update 1000, then lost.
+        ({"score_error": lambda s: np.where(s < 0.5, 0.484 - 0.5 * s, 0.484)}, ["error_rises"]),
+        ({"score_error": lambda s: 0.2 + 0.02 * np.cos(50.0 * s)}, []),  # noise is no rise
     ],
 )
 def test_each_kind_is_found_and_no_other(changes, names):
@@ -58,6 +63,9 @@ def test_measures_have_the_values_of_their_formulas():
     assert found["gap_below"] == found["gap_above"] == pytest.approx(20.0 * 0.975)  # the last two of 21
     assert found["gap_drifts"] == pytest.approx(11.0)  # 11 records between the second quarter and the last
     assert found["grain"] == pytest.approx(2.0)
+    # Two records are a tenth of 21: the least mean of two in a row is that of the first two, .5 and .55.
+    found = measure_collapse(records(score_error=lambda s: 0.5 + s))
+    assert found["error_rises"] == pytest.approx(1.475 / 0.525)
 
 
 def test_what_is_not_finite_or_not_measured_is_left_out():

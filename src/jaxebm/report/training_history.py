@@ -34,9 +34,18 @@ TITLES = {
     "samples_wander": "spread of samples over that of data, apart",
     "grain": "grain of samples against that of data",
     "chains_stuck": "share of chains that do not move",
+    "error_rises": "error of the learnt slopes over its least",
 }
 """The measures of slow changes."""
-METRICS = ("loss", "cross_entropy", "energy_gap", "gradient_norm")
+METRICS = (
+    "loss",
+    "cross_entropy",
+    "energy_gap",
+    "gradient_norm",
+    "score_error",
+    "level_error",
+    "velocity_error",
+)
 """Training metrics in the picture."""
 
 

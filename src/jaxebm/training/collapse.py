@@ -85,8 +85,18 @@ SLOW_COLLAPSE: Mapping[str, _Kind] = {
         "a share of {measure:.3g} of the chains did not move, or of the entries were at the ends of their "
         "range where those of the data were not, at the end. Larger steps, or a wider clamp, help.",
     ),
+    "error_rises": _Kind(
+        1.5,
+        False,
+        "the error of the learnt slopes is {measure:.3g} times as large at the end as it was at its least: "
+        "without chains, training has diverged. A smaller learning rate or a longer warm-up helps.",
+    ),
 }
 """The kinds of slow collapse: threshold, side, and the text of their `Finding`."""
+
+
+ERRORS = ("score_error", "velocity_error", "denoising_error")
+"""Metrics of objectives without chains that fall while they learn."""
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
@@ -108,7 +118,8 @@ def measure_collapse(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     ``samples_alike``, ``samples_wander``: ``chain_spread``, sd of samples / sd of data;
     ``grain``: ``max(g, 1 / g)`` of ``sample_grain``, the ratio of the differences of neighbouring pixels;
     ``chains_stuck``: the larger of ``frozen_chains`` and ``saturated_chains``;
-    all but the third averaged over the last tenth of the records.
+    ``error_rises``: the error of the slopes of an objective without chains over its least mean of a tenth of
+    the records in a row; all but the third averaged over the last tenth of the records.
 
     Args:
       records: metrics by name, one mapping for each dispatch, oldest first: ``FitResult.history``, or
@@ -147,6 +158,12 @@ def measure_collapse(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     shares = [_end(values) for values in stuck if len(values) >= _FEWEST]
     if shares:
         found["chains_stuck"] = max(shares)
+    for name in ERRORS:
+        errors = _series(records, name)
+        if len(errors) >= _FEWEST:
+            width = len(errors) // 10
+            least = np.min(np.convolve(errors, np.full(width, 1.0 / width), mode="valid"))
+            found["error_rises"] = _end(errors) / max(float(least), 1e-30)
     return found
 
 
