@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxebm.data import Dataset, ImageSpace, dataset_from_arrays, load_dataset
+from jaxebm.data import Dataset, ImageSpace, Split, dataset_from_arrays, load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +53,44 @@ def test_bytes_come_back_as_they_were() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value_range", "expected"),
-    [((0.0, 16.0), 17), ((0.0, 255.0), 256), ((1.0, 4.0), 4), ((0.0, 1.0), None), ((-1.0, 1.0), None)],
+    ("pixels", "value_range", "expected"),
+    [
+        ([0, 3, 16], (0.0, 16.0), 17),
+        ([0, 3, 16], (0.0, 255.0), 256),
+        ([1, 3, 4], (1.0, 4.0), 4),
+        ([0, 1, 1], (0.0, 1.0), 2),
+        ([-1, 1, 1], (-1.0, 1.0), 2),
+        ([-1, 0, 1], (-1.0, 1.0), 3),
+        ([0, 0.5, 1], (0.0, 1.0), None),
+        ([0, 3, 16.5], (0.0, 17.0), None),
+        ([0, 3, 4], (-0.5, 4.0), None),
+        ([0, 3, 16], (0.0, 1.0), None),
+        ([0, 3, 16], (1.0, 16.0), None),
+    ],
 )
 def test_num_levels_are_the_values_that_a_pixel_can_take(
-    digits: Dataset, value_range: tuple[float, float], expected: int | None
+    pixels: list[float], value_range: tuple[float, float], expected: int | None
 ) -> None:
-    assert replace(digits, value_range=value_range).num_levels == expected
+    image = np.array(pixels, np.float32)[:, None, None, None] * np.ones((1, 2, 2, 1), np.float32)
+    part = Split(image, np.zeros(3, np.int32))
+    dataset = Dataset("levels", part, part, part, 1, value_range, ("0",))
+    assert dataset.num_levels == dataset.space.num_levels == expected
+
+
+def test_num_levels_of_digits(digits: Dataset) -> None:
     assert digits.num_levels == len(np.unique(digits.train.image)) == 17
+
+
+def test_images_without_labels_are_checked_against_the_others(digits: Dataset) -> None:
+    more = digits.test.image[:7]
+    assert repr(replace(digits, unlabelled=more)).endswith("test=360, unlabelled=7)")
+    for wrong, message in (
+        (more[:0], "unlabelled holds 0 images"),
+        (more.astype(np.uint8), "unlabelled holds 7 images of dtype uint8: at least one of dtype float32"),
+        (more[:, :4], r"unlabelled has shape \(7, 4, 8, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(digits, unlabelled=wrong)
 
 
 def test_a_space_says_what_the_data_set_says(digits: Dataset) -> None:

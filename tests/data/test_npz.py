@@ -77,8 +77,8 @@ GREY = images((5, 7), np.float32)
 @pytest.mark.parametrize(
     ("image", "label", "message"),
     [
-        (GREY.astype(np.int32), LABEL, "'image' has dtype int32. Store uint8"),
-        (GREY, LABEL + 1, "'label' .* none numbered 0"),
+        (GREY.astype(np.int32), LABEL, "'image' is constant"),
+        (GREY, LABEL + 1, "'label' starts at 1"),
         (GREY, LABEL.astype(object), "'label' .* pickled Python objects. Store a plain"),
         (np.array([*GREY[:-1], None], object), LABEL, "'image' .* pickled Python objects"),
     ],
@@ -94,8 +94,6 @@ def test_unfit_arrays_are_named_with_the_file(
 def test_missing_arrays_and_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no array 'image' \(it holds images, label\).*numpy.savez"):
         load_dataset(written(tmp_path, images=GREY, label=LABEL))
-    with pytest.raises(ValueError, match=r"no array 'label' \(it holds image\)"):
-        load_dataset(written(tmp_path, image=GREY))
     with pytest.raises(FileNotFoundError, match=r"absent\.npz' does not exist.*numpy.savez"):
         load_dataset(f"npz:{tmp_path / 'absent.npz'}")
     np.save(tmp_path / "single.npy", GREY)
@@ -180,11 +178,11 @@ def test_a_directory_that_lies_is_named(tmp_path: Path, field: str, monkeypatch:
 @pytest.mark.parametrize(
     ("image", "label", "message"),
     [
-        (images((4, 4), np.uint8), LABEL.astype(str), "'label' has dtype <U"),
+        (images((4, 4), np.uint8), LABEL.astype("m8[s]"), "'label' has dtype timedelta64"),
         (images((4, 4), np.uint8), LABEL[:-1], "'label' has 33 entries, but 'image' has 34"),
         (images((4, 4), np.uint8), LABEL * 2, "'label' has 3 classes .* none numbered 1"),
         (images((4, 4), np.uint8), LABEL * 10**15, "'label' has 3 classes .* none numbered 1"),
-        (images((4, 4), np.uint8), LABEL + 0.0, "'label' has dtype float64"),
+        (images((4, 4), np.uint8), LABEL + 0.5, "'label' holds 0.5"),
         (np.zeros((0, 4, 4), np.uint8), LABEL[:0], "'image' has shape .*empty"),
         (images((4, 4), np.uint8).astype(str), LABEL, "'image' has dtype <U"),
         (images((4, 4), np.float32) * 1j, LABEL, "'image' has dtype complex"),
@@ -195,3 +193,65 @@ def test_a_directory_that_lies_is_named(tmp_path: Path, field: str, monkeypatch:
 def test_arrays_that_are_no_data_set(tmp_path: Path, image: Any, label: Any, message: str) -> None:
     with pytest.raises(ValueError, match=rf"own\.npz': {message}"):
         load_dataset(written(tmp_path, image=image, label=label))
+
+
+# More than images and labels.
+
+
+def test_given_parts_names_and_range(tmp_path: Path, parts_of: PartsOf) -> None:
+    image = images((4, 4), np.uint8) // 16
+    dataset = load_dataset(
+        written(
+            tmp_path,
+            image=image,
+            label=LABEL,
+            test_image=image[:5],
+            test_label=LABEL[:5],
+            validation_image=image[3:6],
+            validation_label=LABEL[3:6],
+            class_names=np.array(["cat", "dog", "elk"]),
+            value_range=np.array([0, 15]),
+        )
+    )
+    assert [len(part.label) for part in parts_of(dataset)] == [34, 3, 5]
+    assert (dataset.class_names, dataset.value_range, dataset.num_levels) == (
+        ("cat", "dog", "elk"),
+        (0, 15),
+        16,
+    )
+    again = load_dataset(f"npz:{tmp_path / 'own.npz'}?value_range=0,255")
+    assert (again.value_range, again.name) == ((0, 255), f"npz:{tmp_path / 'own.npz'}?value_range=0,255")
+    with_test = load_dataset(
+        written(tmp_path, image=image, label=LABEL, test_image=image[:5], test_label=LABEL[:5])
+    )
+    assert [len(part.label) for part in parts_of(with_test)] == [30, 4, 5]
+
+
+def test_labels_may_be_missing_or_names(tmp_path: Path, parts_of: PartsOf) -> None:
+    image = images((4, 4), np.uint8)
+    assert load_dataset(written(tmp_path, image=image)).num_classes == 1
+    named = np.array(["ant", "bee", ""])[np.arange(34) % 3]
+    dataset = load_dataset(written(tmp_path, image=image, label=named))
+    assert dataset.class_names == ("ant", "bee")
+    assert dataset.unlabelled is not None
+    assert len(dataset.unlabelled) == 11
+    assert sum(len(part.label) for part in parts_of(dataset)) == 23
+
+
+def test_arrays_by_other_names_are_not_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = images((4, 4), np.uint8)
+    with pytest.raises(ValueError, match=r"no array 'label' \(it holds image, labels\).*leave 'labels' out"):
+        load_dataset(written(tmp_path, image=image, labels=LABEL))
+    with pytest.raises(ValueError, match="'test_label' is there without 'test_image'"):
+        load_dataset(written(tmp_path, image=image, label=LABEL, test_label=LABEL))
+    with pytest.raises(ValueError, match="'test_label' is missing, but there is 'label'"):
+        load_dataset(written(tmp_path, image=image, label=LABEL, test_image=image))
+    with pytest.raises(ValueError, match=r"'class_names' has shape \(3,\) and dtype int64"):
+        load_dataset(written(tmp_path, image=image, label=LABEL, class_names=np.arange(3)))
+    with pytest.raises(ValueError, match=r"own\.npz': class_names has 2 entries: 3 are needed"):
+        load_dataset(written(tmp_path, image=image, label=LABEL, class_names=np.array(["a", "b"])))
+    with pytest.raises(ValueError, match=r"own\.npz': value_range=\(0, 1, 2\): two finite numbers"):
+        load_dataset(written(tmp_path, image=image, label=LABEL, value_range=np.arange(3)))
+    assert caplog.text == ""
+    load_dataset(written(tmp_path, image=image, label=LABEL, test_images=image))
+    assert "['test_images'] are not read; the names are image, label, " in caplog.text

@@ -1,4 +1,4 @@
-"""Images of other sets in a model's own shape: against other programs' resizing, and sets that are not there.
+"""Images of other sets in a model's own shape, and sets that are not there.
 
 Nothing here writes outside of pytest's temporary folders, and nothing uses a network.
 """
@@ -9,81 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 from jaxebm.data import DatasetNotAvailableError, load_dataset, outliers
-from jaxebm.data.outliers import load_outliers, to_image_shape
+from jaxebm.data.outliers import load_outliers
 from jaxebm.data.tfds_images import PreparedSet
 
 RANDOM = np.random.default_rng(0)
-
-
-@pytest.mark.parametrize(
-    ("size", "new_size"), [((105, 105), (28, 28)), ((28, 28), (32, 32)), ((9, 6), (6, 4))]
-)
-def test_resizing_is_that_of_jax_and_of_pillow(size: tuple[int, int], new_size: tuple[int, int]):
-    image = RANDOM.uniform(-1.0, 1.0, (*size, 1)).astype(np.float32)
-    ours = to_image_shape(image, (*new_size, 1))[..., 0]
-    np.testing.assert_allclose(ours, jax.image.resize(image[..., 0], new_size, "linear"), atol=1e-5)
-    pillow = pytest.importorskip("PIL.Image")
-    theirs = pillow.fromarray(image[..., 0]).resize(new_size[::-1], pillow.Resampling.BILINEAR)
-    np.testing.assert_allclose(ours, np.asarray(theirs), atol=1e-5)
-
-
-def test_resizing_keeps_constants_and_symmetry_and_nothing_too_fine():
-    for shape in ((28, 28, 1), (8, 8, 1), (64, 64, 1)):
-        np.testing.assert_allclose(to_image_shape(np.full((31, 31, 1), 0.7), shape), 0.7, atol=1e-6)
-    # Neither side is favoured: an image that turns into its negative in the mirror does so afterwards.
-    ramp = to_image_shape(np.linspace(-1.0, 1.0, 64)[:, None, None] * np.ones((1, 64, 1)), (16, 16, 1))
-    np.testing.assert_allclose(ramp[::-1], -ramp, atol=1e-6)
-    assert ramp[-1].min() > 0.9
-    # A pattern finer than the new pixels becomes grey instead of a coarser pattern.
-    stripes = np.where(np.arange(64) % 2, 1.0, -1.0)[:, None, None] * np.ones((1, 64, 1))
-    assert np.abs(to_image_shape(stripes, (16, 16, 1))[1:-1]).max() < 1e-6
-
-
-def test_same_shape_changes_nothing():
-    image = RANDOM.uniform(-1.0, 1.0, (7, 5, 3)).astype(np.float32)
-    np.testing.assert_allclose(to_image_shape(image, (7, 5, 3)), image, atol=1e-6)
-
-
-def test_channels():
-    colours = np.eye(3, dtype=np.float32)[None] * 2 - 1  # red, green and blue pixels
-    np.testing.assert_allclose(
-        to_image_shape(colours, (1, 3, 1))[0, :, 0], 2 * np.array([0.299, 0.587, 0.114]) - 1, atol=1e-6
-    )
-    grey = RANDOM.uniform(-1.0, 1.0, (4, 4, 1)).astype(np.float32)
-    np.testing.assert_allclose(to_image_shape(grey, (4, 4, 3)), np.repeat(grey, 3, axis=2), atol=1e-6)
-    np.testing.assert_allclose(to_image_shape(np.repeat(grey, 3, 2), (4, 4, 1)), grey, atol=1e-6)
-    # White at opacity 1, 0.5 and 0 on the lowest value.
-    faded = np.array([[[1.0, 1.0, 1.0, opacity] for opacity in (1.0, 0.0, -1.0)]])
-    np.testing.assert_allclose(to_image_shape(faded, (1, 3, 1))[0, :, 0], [1.0, 0.0, -1.0], atol=1e-6)
-
-
-def test_the_middle_is_kept_in_its_proportions():
-    image = np.full((10, 20, 1), -1.0)
-    image[:, 5:15] = 1.0  # a square that fills the middle
-    np.testing.assert_allclose(to_image_shape(image, (4, 4, 1)), 1.0)
-    np.testing.assert_allclose(to_image_shape(image.transpose(1, 0, 2), (4, 4, 1)), 1.0)
-    whole = to_image_shape(image, (10, 20, 1))
-    np.testing.assert_allclose(whole, image)
-
-
-@pytest.mark.parametrize(
-    ("image", "image_shape", "message"),
-    [
-        (np.zeros((4, 4)), (4, 4, 1), r"image has shape \(4, 4\)"),
-        (np.zeros((4, 4, 2)), (4, 4, 1), "1, 3 or 4 channels"),
-        (np.zeros((0, 4, 1)), (4, 4, 1), "no empty side"),
-        (np.zeros((4, 4, 1)), (4, 4, 2), r"image_shape=\(4, 4, 2\)"),
-        (np.zeros((4, 4, 1)), (4, 0, 1), "image_shape=0: image_shape must be an integer of at least 1"),
-    ],
-)
-def test_shapes_that_do_not_fit(image: np.ndarray, image_shape: tuple[int, int, int], message: str):
-    with pytest.raises(ValueError, match=message):
-        to_image_shape(image, image_shape)
 
 
 def test_digits_and_own_files(tmp_path: Path):
@@ -93,6 +26,20 @@ def test_digits_and_own_files(tmp_path: Path):
     image = RANDOM.integers(0, 256, (30, 6, 6), dtype=np.uint8)
     np.savez(tmp_path / "own.npz", image=image, label=np.arange(30) % 3)
     assert load_outliers(f"npz:{tmp_path / 'own.npz'}", (4, 4, 3), limit=5).shape == (5, 4, 4, 3)
+
+
+def test_own_folder_comes_in_the_shape_of_the_model(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    pillow = pytest.importorskip("PIL.Image")
+    for part, level in (("train", 40), ("test", 200)):
+        (tmp_path / part).mkdir()
+        for index in range(6):
+            image = np.full((50, 40 + index, 3), level + index, np.uint8)
+            pillow.fromarray(image).save(tmp_path / part / f"{index}.png")
+    loaded = load_outliers(f"folder:{tmp_path}", (12, 9, 1), limit=4)
+    assert (loaded.shape, loaded.dtype) == ((4, 12, 9, 1), np.float32)
+    levels = (200 + np.arange(4)) / 127.5 - 1  # those of the test part, resized once and in grey
+    np.testing.assert_allclose(loaded, levels[:, None, None, None] * np.ones((1, 12, 9, 1)), atol=5e-3)
+    assert "resized" not in caplog.text  # the size is the model's
 
 
 Stored = list[np.ndarray]
@@ -223,7 +170,11 @@ def test_prepared_sets_that_cannot_be_read(stand_in: Any, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("../mnist", {}, "name='../mnist': name must be digits, npz:PATH or a set of tensorflow-datasets"),
+        (
+            "../mnist",
+            {},
+            "name='../mnist': name must be digits, npz:PATH, folder:PATH or a set of tensorflow-datasets",
+        ),
         ("mnist*", {}, "name must be"),
         ("", {}, "name must be"),
         ("mnist", {"limit": 0}, "limit=0: limit must be an integer of at least 1"),

@@ -86,6 +86,14 @@ MISTAKES: dict[str, str] = {
     "train --dataset npz:empty.npz": "'empty.npz' is not an .npz file",
     "train --dataset npz:full": "'full' is not an .npz file",
     "train --dataset npz:other.npz": "'other.npz' has no array 'image'",
+    "train --dataset npz:other.npz?size=8": "'size' is no option; npz: takes value_range",
+    "train --dataset ./full": "Did you mean folder:./full?",
+    "train --dataset folder:full": "'full' holds no images",
+    "train --dataset folder:absent": "'absent' does not exist",
+    "train --dataset folder:full?size=0": "size=0",
+    "train --dataset tfds:../x": "a set of tensorflow-datasets, such as tfds:omniglot",
+    "train --evaluation.ood-sets folder:absent": "'absent' does not exist",
+    "train --dataset npz:unlabelled.npz": "'npz:unlabelled.npz' has one class, or no labels",
     "evaluate": "the folder of a run is needed",
     'evaluate ""': "run=''",
     "evaluate file": "file holds no run",
@@ -107,6 +115,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "closed").mkdir(mode=0o500)
     np.savez(tmp_path / "other.npz", pictures=np.zeros(3))
+    np.savez(tmp_path / "unlabelled.npz", image=np.random.default_rng(0).integers(0, 256, (500, 8, 8)))
     monkeypatch.setattr("jaxebm.recipes.run.fit", lambda *arguments, **options: pytest.fail("it trains"))
     return tmp_path
 

@@ -163,6 +163,26 @@ def test_one_run_takes_what_the_others_leave_out(toy, arrays, tmp_path: Path):
     assert trained.model.class_names == ("0", "2", "3")
 
 
+def test_a_run_with_few_labels_and_one_with_none(toy, arrays, tmp_path: Path):
+    """From files: images without labels join the density, and without any label it is all that is learnt."""
+    image, label = arrays
+    few = np.where(np.arange(120) % 4, np.array(["dark", "grey", "bright"])[label], "")
+    np.savez(tmp_path / "few.npz", image=image, label=few, test_image=image[:9], test_label=few[1:10])
+    np.savez(tmp_path / "none.npz", image=image > 128)
+    settings = {"epochs": 1, "evaluation.likelihood_steps": 4, "evaluation.likelihood_chains": 2}
+    with pytest.raises(ValueError, match="'test_label' has images without labels"):
+        train(toy(settings | {"output": tmp_path / "run"}, dataset=f"npz:{tmp_path / 'few.npz'}"))
+    np.savez(tmp_path / "few.npz", image=image, label=few, test_image=image[:9], test_label=["dark"] * 9)
+    trained = train(toy(settings | {"output": tmp_path / "run"}, dataset=f"npz:{tmp_path / 'few.npz'}"))
+    assert trained.card is not None
+    assert np.isfinite(trained.card["nll"])  # two of the three classes have no test image
+    assert trained.model.class_names == ("bright", "dark", "grey")
+    alone = settings | {"output": tmp_path / "alone"}
+    trained = train(toy(alone, dataset=f"npz:{tmp_path / 'none.npz'}", task="unconditional"))
+    assert trained.card is not None
+    assert trained.card["likelihood"]["uniform_bits_per_dimension"] == 1.0  # of pixels 0 and 1
+
+
 def test_a_users_own_colour_images_of_odd_size(toy, tmp_path: Path):
     rng = np.random.default_rng(0)
     label = np.repeat(np.arange(3), 60)
@@ -181,10 +201,10 @@ def test_a_users_own_colour_images_of_odd_size(toy, tmp_path: Path):
         (np.zeros((40, 8, 8), np.int64), np.arange(40) % 2, "image"),
         (np.full((40, 8, 8), np.nan, np.float32), np.arange(40) % 2, "image"),
         (np.zeros((40, 8), np.float32), np.arange(40) % 2, "image"),
-        (np.zeros((40, 8, 8), np.float32), np.arange(40) % 2 - 1, "label"),
-        (np.zeros((40, 8, 8), np.float32), np.arange(39) % 2, "label"),
+        (np.eye(8)[np.arange(40) % 8, None].repeat(8, 1), np.arange(40) % 2 + 1, "label"),
+        (np.eye(8)[np.arange(40) % 8, None].repeat(8, 1), np.arange(39) % 2, "label"),
     ],
-    ids=["integer-images", "nan-images", "rank-two", "label-minus-one", "lengths"],
+    ids=["constant-images", "nan-images", "rank-two", "label-from-one", "lengths"],
 )
 def test_a_bad_npz_is_refused_before_anything_is_written(tmp_path: Path, toy, image, label, message: str):
     np.savez(tmp_path / "mine.npz", image=image, label=label)

@@ -12,8 +12,10 @@ from jaxebm.data.augment import (
 )
 from jaxebm.data.datasets import DATASETS, DatasetNotAvailableError, load_dataset
 from jaxebm.data.examples import Examples, Sampler, as_examples
+from jaxebm.data.folder import load_folder
 from jaxebm.data.images import Dataset, ImageSpace, Split
-from jaxebm.data.outliers import load_outliers, to_image_shape
+from jaxebm.data.outliers import load_outliers
+from jaxebm.data.resizing import to_image_shape
 from jaxebm.data.splits import stratified_holdout, stratified_split, stratified_subset
 from jaxebm.data.stream import StreamState, init_stream, next_batch
 from jaxebm.data.toy import (
@@ -45,6 +47,7 @@ __all__ = [
     "gaussian_blur",
     "init_stream",
     "load_dataset",
+    "load_folder",
     "load_outliers",
     "next_batch",
     "pinwheel",

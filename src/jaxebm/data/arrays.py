@@ -1,162 +1,156 @@
-"""Labelled images of a user, checked before training."""
+"""Images of a user, with or without labels, checked before training."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from jaxebm import checks
-from jaxebm.data.images import Dataset, Split, check_value_range
-from jaxebm.data.splits import stratified_split
+from jaxebm.data.images import Dataset, Split
+from jaxebm.data.labels import UNLABELLED, read_labels
+from jaxebm.data.pixels import as_array, fail, read_images
+from jaxebm.data.splits import fraction_of_each_class
 
 __all__ = ["dataset_from_arrays"]
-
-_MINIMUM_PER_CLASS = 3  # one each for train, validation and test
 
 
 def dataset_from_arrays(
     image: Any,
     label: Any = None,
     *,
+    validation: Any = None,
+    test: Any = None,
     name: str = "mine",
     class_names: Sequence[str] | None = None,
     value_range: tuple[float, float] | None = None,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
 ) -> Dataset:
-    """Makes a data set from a user's arrays, with fixed, stratified train, validation and test splits.
+    """Makes a data set from a user's arrays, with train, validation and test splits.
 
     From each class of n_k images, max(1, round(fraction * n_k)) go to validation and to test, always the
-    same; the rest is train.
+    same; the rest is train. A part that is given is taken as it is, and none is taken from ``image`` for it.
+
+    The range of the pixels, where ``value_range`` is None:
+
+    - floating-point pixels are in [0, 1], or in [-1, 1] if one is negative; beyond it by rounding alone
+      (1e-6 of the range), they are clipped;
+    - integers are in 0..255, uint16 above 255 in 0..65535;
+    - integers whose largest value is at most a quarter of that (masks of 0 and 1, pixels 0..16, 12 bits in
+      uint16), others, and whole floating-point numbers that leave [-1, 1], are in their own range, from the
+      smallest to the largest. One logged line says so.
 
     Args:
-      image: Images (n, H, W) or (n, H, W, C): uint8 in 0..255, or floating-point numbers in [0, 1] or in
-        [-1, 1]; with ``value_range``, real numbers in that range.
-      label: Classes (n,), the integers 0..K-1, each at least three times; None puts all images in one class.
+      image: Images (n, H, W) or (n, H, W, C): booleans, integers or floating-point numbers.
+      label: Classes (n,): the integers 0..K-1, or names, which are numbered in the order of ``class_names``
+        or of the alphabet. -1, NaN or an empty name is an image without a label, for log p(x) alone. None
+        puts all images in one class, for an unconditional model.
+      validation: (image, label) of the validation part, or its images if ``label`` is None; None takes it
+        from ``image``.
+      test: The same of the test part.
       name: The name of the data set.
       class_names: The names of the K classes, all different; None names them by their numbers.
-      value_range: Lowest and highest raw pixel value; None means (0, 255) for uint8 and, for floating-point
-        images, (-1, 1) if any pixel is negative, else (0, 1).
+      value_range: Lowest and highest raw pixel value.
       validation_fraction: Part of each class for validation, between 0 and 1.
       test_fraction: Part of each class for test, between 0 and 1.
 
     Returns:
-      The data set. Images stay uint8, or become float32.
+      The data set. Integers in 0..255 are uint8, other pixels float32.
 
     Raises:
-      ValueError: If an argument is not as described.
+      ValueError: If an argument is not as described. Messages call the arrays of ``test`` test_image and
+        test_label.
       TypeError: If one is of another type.
 
     Example:
-      >>> images = np.zeros((100, 4, 4), np.uint8)
+      >>> images = np.arange(1600, dtype=np.uint8).reshape(100, 4, 4)
       >>> dataset_from_arrays(images, np.arange(100) % 2)
       Dataset('mine', image_shape=(4, 4, 1), num_classes=2, train=70, validation=10, test=20)
+      >>> names = ["cat", "dog", "dog", "cat"] * 20 + [""] * 20          # the last 20 are without a label
+      >>> pets = dataset_from_arrays(images, names, test=(images[:8], names[:8]))
+      >>> pets, pets.class_names
+      (Dataset('mine', image_shape=(4, 4, 1), num_classes=2, train=72, validation=8, test=8, unlabelled=20),
+       ('cat', 'dog'))
     """
     checks.text("name", name)
-    image, value_range = _checked_image(_as_array("image", image), value_range)
-    label = np.zeros(len(image), np.int32) if label is None else _as_array("label", label)
-    label, num_classes = _checked_label(label, len(image))
-    names = _checked_names(class_names, num_classes)
-    train, validation, test = stratified_split(label, validation_fraction, test_fraction)
+    given = {"image": as_array("image", image)}
+    labels = {} if label is None else {"label": as_array("label", label)}
+    fractions = {"validation": validation_fraction, "test": test_fraction}
+    for part, pair in (("validation", validation), ("test", test)):
+        checks.fraction(f"{part}_fraction", fractions[part])
+        if pair is not None:
+            del fractions[part]
+            given[f"{part}_image"], part_label = _pair(part, pair, labelled=label is not None)
+            if part_label is not None:
+                labels[f"{part}_label"] = part_label
+    images, value_range = read_images(
+        given, value_range, {part: labels.get(_label_of(part)) for part in given}, source=name
+    )
+    lengths = {_label_of(part): len(images[part]) for part in images}
+    if label is None:
+        labels = {part: np.zeros(length, np.int32) for part, length in lengths.items()}
+    numbers, names = read_labels(labels, lengths, class_names, source=name)
+    image, label = images["image"], numbers["label"]
+    unlabelled = None
+    if np.any(label == UNLABELLED):
+        unlabelled = image[label == UNLABELLED]
+        image, label = image[label != UNLABELLED], label[label != UNLABELLED]
+    _check_counts(label, names, list(fractions))
+    taken = fraction_of_each_class(
+        label, **{f"{part}_fraction": part_of for part, part_of in fractions.items()}
+    )
+    rows = dict(zip(fractions, taken, strict=True))
+    is_train = np.ones(len(label), bool)
+    is_train[np.concatenate([np.zeros(0, int), *taken])] = False
+
+    def split(part: str) -> Split:
+        if part in rows:
+            return Split(image[rows[part]], label[rows[part]])
+        return Split(images[f"{part}_image"], numbers[f"{part}_label"])
+
     return Dataset(
         name,
-        train=Split(image[train], label[train]),
-        validation=Split(image[validation], label[validation]),
-        test=Split(image[test], label[test]),
-        num_classes=num_classes,
+        train=Split(image[is_train], label[is_train]),
+        validation=split("validation"),
+        test=split("test"),
+        num_classes=len(names),
         value_range=value_range,
         class_names=names,
+        unlabelled=unlabelled,
     )
 
 
-def _as_array(name: str, value: Any) -> np.ndarray:
-    try:
-        return np.asarray(value)
-    except ValueError as error:  # nested sequences of unequal length
-        _fail(name, f"is no array ({error})", "Give all images one shape")
+def _label_of(image: str) -> str:
+    return image.replace("image", "label")
 
 
-def _checked_names(class_names: Any, num_classes: int) -> tuple[str, ...]:
-    if class_names is None:
-        return tuple(str(index) for index in range(num_classes))
-    if isinstance(class_names, str) or not hasattr(class_names, "__len__"):
+def _pair(part: str, given: Any, *, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the images and labels of a part that was given; the labels are None for images without."""
+    image, label = given, None
+    if isinstance(given, tuple | list) and len(given) == 2:
+        image, label = given
+    elif not hasattr(given, "shape"):
         raise TypeError(
-            f"class_names is of type {type(class_names).__name__}: a sequence of names is needed."
+            f"{part} is of type {type(given).__name__}: {part} must be (image, label), or an array of images "
+            "where label is None."
         )
-    names = tuple(str(class_name) for class_name in class_names)
-    if len(names) != num_classes:
-        raise ValueError(
-            f"class_names has {len(names)} entries: {num_classes} are needed, one for each class."
-        )
-    if len(set(names)) < num_classes or "" in names:
-        raise ValueError(f"class_names={names}: the names must be different, and none empty.")
-    return names
+    if labelled and label is None:
+        fail(f"{part}_label", "is missing, but there is 'label'", f"Give {part}=(image, label)")
+    if label is not None and not labelled:
+        fail("label", f"is missing, but there is '{part}_label'", "Give the labels of both, or of neither")
+    image = as_array(f"{part}_image", image)
+    return image, None if label is None else as_array(f"{part}_label", label)
 
 
-def _checked_image(
-    image: np.ndarray, value_range: tuple[float, float] | None
-) -> tuple[np.ndarray, tuple[float, float]]:
-    if image.ndim not in (3, 4):
-        _fail("image", f"has shape {image.shape}", "Give it shape (n, H, W) or (n, H, W, C)")
-    if image.size == 0:
-        _fail("image", f"has shape {image.shape}, which is empty", "Give at least one image")
-    if image.ndim == 3:
-        image = image[..., None]
-    if image.shape[1] in (1, 3) and image.shape[3] > 4:
-        _fail(
-            "image",
-            f"has shape {image.shape}, which looks like (n, C, H, W)",
-            "Give it shape (n, H, W, C), np.moveaxis(image, 1, -1)",
-        )
-    is_integer = np.issubdtype(image.dtype, np.integer)
-    allowed = image.dtype == np.uint8 if value_range is None else is_integer
-    if not (allowed or np.issubdtype(image.dtype, np.floating)):
-        remedy = "Store uint8 in 0..255, or floating point in [0, 1] or [-1, 1]"
-        _fail("image", f"has dtype {image.dtype}", remedy)
-    num_bad = 0 if is_integer else int(image.size - np.count_nonzero(np.isfinite(image)))
-    if num_bad:
-        what = f"holds {num_bad} non-finite pixels (NaN or infinity) of {image.size}"
-        _fail("image", what, "Drop or repair those images")
-    low, high = float(image.min()), float(image.max())
-    if value_range is None:
-        remedy = (
-            "Rescale floating-point pixels to [0, 1] or [-1, 1], or store uint8, or give dataset_from_arrays "
-            "their value_range"
-        )
-        lowest, highest = (0.0, 255.0) if is_integer else (-1.0 if low < 0.0 else 0.0, 1.0)
-    else:
-        lowest, highest = check_value_range(value_range)
-        remedy = f"Give a value_range that holds all pixels, not {value_range}"
-    if low < lowest or high > highest:
-        _fail("image", f"spans {low:g} to {high:g}", remedy)
-    return image if image.dtype == np.uint8 else image.astype(np.float32), (lowest, highest)
-
-
-def _checked_label(label: np.ndarray, num_images: int) -> tuple[np.ndarray, int]:
-    if label.ndim != 1:
-        _fail("label", f"has shape {label.shape}", "Give it shape (n,), one class number for each image")
-    if len(label) != num_images:
-        what = f"has {len(label)} entries, but 'image' has {num_images}"
-        _fail("label", what, "Give one label for each image")
-    if not np.issubdtype(label.dtype, np.integer):
-        _fail("label", f"has dtype {label.dtype}", "Store integers 0..K-1")
+def _check_counts(label: np.ndarray, names: Sequence[str], split_off: list[str]) -> None:
+    """Raises unless each class has an image for train and for each part that is taken from it."""
     classes, counts = np.unique(label, return_counts=True)
-    if classes[0] < 0:
-        _fail("label", f"has negative entries (smallest {classes[0]})", "Number the classes 0..K-1")
-    if classes[-1] != len(classes) - 1:
-        first_missing = int(np.flatnonzero(classes != np.arange(len(classes)))[0])
-        what = f"has {len(classes)} classes up to {classes[-1]}, but none numbered {first_missing}"
-        remedy = "Number the classes 0..K-1 without gaps: np.unique(label, return_inverse=True)[1]"
-        _fail("label", what, remedy)
-    if counts.min() < _MINIMUM_PER_CLASS:
+    needed = 1 + len(split_off)
+    if counts.min() < needed:
         rarest = int(counts.argmin())
-        what = f"has only {counts[rarest]} of class {rarest}"
-        remedy = (
-            f"Give each class {_MINIMUM_PER_CLASS} images or more: train, validation and test need one each"
+        parts = " and ".join(", ".join(["train", *split_off]).rsplit(", ", 1))
+        fail(
+            "label",
+            f"has only {counts[rarest]} of class {names[classes[rarest]]}",
+            f"Give each class {needed} images or more: {parts} need one each",
         )
-        _fail("label", what, remedy)
-    return label.astype(np.int32), len(classes)
-
-
-def _fail(name: str, what: str, remedy: str) -> NoReturn:
-    raise ValueError(f"'{name}' {what}. {remedy}.")

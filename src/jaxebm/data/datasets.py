@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 
 from jaxebm import checks
+from jaxebm.data.folder import load_folder
 from jaxebm.data.images import Dataset, Split
 from jaxebm.data.npz import load_npz
+from jaxebm.data.sources import SOURCES, Source, as_source, suggested_source
 from jaxebm.data.splits import stratified_holdout
 from jaxebm.data.tfds_images import TFDS_NUM_CLASSES, DatasetNotAvailableError, read_tfds_arrays
+from jaxebm.data.tfds_sets import load_tfds_set
 
-__all__ = ["DATASETS", "DatasetNotAvailableError", "load_dataset"]
+__all__ = ["DATASETS", "DatasetNotAvailableError", "is_loadable", "load_dataset"]
 
 DATASETS = ("digits", *TFDS_NUM_CLASSES)
-"""Names that ``load_dataset`` accepts, besides ``npz:PATH``."""
+"""Names that ``load_dataset`` accepts, besides ``npz:PATH``, ``folder:PATH`` and ``tfds:NAME``."""
 
 _NUM_VALIDATION = 5000  # images of each tfds training split that are kept for validation
-_NPZ_PREFIX = "npz:"
 
 
 def load_dataset(
@@ -38,14 +40,26 @@ def load_dataset(
 
     ``digits`` comes with scikit-learn: 1797 images 8x8x1 with pixels 0..16, split 1257 / 180 / 360.
     ``mnist``, ``fashion_mnist``, ``cifar10``, ``cifar100`` and ``svhn_cropped`` come from
-    tensorflow-datasets, keep their test split and give 5000 training images to validation. ``npz:PATH`` is
-    a file of your own, written by ``numpy.savez(path, image=..., label=...)``; its arrays are checked and
-    split by `dataset_from_arrays`: 70, 10 and 20 percent of each class.
+    tensorflow-datasets, keep their test split and give 5000 training images to validation.
+
+    Your own images (docs/your_data.md) are checked by `dataset_from_arrays`, which splits them where the
+    splits are not given: 70, 10 and 20 percent of each class.
+
+    - ``npz:PATH`` is a file written by ``numpy.savez(path, image=..., label=...)``; it may also hold
+      ``validation_image``, ``validation_label``, ``test_image``, ``test_label``, ``class_names`` and
+      ``value_range``;
+    - ``folder:PATH`` is a folder of image files, one folder a class: see `load_folder`;
+    - ``tfds:NAME`` is any other set of tensorflow-datasets whose records hold an ``image``, and a ``label``
+      if it has classes.
+
+    Options follow a question mark: ``folder:PATH?size=28&channels=1`` (also of tfds) chooses the size in
+    pixels, ``28x32`` being height x width, and ``npz:PATH?value_range=0,255`` (also of a folder) the range of
+    the pixels.
 
     Args:
-      name: One of ``DATASETS``, or ``npz:PATH``.
+      name: One of ``DATASETS``, or ``npz:PATH``, ``folder:PATH`` or ``tfds:NAME``.
       exclude_classes: Classes to leave out of all three splits; the others are renumbered 0..K'-1 in their
-        order, and ``held_out`` receives the test images of the excluded ones.
+        order, and ``held_out`` receives the test images of the excluded ones. Images without labels stay.
       data_dir: Folder of prepared tensorflow-datasets sets; default ``$TFDS_DATA_DIR``, else
         ``~/tensorflow_datasets``.
       cache_dir: Folder of decoded arrays; default ``$JAXEBM_CACHE_DIR``, else ``~/.cache/jaxebm``.
@@ -56,8 +70,8 @@ def load_dataset(
 
     Raises:
       DatasetNotAvailableError: If the set, or a package that reads it, is missing; the message is one line.
-      FileNotFoundError: If ``npz:PATH`` names no file.
-      ValueError: If the name is unknown, or the file's arrays or ``exclude_classes`` are invalid.
+      FileNotFoundError: If ``npz:PATH`` names no file, or ``folder:PATH`` no folder.
+      ValueError: If the name is unknown, or the images, their labels or ``exclude_classes`` are invalid.
       TypeError: If an argument is of another type.
 
     Example:
@@ -81,12 +95,35 @@ def load_dataset(
         dataset = _load_digits()
     elif name in TFDS_NUM_CLASSES:
         dataset = _load_tfds(name, data_dir, cache_dir, download)
-    elif name.startswith(_NPZ_PREFIX) and name != _NPZ_PREFIX:
-        dataset = load_npz(name.removeprefix(_NPZ_PREFIX), name=name)
+    elif (source := as_source(name)) is not None:
+        dataset = replace(_load_source(source, data_dir, cache_dir, download), name=name)
     else:
-        hint = f" Did you mean npz:{name}?" if name.endswith(".npz") else ""
-        raise ValueError(f"name={name!r}: name must be one of {', '.join(DATASETS)}, or npz:PATH.{hint}")
+        hint = suggested_source(name)
+        raise ValueError(f"name={name!r}: name must be one of {', '.join(DATASETS)}, or {SOURCES}.{hint}")
     return _without_classes(dataset, exclude_classes) if len(exclude_classes) else dataset
+
+
+def is_loadable(name: str) -> bool:
+    """Whether `load_dataset` knows this kind of name; what it names may be missing all the same.
+
+    Raises:
+      ValueError: If options in it are not as described there.
+    """
+    return name in DATASETS or as_source(name) is not None
+
+
+def _load_source(
+    source: Source, data_dir: str | Path | None, cache_dir: str | Path | None, download: bool
+) -> Dataset:
+    if source.kind == "npz":
+        return load_npz(source.path, name=source.path, **source.options)
+    if source.kind == "folder":
+        return load_folder(source.path, **source.options)
+    if source.path in TFDS_NUM_CLASSES and not source.options:  # the splits of published results
+        return _load_tfds(source.path, data_dir, cache_dir, download)
+    return load_tfds_set(
+        source.path, data_dir=data_dir, cache_dir=cache_dir, download=download, **source.options
+    )
 
 
 def check_folders(data_dir: Any, cache_dir: Any, download: Any) -> None:

@@ -169,6 +169,8 @@ class Dataset:
       class_names: The names of the K classes, in the order of the labels, also after ``exclude_classes``.
       held_out: The test images of the excluded classes, with their original labels, for out-of-distribution
         tests; None if no class was excluded.
+      unlabelled: More training images, (m, H, W, C) as in ``train``, for log p(x) alone; None if all have
+        labels.
 
     Raises:
       ValueError: If a split has no images or not one label in 0..K-1 for each, images differ in shape, the
@@ -189,6 +191,7 @@ class Dataset:
     value_range: tuple[float, float]
     class_names: tuple[str, ...]
     held_out: Split | None = None
+    unlabelled: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         checks.text("name", self.name)
@@ -202,6 +205,13 @@ class Dataset:
         for name in ("train", "validation", "test", "held_out"):
             if name != "held_out" or self.held_out is not None:
                 self._check_split(name)
+        if self.unlabelled is not None:
+            checks.array("unlabelled", self.unlabelled, (None, *self.image_shape))
+            if self.unlabelled.dtype != self.train.image.dtype or not len(self.unlabelled):
+                raise ValueError(
+                    f"unlabelled holds {len(self.unlabelled)} images of dtype {self.unlabelled.dtype}: at "
+                    f"least one of dtype {self.train.image.dtype}, that of train, or None, is needed."
+                )
 
     def _check_split(self, name: str) -> None:
         split = getattr(self, name)
@@ -229,15 +239,17 @@ class Dataset:
     def num_levels(self) -> int | None:
         """How many values a raw pixel can take: 17 in digits, 256 in bytes; None where pixels are continuous.
 
-        Levels are the whole numbers of a range longer than 2: floating-point pixels in [0, 1] or [-1, 1]
-        count as continuous, and so do pixels of which some in the training split are not whole numbers.
+        Levels are the whole numbers of a range whose ends are whole. If some pixel of the training split is
+        not a whole number, or lies outside the range, pixels count as continuous. Pixels at both ends of
+        [-1, 1] alone have 2 levels.
         """
         low, high = self.value_range
         pixels = self.train.image
         whole = np.issubdtype(pixels.dtype, np.integer) or bool(np.all(pixels == np.rint(pixels)))
-        if high - low <= 2 or not whole or low % 1 or high % 1:
+        if not whole or low % 1 or high % 1 or pixels.min() < low or pixels.max() > high:
             return None
-        return int(high - low) + 1
+        levels = int(high - low) + 1
+        return 2 if levels == 3 and not np.any(pixels == low + 1) else levels
 
     @property
     def space(self) -> ImageSpace:
@@ -268,4 +280,6 @@ class Dataset:
             f"{part}={len(getattr(self, part).label)}" for part in ("train", "validation", "test")
         )
         classes = f"num_classes={self.num_classes}"
+        if self.unlabelled is not None:
+            sizes += f", unlabelled={len(self.unlabelled)}"
         return f"Dataset({self.name!r}, image_shape={self.image_shape}, {classes}, {sizes})"

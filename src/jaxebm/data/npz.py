@@ -1,5 +1,6 @@
-"""Labelled images of a user from one ``.npz`` file."""
+"""Images of a user from one ``.npz`` file."""
 
+import logging
 import math
 import os
 import pickle
@@ -7,7 +8,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -16,51 +17,91 @@ from jaxebm.data.images import Dataset
 
 __all__ = ["check_header", "load_npz"]
 
+logger = logging.getLogger(__name__)
+
+_NAMES = (
+    "image",
+    "label",
+    "validation_image",
+    "validation_label",
+    "test_image",
+    "test_label",
+    "class_names",
+    "value_range",
+)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _DEFLATE_RATIO = 1032  # bytes that deflate makes of one, at most
 
 
-def load_npz(path: str | Path, *, name: str) -> Dataset:
-    """Reads ``image`` and ``label`` from an ``.npz`` file and makes a data set of them.
+def load_npz(path: str | Path, *, name: str, value_range: tuple[float, float] | None = None) -> Dataset:
+    """Reads the arrays of an ``.npz`` file and makes a data set of them.
 
     Args:
       path: A file written by ``numpy.savez(path, image=..., label=...)``, with arrays as described in
-        `dataset_from_arrays`.
+        `dataset_from_arrays`. All but ``image`` may be missing: ``label``, ``validation_image``,
+        ``validation_label``, ``test_image``, ``test_label``, ``class_names``, ``value_range``.
       name: The name of the data set.
+      value_range: Lowest and highest raw pixel value, instead of those in the file.
 
     Returns:
-      The data set, split 70, 10 and 20 percent of each class.
+      The data set; of the parts that are not in the file, 10 percent of each class are validation and 20
+      percent test.
 
     Raises:
       FileNotFoundError: If there is no such file.
       ValueError: If the file or an array is not as described.
     """
     file = Path(path).expanduser()
-    image, label = _read(file)
+    arrays = _read(file)
+    given: dict[str, Any] = {}
+    for part in ("validation", "test"):
+        if f"{part}_image" in arrays:
+            given[part] = (arrays[f"{part}_image"], arrays.get(f"{part}_label"))
+        elif f"{part}_label" in arrays:
+            _fail(file, f"{part}_label", f"is there without '{part}_image'", "Store both, or neither")
+    if "class_names" in arrays:
+        given["class_names"] = _names(file, arrays["class_names"])
+    if value_range is None and "value_range" in arrays:
+        value_range = tuple(np.asarray(arrays["value_range"]).ravel().tolist())  # type: ignore[assignment]
     try:
-        return dataset_from_arrays(image, label, name=name)
-    except ValueError as error:
+        return dataset_from_arrays(
+            arrays["image"], arrays.get("label"), name=name, value_range=value_range, **given
+        )
+    except (ValueError, TypeError) as error:
         raise ValueError(f"'{file}': {error}") from error
 
 
-def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+def _names(file: Path, class_names: np.ndarray) -> list[str]:
+    if class_names.ndim != 1 or class_names.dtype.kind not in "US":
+        what = f"has shape {class_names.shape} and dtype {class_names.dtype}"
+        _fail(file, "class_names", what, "Store the names of the classes, numpy.array(['cat', 'dog'])")
+    text = np.char.decode(class_names, "utf-8") if class_names.dtype.kind == "S" else class_names
+    return text.tolist()
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
     remedy = "Write it with numpy.savez(path, image=..., label=...)."
     if not file.exists():
         raise FileNotFoundError(f"'{file}' does not exist. Give npz: the path of an .npz file. {remedy}")
     if not file.is_file() or not zipfile.is_zipfile(file):
         raise ValueError(f"'{file}' is not an .npz file. {remedy}")
-    arrays = {}
     try:
         with np.load(file, allow_pickle=False) as stored:
-            for name in ("image", "label"):
-                if name not in stored.files:
-                    found = ", ".join(stored.files) or "nothing"
-                    raise ValueError(f"'{file}' has no array '{name}' (it holds {found}). {remedy}")
-                arrays[name] = _member(stored, file, name)
+            found = ", ".join(stored.files) or "nothing"
+            if "image" not in stored.files:
+                raise ValueError(f"'{file}' has no array 'image' (it holds {found}). {remedy}")
+            others = [name for name in stored.files if name not in _NAMES]
+            if others and "label" not in stored.files:  # perhaps labels by another name
+                raise ValueError(
+                    f"'{file}' has no array 'label' (it holds {found}). {remedy} For images without labels, "
+                    f"leave '{others[0]}' out."
+                )
+            if others:
+                logger.warning("'%s': %s are not read; the names are %s.", file, others, ", ".join(_NAMES))
+            return {name: _member(stored, file, name) for name in stored.files if name in _NAMES}
     # Of a file that is encrypted, or packed by a method that Python does not know, zipfile says RuntimeError.
     except (zipfile.BadZipFile, OSError, RuntimeError, OverflowError, struct.error) as error:
         raise ValueError(f"'{file}' is damaged ({error}). {remedy}") from error
-    return arrays["image"], arrays["label"]
 
 
 def _member(stored: "np.lib.npyio.NpzFile", file: Path, name: str) -> np.ndarray:

@@ -90,24 +90,44 @@ def stratified_split(
       >>> len(train), len(validation), len(test)
       (14, 2, 4)
     """
+    validation, test = fraction_of_each_class(
+        label, validation_fraction=validation_fraction, test_fraction=test_fraction
+    )
+    return np.setdiff1d(np.arange(len(label)), np.concatenate([validation, test])), validation, test
+
+
+def fraction_of_each_class(label: np.ndarray, **fractions: float) -> list[np.ndarray]:
+    """Takes parts of 0..n-1, each with its fraction of every class, and leaves at least one of every class.
+
+    Args:
+      label: Integer labels (n,), each class at least once more than there are parts.
+      **fractions: The fraction of each part, between 0 and 1, by its name in the message.
+
+    Returns:
+      The indices of the parts, each sorted, without an index that is in two.
+
+    Raises:
+      ValueError: If a fraction is not between 0 and 1, a label is negative, or a class would have none left.
+      TypeError: If the labels are not integers.
+    """
     label = _checked(label)
-    checks.fraction("validation_fraction", validation_fraction)
-    checks.fraction("test_fraction", test_fraction)
+    for name, fraction in fractions.items():
+        checks.fraction(name, fraction)
     random = np.random.RandomState(0)  # numpy guarantees its stream, unlike that of default_rng
     values, counts = np.unique(label, return_counts=True)
     ordered = [random.permutation(np.flatnonzero(label == value)) for value in values]
-    sizes = [
-        (max(1, round(test_fraction * count)), max(1, round(validation_fraction * count)))
-        for count in counts.tolist()
-    ]
+    # The last part comes first: published splits of three parts are in this order.
+    last_first = list(reversed(fractions.values()))
+    sizes = [tuple(max(1, round(fraction * count)) for fraction in last_first) for count in counts.tolist()]
     for value, count, size in zip(values, counts, sizes, strict=True):
         if sum(size) >= count:
+            named = " and ".join(f"{name}={fraction}" for name, fraction in fractions.items())
             raise ValueError(
-                f"validation_fraction={validation_fraction} and test_fraction={test_fraction} leave none of "
-                f"the {count} examples of class {value} to train on: use smaller fractions."
+                f"{named} leave none of the {count} examples of class {value} to train on: use smaller "
+                f"fractions."
             )
-    test, validation, train = (np.sort(part) for part in _divide(ordered, sizes))
-    return train, validation, test
+    *parts, _ = _divide(ordered, sizes)
+    return [np.sort(part) for part in reversed(parts)]
 
 
 def stratified_subset(label: np.ndarray, labels_per_class: int, seed: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
 import zipfile
@@ -24,14 +25,17 @@ import numpy as np
 from jaxebm.data.npz import check_header
 
 __all__ = [
+    "SET_NAME",
     "TFDS_NUM_CLASSES",
     "DatasetNotAvailableError",
     "PreparedSet",
     "TfdsArrays",
     "cache_folder",
+    "class_names",
     "find_tfds_set",
     "read_cache",
     "read_first_images",
+    "read_records",
     "read_tfds_arrays",
     "write_cache",
 ]
@@ -40,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 TFDS_NUM_CLASSES = {"mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "svhn_cropped": 10}
 """The sets that can be read as training data, with their numbers of classes."""
+
+SET_NAME = re.compile(r"\w+(/[\w.-]+)?")
+"""The name of a set of tensorflow-datasets, with its configuration where it has some."""
 
 _CHUNK = 10_000  # records decoded between two lines of progress
 _CHUNK_OF_ANY_SIZE = 100  # records decoded at once where an image may be large
@@ -103,7 +110,10 @@ def read_tfds_arrays(
     cache = cache_folder(cache_dir)
     train_image, train_label = _read_split(version_dir, "train", cache / f"{stem}-train.npz")
     test_image, test_label = _read_split(version_dir, "test", cache / f"{stem}-test.npz")
-    return TfdsArrays(train_image, train_label, test_image, test_label, _class_names(version_dir, name))
+    names = class_names(version_dir, name)
+    if len(names) != TFDS_NUM_CLASSES[name]:
+        names = tuple(str(index) for index in range(TFDS_NUM_CLASSES[name]))
+    return TfdsArrays(train_image, train_label, test_image, test_label, names)
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
@@ -242,10 +252,31 @@ def read_first_images(prepared: PreparedSet, split: str, limit: int, *, instead:
     Raises:
       DatasetNotAvailableError: If the split cannot be read, or its records hold no ``image``.
     """
+    for record in read_records(prepared, split, limit, instead=instead):
+        yield np.asarray(record["image"])
+
+
+def read_records(
+    prepared: PreparedSet, split: str, limit: int | None = None, *, instead: str
+) -> Iterator[dict[str, Any]]:
+    """Decodes the first records of one split, or all, one by one.
+
+    Args:
+      prepared: The set.
+      split: One of its splits.
+      limit: Greatest number of records; None reads all.
+      instead: Advice in the error message if they cannot be read.
+
+    Yields:
+      Records as stored, each with an ``image``.
+
+    Raises:
+      DatasetNotAvailableError: If the split cannot be read, or its records hold no ``image``.
+    """
     name, version_dir = prepared.name, prepared.version_dir
     source: Any = None
-    count = limit
-    for start in range(0, limit, _CHUNK_OF_ANY_SIZE):
+    start, count = 0, 1
+    while start < count:
         with _decoding(name, version_dir, split, instead), _without_harmless_lines():
             if source is None:
                 import tensorflow_datasets as tfds
@@ -253,14 +284,18 @@ def read_first_images(prepared: PreparedSet, split: str, limit: int, *, instead:
                 # From its folder, because a set prepared by a custom program has no other name.
                 builder: Any = tfds.builder_from_directory(version_dir)
                 source = builder.as_data_source(split=split)
-                count = min(limit, len(source))
-            records = source.__getitems__(list(range(start, min(start + _CHUNK_OF_ANY_SIZE, count))))
+                count = len(source) if limit is None else min(limit, len(source))
+            stop = min(start + _CHUNK_OF_ANY_SIZE, count)
+            records = source.__getitems__(list(range(start, stop)))
         if records and "image" not in records[0]:
             raise DatasetNotAvailableError(
                 f"data set '{name}' has no feature 'image' (it has {', '.join(sorted(records[0]))}): name a "
                 f"set of single images, or {instead}."
             )
-        yield from (np.asarray(record["image"]) for record in records)
+        yield from records
+        if limit is None and stop // _CHUNK > start // _CHUNK:
+            logger.info("%s %s: decoded %d of %d images", name, split, stop, count)
+        start = stop
 
 
 @contextlib.contextmanager
@@ -370,12 +405,15 @@ def _fingerprint(version_dir: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _class_names(version_dir: Path, name: str) -> tuple[str, ...]:
+def class_names(version_dir: Path, name: str) -> tuple[str, ...]:
+    """Returns the names of the classes in a folder of a prepared set; none where it does not tell them.
+
+    Raises:
+      DatasetNotAvailableError: If their file cannot be read.
+    """
     path = version_dir / "label.labels.txt"
-    count = TFDS_NUM_CLASSES[name]
-    numbers = tuple(str(index) for index in range(count))
     if not path.exists():
-        return numbers
+        return ()
     try:
         names = tuple(path.read_text().splitlines())
     except (OSError, UnicodeDecodeError) as error:
@@ -383,7 +421,7 @@ def _class_names(version_dir: Path, name: str) -> tuple[str, ...]:
             f"data set '{name}' is prepared in {version_dir}, but its {path.name} cannot be read "
             f"({_in_one_line(error)}). Prepare or copy it again, or load digits instead."
         ) from error
-    return names if len(names) == len(set(names)) == count and all(names) else numbers
+    return names if len(names) == len(set(names)) and all(names) else ()
 
 
 def _in_one_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -106,23 +107,34 @@ def make_network(config: Config, num_classes: int) -> Any:
 
 
 def make_data(config: Config, dataset: Dataset) -> Examples:
-    """Returns the training split, on this host, with as many labels as the configuration sets."""
+    """Returns the training split, on this host, with as many labels as the configuration sets.
+
+    log p(x) learns from the training images with a label and those without.
+    """
     images, labels = dataset.train
+    x_data = images if dataset.unlabelled is None else np.concatenate([images, dataset.unlabelled])
     batch_size = config.data.batch_size
     checks.positive_integer("data.batch_size", batch_size)
-    if batch_size > len(images):
-        raise ValueError(f"data.batch_size={batch_size} exceeds the {len(images)} training images.")
+    if batch_size > len(x_data):
+        raise ValueError(f"data.batch_size={batch_size} exceeds the {len(x_data)} training images.")
     if config.task == "unconditional":
-        return Examples(images)
-    wanted = config.data.labels_per_class
-    if wanted is None:
-        return Examples(images, labels)
-    rows = stratified_subset(labels, wanted, config.seed)
-    if batch_size > len(rows):
+        return Examples(x_data)
+    if dataset.num_classes < 2:
         raise ValueError(
-            f"data.batch_size={batch_size} exceeds the {len(rows)} labelled images: use at most {len(rows)}."
+            f"task='supervised' learns classes, and '{dataset.name}' has one class, or no labels: give "
+            "labels of two classes or more, or set task='unconditional' (--task unconditional)."
         )
-    return Examples(images[rows], labels[rows], images)
+    wanted = config.data.labels_per_class
+    if wanted is not None:
+        rows = stratified_subset(labels, wanted, config.seed)
+        images, labels = images[rows], labels[rows]
+    if batch_size > len(images):
+        raise ValueError(
+            f"data.batch_size={batch_size} exceeds the {len(images)} labelled images: use at most "
+            f"{len(images)}."
+        )
+    everything_labelled = wanted is None and dataset.unlabelled is None
+    return Examples(images, labels, None if everything_labelled else x_data)
 
 
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
@@ -331,7 +343,7 @@ def build(config: Config, dataset: Dataset, params: Params | None = None) -> Tra
         raise ValueError(
             f"data.crop_padding={config.data.crop_padding} must be below the side of the images, {smallest}."
         )
-    num_steps = config.epochs * (len(dataset.train.image) // batch_size)
+    num_steps = config.epochs * (len(data.x_data) // batch_size)
     if num_steps > jnp.iinfo(jnp.int32).max:
         raise ValueError(f"epochs={config.epochs} are {num_steps} updates: fewer than 2^31 can be counted.")
     network = make_network(config, dataset.num_classes)

@@ -286,7 +286,7 @@ class Config:
     task: Literal["supervised", "unconditional"] = "supervised"
     """Learn classes and images, or images alone with an energy of one output."""
     dataset: str = "digits"
-    """digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped, or npz:PATH with `image` and `label`."""
+    """digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped, npz:PATH, folder:PATH or tfds:NAME."""
     network: Literal["mlp", "convnet", "wide-resnet"] = "mlp"
     """Kind of network; its sizes are in the group `architecture`."""
     epochs: int = 100

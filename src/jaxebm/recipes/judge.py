@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from jaxebm import checks
 from jaxebm.data import DATASETS, Dataset, load_dataset
+from jaxebm.data.datasets import is_loadable
+from jaxebm.data.sources import SOURCES, suggested_source
 from jaxebm.objectives import SamplerState
 from jaxebm.recipes.build import Training, build
 from jaxebm.recipes.config import UNCOMPARED, Config
@@ -50,7 +52,7 @@ class Evaluate:
     select: Literal["last", "best"] | None = None
     """Newest checkpoint (last) or that of the least validation NLL (best); default: that of the run."""
     dataset: str | None = None
-    """Images that it was trained on, if they were your own arrays: npz:PATH; else those of the run."""
+    """Images that it was trained on, if they were your own: npz:PATH, folder:PATH; else those of the run."""
     evaluation: ReportSettings | None = None
     """Settings of the evaluation; those of the run by default."""
 
@@ -93,10 +95,10 @@ def evaluate_run(settings: Evaluate, dataset: Dataset | None = None) -> dict[str
     if dataset is None and settings.dataset is not None:
         dataset = load_images(settings.dataset, config.data.exclude_classes)
     if dataset is None:
-        if not _is_known(config.dataset):
+        if not is_loadable(config.dataset):
             raise ValueError(
                 f"{run.path} was trained on a data set of the user's own, {config.dataset!r}, that no name "
-                "loads. Set dataset=npz:PATH, or give it to "
+                "loads. Set dataset=npz:PATH or dataset=folder:PATH, or give it to "
                 "jaxebm.recipes.evaluate_run(jaxebm.recipes.Evaluate(run=...), dataset)."
             )
         dataset = load_images(config.dataset, config.data.exclude_classes)
@@ -167,7 +169,7 @@ def judge_run(
             "updates": training.num_steps,
             "evaluated_update": int(state.step),
             "config": run.config,
-            **({"command": command_for(config)} if _is_known(config.dataset) else {}),
+            **({"command": command_for(config)} if is_loadable(config.dataset) else {}),
         },
     )
 
@@ -257,15 +259,10 @@ def load_images(dataset: str, exclude_classes: Sequence[int]) -> Dataset:
     Raises:
       ValueError: if the name is unknown, or what it names cannot be used.
     """
-    if not _is_known(dataset):
-        hint = f" Did you mean npz:{dataset}?" if dataset.endswith(".npz") else ""
-        raise ValueError(f"dataset={dataset!r}: choose one of {', '.join(DATASETS)}, or npz:PATH.{hint}")
+    if not is_loadable(dataset):
+        hint = suggested_source(dataset)
+        raise ValueError(f"dataset={dataset!r}: choose one of {', '.join(DATASETS)}, or {SOURCES}.{hint}")
     return load_dataset(dataset, exclude_classes=exclude_classes)
-
-
-def _is_known(dataset: str) -> bool:
-    """Whether `jaxebm.data.load_dataset` can load the images of a run, which may be arrays of a user."""
-    return dataset in DATASETS or (dataset.startswith("npz:") and dataset != "npz:")
 
 
 def _costs_of_training(run: RunFolder) -> dict[str, Any]:

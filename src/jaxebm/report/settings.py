@@ -38,7 +38,7 @@ class ReportSettings:
     """Annealed chains in each direction."""
 
     ood_sets: tuple[str, ...] = ()
-    """More out-of-distribution sets (tensorflow-datasets names such as mnist or omniglot), resized."""
+    """More out-of-distribution sets, resized: names of tensorflow-datasets, npz:PATH or folder:PATH."""
     ood_images: int = 1000
     """Greatest number of images of each of these sets, the first ones."""
 
