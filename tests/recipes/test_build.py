@@ -37,6 +37,11 @@ def test_images_without_labels_join_the_density(toy, partly_labelled: Dataset):
     assert build(toy({"epochs": 2}), partly_labelled).num_steps == 12
 
 
+def test_images_without_labels_are_not_for_energies_of_classes(toy, partly_labelled: Dataset):
+    with pytest.raises(ValueError, match="30 images without labels"):
+        make_data(toy(recipe="energy_matching"), partly_labelled)
+
+
 def test_where_all_images_have_labels_nothing_is_copied(toy, blobs: Dataset):
     data = make_data(toy(), blobs)
     assert data.x is blobs.train.image

@@ -124,6 +124,12 @@ def make_data(config: Config, dataset: Dataset) -> Examples:
             f"task='supervised' learns classes, and '{dataset.name}' has one class, or no labels: give "
             "labels of two classes or more, or set task='unconditional' (--task unconditional)."
         )
+    if dataset.unlabelled is not None and config.generative and not config.uses_chains:
+        raise ValueError(
+            f"'{dataset.name}' has {len(dataset.unlabelled)} images without labels: "
+            f"objective.method={config.objective.method} learns E(x, y) from labelled images alone. Leave them "
+            "out, or take a recipe with chains, such as recipe=tuned."
+        )
     wanted = config.data.labels_per_class
     if wanted is not None:
         rows = stratified_subset(labels, wanted, config.seed)

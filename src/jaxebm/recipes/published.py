@@ -339,7 +339,7 @@ RECIPES: dict[str, Recipe] = {
             "evaluation.likelihood_steps": 100,
             "evaluation.likelihood_chains": 32,
         },
-        # An hour on two processors, card included. At a learning rate of 2e-3 it diverges after 1,000 updates.
+        # An hour on two processors, card included. A learning rate of 2e-3 diverges after 1,000 updates.
         colour={
             "architecture.channels": (48, 96, 192, 192),
             "epochs": 12,
