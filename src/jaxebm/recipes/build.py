@@ -127,8 +127,8 @@ def make_data(config: Config, dataset: Dataset) -> Examples:
     if dataset.unlabelled is not None and config.generative and not config.uses_chains:
         raise ValueError(
             f"'{dataset.name}' has {len(dataset.unlabelled)} images without labels: "
-            f"objective.method={config.objective.method} learns E(x, y) from labelled images alone. Leave them "
-            "out, or take a recipe with chains, such as recipe=tuned."
+            f"objective.method={config.objective.method} learns E(x, y) from labelled images alone. Leave "
+            "them out, or take a recipe with chains, such as recipe=tuned."
         )
     wanted = config.data.labels_per_class
     if wanted is not None:
