@@ -96,7 +96,7 @@ def cell(config: Config, objective: str, density: ToyDensity) -> tuple[dict[str,
     problem, params = trained.problem, trained.params
     key_model, key_exact, key_other = jax.random.split(jax.random.key(config.seed), 3)
     started = time.monotonic()
-    samples = density_2d.samples_of(key_model, settings, density, problem, params, config.num_samples)
+    samples = problem.draw(key_model, params, config.num_samples)
     samples = np.asarray(samples)
     seconds_sampling = time.monotonic() - started
     exact, other = (density.sample(key, config.num_samples) for key in (key_exact, key_other))
@@ -110,7 +110,7 @@ def cell(config: Config, objective: str, density: ToyDensity) -> tuple[dict[str,
         "seconds_sampling": seconds_sampling,
         "updates": settings.updates,
         "gradients_per_update": gradients_per_update(problem, settings.batch_size),
-        "gradients_per_sample": problem.gradients_per_sample or 2 * settings.sample_steps,
+        "gradients_per_sample": problem.gradients_per_sample,
         "recoveries": len(trained.recoveries),
         "failure": None,
     }

@@ -11,8 +11,9 @@ import pytest
 
 import density_2d
 import objective_gallery
+from gallery.methods import Method, Problem
 from gallery.objective_cost import gradients_per_update
-from gallery.objectives import METHODS, Method, Problem, uniform_proposal
+from gallery.objectives import METHODS, uniform_proposal
 from jaxebm.data import TOY_DENSITIES
 from jaxebm.objectives import Batch, Negatives
 from jaxebm.recipes.command_line import run_experiment
@@ -52,8 +53,7 @@ def test_every_method_has_a_loss_and_an_energy(objective: str):
     assert (problem.energy is None) == (objective == "equilibrium_matching")
     if problem.energy is not None:
         assert jax.eval_shape(problem.energy, params, xs[0]).shape == ()
-    if problem.draw is not None:
-        assert problem.gradients_per_sample > 0
+    assert problem.gradients_per_sample > 0
     assert sum(phase.share for phase in problem.phases) == 1
 
 
