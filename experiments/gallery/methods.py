@@ -345,9 +345,17 @@ def _from_noise(space: Space, energy: EnergyFn, make_kernel: MakeKernel, num_ste
 
 
 def energy_matching(
-    temperature: float, contrastive_weight: float, make_kernel: MakeKernel, num_steps: int
+    temperature: float,
+    contrastive_weight: float,
+    make_kernel: MakeKernel,
+    num_steps: int,
+    *,
+    denoise: bool = False,
 ) -> Build:
-    """Both phases, half of the updates each; samples by so many steps of the kernel."""
+    """Both phases, half of the updates each; samples by so many steps of the kernel.
+
+    ``denoise`` removes the noise of the lowest level from them, with the energy of phase 2.
+    """
 
     def build(settings: Settings, space: Space) -> Problem:
         network, energy = space.make_potential(settings)
@@ -358,10 +366,15 @@ def energy_matching(
             Phase(make(), share=0.5),
             Phase(make(contrastive_weight=contrastive_weight), chains, share=0.5),
         )
-        draw = _from_noise(space, energy, make_kernel, num_steps)
+        chains_from_noise = _from_noise(space, energy, make_kernel, num_steps)
         judged = tempered(energy, temperature)
+
+        def draw(rng_key: Array, params: Params, num_samples: int) -> Array:
+            xs = chains_from_noise(rng_key, params, num_samples)
+            return without_noise(judged, params, xs, space.smallest_level) if denoise else xs
+
         cost = 0.5 * _of_chains(settings, space)
-        return Problem(network.init, phases, judged, draw, num_steps, loop_gradients=cost)
+        return Problem(network.init, phases, judged, draw, num_steps + int(denoise), loop_gradients=cost)
 
     return build
 
