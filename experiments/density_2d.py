@@ -23,37 +23,28 @@ import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends
 
 # isort: split
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from gallery.densities import bound_log_partition, draw_samples, on_grid, window
+from gallery.densities import bound_log_partition, on_grid, window
 from gallery.density_plots import density_panels
-from gallery.objectives import CHAIN_FLAGS, METHODS, Phase, Problem
+from gallery.methods import Problem
+from gallery.objectives import CHAIN_FLAGS, METHODS, plane
+from gallery.phases import Trained
+from gallery.phases import train as train_phases
 from jaxebm import checks
 from jaxebm.data import TOY_DENSITIES, ToyDensity
 from jaxebm.evaluation import kl_divergence_on_grid
 from jaxebm.recipes.command_line import ResumableFlags, as_json, publish_card, run_experiment
-from jaxebm.recipes.recovery import SamplerNumbers, refine
 from jaxebm.report.markdown import markdown_table
-from jaxebm.training import (
-    Checkpointing,
-    Learner,
-    Recovery,
-    RecoveryRecord,
-    Remedy,
-    RunFolder,
-    fit,
-    learner,
-    open_run,
-)
+from jaxebm.training import Checkpointing, RunFolder, open_run
 from jaxebm.types import Array, Params
 
 
@@ -144,53 +135,9 @@ def base(first: Config) -> Config:
     return config_of(first.objective)
 
 
-def make_learner(config: Config, density: ToyDensity, phase: int) -> Learner:
-    """Returns the learner of one phase of the objective."""
-    chosen = make_problem(config, density).phases[phase]
-    updates = updates_of(config, chosen)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(updates // 20, 1), updates, config.learning_rate / 100
-    )
-    optimizer = optax.adam(schedule)
-    if config.gradient_clip > 0:
-        optimizer = optax.chain(optax.clip_by_global_norm(config.gradient_clip), optimizer)
-    return learner(
-        chosen.objective,
-        negatives=chosen.negatives,
-        optimizer=optimizer,
-        batch_size=config.batch_size,
-        ema_decay=config.ema_decay,
-    )
-
-
 def make_problem(config: Config, density: ToyDensity) -> Problem:
     """Returns the energy, the objective and the sampler of the chosen method."""
-    return METHODS[config.objective].build(config, density)
-
-
-def updates_of(config: Config, phase: Phase) -> int:
-    """Returns the updates of one phase."""
-    return max(round(phase.share * config.updates), 1)
-
-
-def make_recovery(config: Config, learner_of: Callable[[Config], Learner]) -> Recovery | None:
-    """Returns the recovery from divergence, or None with --no-recovery."""
-    if not config.recovery:
-        return None
-    # The noise of MALA follows from its step size and cannot be changed.
-    numbers = SamplerNumbers(config.sampler_steps, config.sampler_step_size, 0.0, config.energy_l2)
-
-    def remake(remedy: Remedy) -> Learner:
-        changed = refine(numbers, remedy)
-        remedied = replace(
-            config,
-            sampler_steps=changed.num_steps,
-            sampler_step_size=changed.step_size,
-            energy_l2=changed.energy_l2,
-        )
-        return learner_of(remedied)
-
-    return Recovery(remake=remake)
+    return METHODS[config.objective].build(config, plane(density))
 
 
 def learn(config: Config, density: ToyDensity, run: RunFolder) -> dict[str, Any]:
@@ -205,40 +152,17 @@ def learn(config: Config, density: ToyDensity, run: RunFolder) -> dict[str, Any]
     return card
 
 
-class Trained(NamedTuple):
-    """A method, its averaged parameters, and the seconds and the recoveries of all its phases."""
-
-    problem: Problem
-    params: Params
-    seconds: float
-    recoveries: tuple[RecoveryRecord, ...]
-
-
 def train(config: Config, density: ToyDensity, run: RunFolder | None) -> Trained:
     """Trains phase by phase; without a folder nothing is written.
 
     The checkpoints of the first phase are in the folder of the run, those of a second in one inside it.
     """
-    problem = make_problem(config, density)
-    params: Any = problem.init
-    seconds, recoveries = 0.0, ()
-    for number, phase in enumerate(problem.phases):
-        learner_of = partial(make_learner, density=density, phase=number)
-        result = fit(
-            jax.random.key(config.seed),
-            learner_of(config),
-            params,
-            density.sample,
-            num_steps=updates_of(config, phase),
-            steps_per_dispatch=200,
-            checkpointing=_checkpointing(config, run, number),
-            recovery=make_recovery(config, learner_of),
-            progress=config.progress,
-        )
-        params = result.params
-        seconds += result.seconds
-        recoveries += result.recoveries
-    return Trained(problem, params, seconds, recoveries)
+    return train_phases(
+        config,
+        lambda config: make_problem(config, density),
+        density.sample,
+        checkpointing=lambda phase: _checkpointing(config, run, phase),
+    )
 
 
 def _checkpointing(config: Config, run: RunFolder | None, phase: int) -> Checkpointing | None:
@@ -255,7 +179,7 @@ def judge(
     rng_key: Array, config: Config, density: ToyDensity, problem: Problem, params: Params, run: RunFolder
 ) -> dict[str, Any]:
     """Returns the divergences between the density and the model, by quadrature, and draws both."""
-    samples = samples_of(rng_key, config, density, problem, params, config.num_samples)
+    samples = problem.draw(rng_key, params, config.num_samples)
     picture = partial(density_panels, run.file("density.png"), density, samples=np.asarray(samples))
     if problem.energy is None:
         picture(None, title=f"{density.name}: samples; no density is learnt")
@@ -289,24 +213,6 @@ def judge(
         "log_partition": {"quadrature": log_partition} | bounds,
         "mass_at_edge": float(jnp.sum(jnp.where(at_edge, jnp.exp(log_model + log_cell), 0.0))),
     }
-
-
-def samples_of(
-    rng_key: Array, config: Config, density: ToyDensity, problem: Problem, params: Params, num_samples: int
-) -> Array:
-    """Draws with the method's own sampler, or else with chains on its energy."""
-    if problem.draw is not None:
-        return problem.draw(rng_key, params, num_samples)
-    assert problem.energy is not None
-    return draw_samples(
-        rng_key,
-        density,
-        problem.energy,
-        params,
-        num_samples=num_samples,
-        num_steps=config.sample_steps,
-        step_size=config.sampler_step_size,
-    )
 
 
 def _row(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,19 +1,25 @@
-"""Every objective on every two-dimensional density: exact divergence, samples, cost, failures.
+"""Every objective on every two-dimensional density and on digits: likelihood, samples, cost, failures.
 
     python experiments/objective_gallery.py
     python experiments/objective_gallery.py --densities two_moons rings eight_gaussians
     python experiments/objective_gallery.py --objectives noise_contrastive sliced --resume
+    python experiments/objective_gallery.py --parts digits
 
-    expected  the table of docs/objectives.md
-    time      about a minute for each objective and density
+    expected  the tables of docs/objectives.md
+    time      about a minute for each objective and density, and as much for each on the digits
     device    two CPU cores
 
-Each cell is `density_2d.py --objective NAME` with the flags that were tuned for it (gallery/objectives.py),
-judged by KL(data || model) on a grid and by the energy distance of samples to exact ones. An objective whose
-training diverges is reported, and the others go on. A finished cell is kept: ``--resume`` does the missing
-ones, also of objectives and densities that are added.
+A cell of the plane is `density_2d.py --objective NAME` with the flags that were tuned for it
+(gallery/objectives.py), judged by KL(data || model) on a grid and by the energy distance of samples to exact
+ones. A cell of the digits is the same objective on the embedded images, without labels, with the settings of
+gallery/digit_objectives.py. It is judged as the evaluation card does: an interval of the likelihood of the
+test images in bits per dimension, on the box of the pixels, and samples in the features of an independent
+network.
 
-Writes cells/, card.json, card.md, and densities.png: what each objective learnt.
+An objective whose training diverges is reported, and the others go on. A finished cell is kept: ``--resume``
+does the missing ones, also of objectives, densities and parts that are added.
+
+Writes cells/, card.json, card.md, densities.png: what each objective learnt, and digits.png: its samples.
 """
 
 import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends the script with one line
@@ -22,8 +28,9 @@ import jaxebm.signals_at_start  # noqa: F401  first: from here on, a signal ends
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +39,15 @@ import numpy as np
 
 import density_2d
 from gallery.densities import on_grid
+from gallery.digits import digit_cell, make_judge, test_images, training_images
 from gallery.objective_cost import gradients_per_update
-from gallery.objective_plots import learnt_densities
+from gallery.objective_plots import digit_samples, learnt_densities
+from gallery.objective_tables import density_tables, digit_table
 from gallery.objectives import METHODS
 from jaxebm import checks
 from jaxebm.data import TOY_DENSITIES, ToyDensity
 from jaxebm.evaluation import energy_distance
 from jaxebm.recipes.command_line import RunFlags, as_json, publish_card, run_experiment
-from jaxebm.report.markdown import markdown_table
 from jaxebm.training import DivergenceError, RunFolder, open_run
 
 QUICK: Mapping[str, Any] = {
@@ -50,14 +58,29 @@ QUICK: Mapping[str, Any] = {
     "sample_steps": 10,
 }
 """Flags of density_2d.py for a test of the script."""
+QUICK_DIGITS: Mapping[str, Any] = {
+    "widths": (16, 16),
+    "updates": 20,
+    "batch_size": 32,
+    "num_chains": 32,
+    "sample_steps": 10,
+}
+"""Settings of the digits for the same."""
+JUDGE_EPOCHS, QUICK_JUDGE_EPOCHS = 12, 1
+"""Of the independent network."""
+PARTS = ("densities", "digits")
 DENSITY_SIDE = 100
 """Points along each side of a picture."""
+SHOWN = 12
+"""Samples of each objective in the picture of the digits."""
 
 
 @dataclass(frozen=True)
 class Config(RunFlags):
-    """Learn every density with every objective, and compare."""
+    """Learn every density and the digits with every objective, and compare."""
 
+    parts: tuple[str, ...] = PARTS
+    """What is learnt: densities, digits, or both."""
     objectives: tuple[str, ...] = tuple(METHODS)
     """Objectives, by the names that density_2d.py takes."""
     densities: tuple[str, ...] = tuple(TOY_DENSITIES)
@@ -69,19 +92,24 @@ class Config(RunFlags):
     grid_points: int = 400
     """Quadrature points per axis."""
     num_samples: int = 2000
-    """Samples of each model, compared with as many exact ones."""
+    """Samples of each model, compared with as many exact ones; of digits as many as there are test images."""
+    likelihood_steps: int = 150
+    """Temperatures of the annealed importance sampling that bounds the likelihood of the digits."""
+    likelihood_chains: int = 32
+    """Annealed chains in each direction."""
     output: Path = Path("runs/objective_gallery")
     """Folder of this run."""
 
     def check(self) -> None:
         """Raises ``ValueError`` naming the first setting that is unknown or out of range."""
-        for name, known in (("objectives", METHODS), ("densities", TOY_DENSITIES)):
+        for name, known in (("parts", PARTS), ("objectives", METHODS), ("densities", TOY_DENSITIES)):
             chosen = getattr(self, name)
             unknown = [one for one in chosen if one not in known]
             if unknown or not chosen:
                 raise ValueError(f"{name}={chosen}: unknown {unknown}; choose among {', '.join(known)}.")
         checks.positive_integer("grid_points", self.grid_points)
-        checks.integer("num_samples", self.num_samples, 2)
+        for name in ("num_samples", "likelihood_steps", "likelihood_chains"):
+            checks.integer(name, getattr(self, name), 2)
 
 
 def cell(config: Config, objective: str, density: ToyDensity) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -96,7 +124,7 @@ def cell(config: Config, objective: str, density: ToyDensity) -> tuple[dict[str,
     problem, params = trained.problem, trained.params
     key_model, key_exact, key_other = jax.random.split(jax.random.key(config.seed), 3)
     started = time.monotonic()
-    samples = density_2d.samples_of(key_model, settings, density, problem, params, config.num_samples)
+    samples = problem.draw(key_model, params, config.num_samples)
     samples = np.asarray(samples)
     seconds_sampling = time.monotonic() - started
     exact, other = (density.sample(key, config.num_samples) for key in (key_exact, key_other))
@@ -110,7 +138,7 @@ def cell(config: Config, objective: str, density: ToyDensity) -> tuple[dict[str,
         "seconds_sampling": seconds_sampling,
         "updates": settings.updates,
         "gradients_per_update": gradients_per_update(problem, settings.batch_size),
-        "gradients_per_sample": problem.gradients_per_sample or 2 * settings.sample_steps,
+        "gradients_per_sample": problem.gradients_per_sample,
         "recoveries": len(trained.recoveries),
         "failure": None,
     }
@@ -123,91 +151,76 @@ def cell(config: Config, objective: str, density: ToyDensity) -> tuple[dict[str,
     return figures, arrays
 
 
+Cell = tuple[dict[str, Any], dict[str, np.ndarray]]
+"""Figures, and the arrays of a picture."""
+
+
+def kept(config: Config, run: RunFolder, name: str, make: Callable[[], Cell]) -> dict[str, Any]:
+    """Returns the figures of a cell, from the folder where it has them; else they are made and written."""
+    path = run.path / f"cells/{name}.json"
+    if not path.exists():
+        if config.progress:
+            print(name, flush=True)
+        path.parent.mkdir(exist_ok=True)
+        figures, arrays = make()
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays)  # pyright: ignore[reportArgumentType]
+        run.write(f"cells/{name}.npz", packed.getvalue())
+        run.write_json(f"cells/{name}.json", figures)  # last: a cell with it is whole
+    return json.loads(path.read_text())
+
+
 def cells(config: Config, run: RunFolder) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns the figures of every cell, by objective and density; those in the folder are read."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    """Returns the figures of every cell of the plane, by objective and density."""
+    return {
+        objective: {
+            density: kept(
+                config,
+                run,
+                f"{objective}-{density}",
+                partial(cell, config, objective, TOY_DENSITIES[density]),
+            )
+            for density in config.densities
+        }
+        for objective in config.objectives
+    }
+
+
+def digit_cells(config: Config, run: RunFolder) -> dict[str, dict[str, Any]]:
+    """Returns the figures of every objective on the digits, and those of test images beside them."""
+    epochs = QUICK_JUDGE_EPOCHS if config.quick else JUDGE_EPOCHS
+    images = test_images(config.num_samples)
+
+    def reference() -> Cell:
+        return make_judge(epochs).measure(images), {"samples": images[:SHOWN]}
+
+    def learnt(objective: str) -> Cell:
+        return digit_cell(
+            objective,
+            seed=config.seed,
+            changes=QUICK_DIGITS if config.quick else {},
+            judge=make_judge(epochs),
+            num_samples=len(images),
+            likelihood_steps=config.likelihood_steps,
+            likelihood_chains=config.likelihood_chains,
+        )
+
+    found = {"test_images": kept(config, run, "test_images-digits", reference)}
     for objective in config.objectives:
-        found[objective] = {}
-        for density in config.densities:
-            name = f"cells/{objective}-{density}"
-            path = run.path / f"{name}.json"
-            if not path.exists():
-                if config.progress:
-                    print(f"{objective}: {density}", flush=True)
-                path.parent.mkdir(exist_ok=True)
-                figures, arrays = cell(config, objective, TOY_DENSITIES[density])
-                packed = io.BytesIO()
-                np.savez_compressed(packed, **arrays)  # pyright: ignore[reportArgumentType]
-                run.write(f"{name}.npz", packed.getvalue())
-                run.write_json(f"{name}.json", figures)  # last: a cell with it is whole
-            found[objective][density] = json.loads(path.read_text())
+        found[objective] = kept(config, run, f"{objective}-digits", partial(learnt, objective))
     return found
 
 
-def as_markdown(config: Config, found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Returns one table of divergences and costs, and one of samples."""
-    divergences = markdown_table(
-        ("objective", *config.densities, "gradients an update", "updates", "training, s"),
-        [
-            (objective, *(_text(by[name], "kl", ".4f") for name in config.densities), *_costs(by))
-            for objective, by in found.items()
-        ],
-    )
-    distances = markdown_table(
-        ("objective", *config.densities, "gradients a sample"),
-        [
-            (
-                objective,
-                *(_text(by[name], "energy_distance", ".4f") for name in config.densities),
-                _mean(by, "gradients_per_sample", ".0f"),
-            )
-            for objective, by in found.items()
-        ],
-    )
-    lines = [
-        f"# Objectives on two-dimensional densities, seed {config.seed}",
-        "",
-        "KL(data || model) by quadrature, in nats; `-` where no density is learnt. Gradients an update: its",
-        "cost in gradients of the energy in x for each example. Times include compilation.",
-        "",
-        *divergences,
-        "",
-        f"Squared energy distance of {config.num_samples} samples to as many exact ones.",
-        "",
-        *distances,
-        "",
-        *_failures(found),
-        "![what each objective learnt](densities.png)",
-        "",
-    ]
+def as_markdown(config: Config, card: Mapping[str, Any]) -> str:
+    """Returns the tables of the parts that were asked for, and their pictures."""
+    lines = [f"# Objectives, seed {config.seed}", ""]
+    if "cells" in card:
+        lines += density_tables(card["cells"], config.densities, config.num_samples)
+        lines += ["![what each objective learnt](densities.png)", ""]
+    if "digits" in card:
+        lines += digit_table(card["digits"], config.likelihood_steps, config.likelihood_chains)
+        lines += ["![samples of each objective](digits.png)", ""]
     return "\n".join(lines)
-
-
-def _text(figures: Mapping[str, Any], name: str, form: str) -> str:
-    if figures["failure"]:
-        return "diverged"
-    return "-" if figures[name] is None else format(figures[name], form)
-
-
-def _mean(by_density: Mapping[str, Mapping[str, Any]], name: str, form: str) -> str:
-    values = [one[name] for one in by_density.values() if not one["failure"]]
-    return format(np.mean(values), form) if values else "-"
-
-
-def _costs(by_density: Mapping[str, Mapping[str, Any]]) -> tuple[str, str, str]:
-    columns = (("gradients_per_update", ".1f"), ("updates", ".0f"), ("seconds_training", ".0f"))
-    first, second, third = (_mean(by_density, name, form) for name, form in columns)
-    return first, second, third
-
-
-def _failures(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    lines = [
-        f"- {objective}, {density}: {figures['failure']}"
-        for objective, by_density in found.items()
-        for density, figures in by_density.items()
-        if figures["failure"]
-    ]
-    return [*lines, ""] if lines else []
 
 
 def read_arrays(run: RunFolder, objective: str, density: str) -> dict[str, np.ndarray]:
@@ -226,24 +239,23 @@ def main(config: Config) -> dict[str, Any]:
         settings,
         resume=config.resume,
         overwrite=config.overwrite,
-        uncompared=("output", "overwrite", "progress", "resume", "objectives", "densities"),
+        uncompared=("output", "overwrite", "progress", "resume", "parts", "objectives", "densities"),
     )
-    found = cells(config, run)
-    learnt_densities(
-        run.file("densities.png"),
-        {name: TOY_DENSITIES[name] for name in config.densities},
-        {o: {d: read_arrays(run, o, d) for d in config.densities} for o in config.objectives},
-        {o: {d: found[o][d].get("kl") for d in config.densities} for o in config.objectives},
-    )
-    card = {
-        "schema": 1,
-        "experiment": "objective_gallery",
-        "seed": config.seed,
-        "cells": found,
-        "seconds": time.monotonic() - started,
-        "config": as_json(replace(config, progress=True)),
-    }
-    publish_card(run, card, as_markdown(config, found))
+    card: dict[str, Any] = {"schema": 2, "experiment": "objective_gallery", "seed": config.seed}
+    if "densities" in config.parts:
+        found = card["cells"] = cells(config, run)
+        learnt_densities(
+            run.file("densities.png"),
+            {name: TOY_DENSITIES[name] for name in config.densities},
+            {o: {d: read_arrays(run, o, d) for d in config.densities} for o in config.objectives},
+            {o: {d: found[o][d].get("kl") for d in config.densities} for o in config.objectives},
+        )
+    if "digits" in config.parts:
+        card["digits"] = digit_cells(config, run)
+        samples = {name: read_arrays(run, name, "digits").get("samples") for name in card["digits"]}
+        digit_samples(run.file("digits.png"), training_images(SHOWN), samples, card["digits"], SHOWN)
+    card |= {"seconds": time.monotonic() - started, "config": as_json(replace(config, progress=True))}
+    publish_card(run, card, as_markdown(config, card))
     return card
 
 

@@ -5,28 +5,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gallery.objectives import Phase, Problem
+from gallery.methods import Phase, Problem
 from jaxebm.objectives import Batch, Negatives
 from jaxebm.types import Array, Params
 
 __all__ = ["gradients_per_update"]
 
 
-def gradients_per_update(problem: Problem, batch_size: int) -> float:
+def gradients_per_update(problem: Problem, batch_size: int, shape: tuple[int, ...] = (2,)) -> float:
     """Returns the cost of an update for each example, in gradients dE/dx of one example.
 
     The floating-point operations of the gradient of the loss, as XLA counts them, over those of dE/dx; and
-    the gradients of the chains, which are counted by hand: XLA counts the body of a loop once.
+    the gradients of chains and other loops, which are counted by hand: XLA counts the body of a loop once.
 
     Args:
-      problem: a method on a density.
+      problem: a method on its data.
       batch_size: examples of an update.
+      shape: of one example.
 
     Returns:
       The cost. Where a method has phases, the mean over updates.
     """
-    params = jax.eval_shape(problem.init, jax.random.key(0), jnp.zeros(2))
-    x = jnp.zeros((batch_size, 2))
+    params = jax.eval_shape(problem.init, jax.random.key(0), jnp.zeros(shape))
+    x = jnp.zeros((batch_size, *shape))
 
     def slopes(params: Params, x: Array) -> Array:
         energy = problem.phases[0].objective.energy
@@ -44,7 +45,7 @@ def gradients_per_update(problem: Problem, batch_size: int) -> float:
 
     shares = sum(phase.share for phase in problem.phases)
     operations = sum(phase.share * of_phase(phase) for phase in problem.phases) / shares
-    return operations / _operations(slopes, params, x) + problem.chain_gradients
+    return operations / _operations(slopes, params, x) + problem.loop_gradients
 
 
 def _operations(function: Any, *arguments: Any) -> float:

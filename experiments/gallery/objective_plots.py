@@ -1,16 +1,17 @@
-"""The picture of objective_gallery.py: what each objective learnt of each density."""
+"""The pictures of objective_gallery.py: what each objective learnt of each density, its samples of digits."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gallery.densities import window
 from gallery.density_plots import true_density
 from jaxebm.data import ToyDensity
-from jaxebm.report.figures import INK, drawing
+from jaxebm.report.figures import INK, drawing, labelled_rows
 
-__all__ = ["learnt_densities"]
+__all__ = ["digit_samples", "learnt_densities"]
 
 SIDE = 100
 
@@ -61,3 +62,28 @@ def learnt_densities(
             axis.set(xticks=[], yticks=[], aspect="equal")
             axis.spines[:].set_visible(False)
         figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.04, hspace=0.04)
+
+
+def digit_samples(
+    path: Path,
+    training: np.ndarray,
+    samples: Mapping[str, np.ndarray | None],
+    figures: Mapping[str, Mapping[str, Any]],
+    count: int,
+) -> None:
+    """Draws a row of training images, and a row of the first samples of each name; none is selected.
+
+    Args:
+      path: the PNG.
+      training: training images ``(n, H, W, C)`` in [-1, 1].
+      samples: by name, such images; None of a training that diverged.
+      figures: by name, with ``frechet_distance`` where it is known.
+      count: samples of a row.
+    """
+    rows = {"training images": training}
+    for name, images in samples.items():
+        distance = figures[name].get("frechet_distance")
+        found = "diverged" if images is None else "" if distance is None else f"Fréchet {distance:.1f}"
+        title = f"{name.replace('_', ' ')}: {found}" if found else name.replace("_", " ")
+        rows[title] = training[:0] if images is None else images[:count]
+    labelled_rows(path, {title: 0.5 * (images + 1) for title, images in rows.items()})
