@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxebm.energies.gaussian import IndependentGaussian
+from jaxebm.energies.independent_gaussian import IndependentGaussian
 from jaxebm.objectives import Batch
 from jaxebm.objectives.anchor import anchor_loss, anchored_loss, fit_reference
 from jaxebm.objectives.examples import learnt_level_energy

@@ -46,7 +46,7 @@ def test_recipes_compose_with_networks_and_data_sets(recipe: str, network: str, 
     if network == "convnet":
         overridden = dict(RECIPES[recipe].convnet)
         if dataset == "cifar10":
-            overridden |= RECIPES[recipe].larger
+            overridden |= dict(RECIPES[recipe].larger) | dict(RECIPES[recipe].colour)
     share = 8 * 8 / (32 * 32 * 3) if dataset == "digits" and recipe in ("igebm", "improved_cd") else 1.0
     matched = "objective.matching_scale" in RECIPES[recipe].method
     if matched:

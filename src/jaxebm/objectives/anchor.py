@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxebm.energies.gaussian import IndependentGaussian
+from jaxebm.energies.independent_gaussian import IndependentGaussian
 from jaxebm.objectives.examples import LearntLevelEnergy, over_examples, unchecked_examples
 from jaxebm.objectives.joint import may_learn
 from jaxebm.objectives.noisy_data import check_level_used

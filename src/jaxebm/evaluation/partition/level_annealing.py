@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxebm import checks
-from jaxebm.energies.gaussian import IndependentGaussian
+from jaxebm.energies.independent_gaussian import IndependentGaussian
 from jaxebm.evaluation.partition.importance_sampling import AISResult, result_of_weights
 from jaxebm.samplers.binding import StaticKernel, bind_once, unbind
 from jaxebm.samplers.chains import run_annealed_chain, run_chain

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxebm.energies.gaussian import IndependentGaussian
+from jaxebm.energies.independent_gaussian import IndependentGaussian
 
 pytestmark = pytest.mark.usefixtures("cheap_compilation")
 
