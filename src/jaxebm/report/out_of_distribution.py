@@ -96,9 +96,8 @@ def log_densities(evaluation: Evaluation) -> Images:
 
 def _logits_of_sets(evaluation: Evaluation) -> Images:
     """Returns the logits of the ``test`` images and of each out-of-distribution set, ``(n, K)`` each."""
-    return {"test": evaluation.once(test_logits)} | _score_sets(
-        evaluation, evaluation.model.logits, evaluation.once(outlier_sets)
-    )
+    outside = _score_sets(evaluation, evaluation.model.logits, evaluation.once(outlier_sets))
+    return {"test": evaluation.once(test_logits), **outside}
 
 
 def _of_logits(evaluation: Evaluation, make_score: Callable[[LogitsFn], Any]) -> Images:
