@@ -184,8 +184,8 @@ EXACT_TRACE = 56 * 4.0
 """Gradients of the columns of the Hessian that XLA does not count, 56 of 64: 4 for each, as for the rest."""
 
 MOVED = 0.03
-"""How far objectives move the data that compare both: at .2 the energy of 64 pixels rises by dozens of nats,
-the moved images are told at once, and nothing is learnt."""
+"""How far objectives move the data that compare both: at .2 the energy of a Gaussian of the pixels rises by
+dozens of nats, so that the moved images are told at once."""
 
 DIGIT_METHODS: Mapping[str, Method] = {
     "likelihood": Method(likelihood, {}),
