@@ -2,7 +2,8 @@
 
 `DIGIT_METHODS` is the one table: a constructor of gallery/methods.py, and the settings that were tuned for
 it, lightly. Pixels lie in [-1, 1]. All methods learn the density of images with noise of `NOISE`: it is added
-to the data, or it is the lowest level of methods that add noise themselves. Samples lose it at the end.
+to the data, or it is the lowest level of methods that add noise themselves. Samples lose it at the end, but
+those of equilibrium matching and of the cooperative generator.
 """
 
 from collections.abc import Mapping
