@@ -58,13 +58,7 @@ QUICK: Mapping[str, Any] = {
     "sample_steps": 10,
 }
 """Flags of density_2d.py for a test of the script."""
-QUICK_DIGITS: Mapping[str, Any] = {
-    "widths": (16, 16),
-    "updates": 20,
-    "batch_size": 32,
-    "num_chains": 32,
-    "sample_steps": 10,
-}
+QUICK_DIGITS: Mapping[str, Any] = {**QUICK, "widths": (16, 16)}
 """Settings of the digits for the same."""
 JUDGE_EPOCHS, QUICK_JUDGE_EPOCHS = 12, 1
 """Of the independent network."""

@@ -5,7 +5,7 @@
     python experiments/quality_by_updates.py --run runs/cifar10
 
     expected  experiments/RESULTS.md, "CIFAR-10 in an hour": accuracy and samples at each checkpoint
-    time      half a minute for each checkpoint of CIFAR-10
+    time      one to two minutes for each checkpoint of CIFAR-10, and as much to train the judges
     device    two CPU cores
 
 A run keeps its two newest checkpoints, unless --run.keep-checkpoints says more. Each is evaluated with its

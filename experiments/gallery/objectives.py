@@ -48,9 +48,8 @@ NUM_LEVELS, STEPS_PER_LEVEL = 20, 20
 def plane(density: ToyDensity) -> Space:
     """Returns what the methods need to know of a two-dimensional density."""
     low, high = window(density)
-    spread = (
-        0.5 * density.bounds[1]
-    )  # about the standard deviation, and that of the noise of paths to the data
+    # About the standard deviation, and that of the noise from which paths to the data start.
+    spread = 0.5 * density.bounds[1]
 
     def energy(settings: Settings) -> tuple[Any, EnergyFn]:
         return make_energy(density, settings.widths, settings.activation, settings.input_gain)
